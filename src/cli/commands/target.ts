@@ -1,0 +1,60 @@
+/** What `exec`, `eval` and `ping` share: finding the agent that --target names, and talking to it. */
+import { closeSync, openSync } from 'node:fs';
+import { isIPv6, Socket } from 'node:net';
+import { lookup } from 'node:dns/promises';
+import { AGENT_TCP_PORT, type GuestReply, type GuestRequest } from '../../contract/guest.js';
+import { ForkdError, errnoOf, reasonOf } from '../../contract/errors.js';
+import { parseTarget, type Target } from '../../contract/names.js';
+import { type Address, callLine, type LineTimeouts } from '../../main/agent/line.js';
+import { sandboxesDir } from '../../main/paths.js';
+import { lookUp } from '../../main/sandbox/registry.js';
+import { native } from '../../native/binding.js';
+import type { Options } from '../options.js';
+
+const DEFAULT_TARGET = `10.42.0.2:${AGENT_TCP_PORT}`;
+
+export const targetOptions: [string, string][] = [
+  ['--target <TARGET>', `host:port, unix:PATH or a sandbox id (default ${DEFAULT_TARGET})`],
+  ['--child <NETNS>', 'Connect from inside this network namespace (root)'],
+];
+
+/** Calls the agent that the options name. Throws TARGET_INVALID, SANDBOX_NOT_FOUND, NETNS_MISSING and what the line client throws. */
+export const callTarget = async (options: Options, request: GuestRequest, timeouts: LineTimeouts): Promise<GuestReply> => {
+  const name = options.string('target') ?? DEFAULT_TARGET;
+  const target = parseTarget(name);
+  const child = options.string('child');
+  const address = child === undefined ? addressOf(target) : await inNamespace(target, child, name, timeouts.connectMs, options);
+  return callLine(address, child === undefined ? name : `${name} in ${child}`, request, timeouts);
+};
+
+const addressOf = (target: Target): Address => {
+  if (target.kind === 'tcp') return { host: target.host, port: target.port };
+  return { path: target.kind === 'unix' ? target.path : lookUp(sandboxesDir(), target.id).socket };
+};
+
+const inNamespace = async (target: Target, netns: string, name: string, timeoutMs: number, options: Options): Promise<Address> => {
+  if (target.kind !== 'tcp') throw options.wrong('--child', 'needs a host:port target');
+  if (!/^[\w.-]+$/.test(netns) || netns.startsWith('.')) throw options.wrong('--child', `'${netns}' is not the name of a namespace`);
+  const ns = openNamespace(netns);
+  let fd = -1;
+  try {
+    const { address } = await lookup(target.host);
+    fd = native.tcpSocketIn(ns, isIPv6(address) ? 6 : 4);
+    native.tcpConnect(fd, address, target.port, timeoutMs);
+    return { socket: new Socket({ fd, readable: true, writable: true, allowHalfOpen: true }) };
+  } catch (error) {
+    if (fd >= 0) closeSync(fd);
+    if (errnoOf(error) === 'EPERM') throw new ForkdError('PERMISSION_DENIED', { reason: `entering ${netns} needs root` }, error);
+    throw new ForkdError('AGENT_UNREACHABLE', { target: `${name} in ${netns}`, reason: reasonOf(error) }, error);
+  } finally {
+    closeSync(ns);
+  }
+};
+
+const openNamespace = (netns: string): number => {
+  try {
+    return openSync(`/var/run/netns/${netns}`, 'r');
+  } catch (error) {
+    throw new ForkdError('NETNS_MISSING', { netns }, error);
+  }
+};

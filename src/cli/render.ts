@@ -1,0 +1,38 @@
+/** The only writer to stdout: results. Progress goes to stderr (progress.ts). */
+import { writeSync } from 'node:fs';
+
+/**
+ * Writes everything before it returns: a process that exits right after must not cut its own output short.
+ * A reader that has gone away (EPIPE) is not an error of ours.
+ */
+const write = (text: string): void => {
+  let data = Buffer.from(text);
+  while (data.length > 0) {
+    try {
+      data = data.subarray(writeSync(1, data));
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EPIPE') return;
+      // stdout is a pipe that Node made non-blocking, and its reader is slow: wait a moment for room.
+      if (code === 'EAGAIN') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2);
+      else throw error;
+    }
+  }
+};
+
+export const printLine = (text = ''): void => write(`${text}\n`);
+
+/** As it is: the output of a guest. */
+export const printRaw = (text: string): void => write(text);
+
+/** One line, for programs. */
+export const printJson = (value: unknown): void => write(`${JSON.stringify(value)}\n`);
+
+export const printPrettyJson = (value: unknown): void => write(`${JSON.stringify(value, null, 2)}\n`);
+
+/** Columns padded to their widest cell; the last one is left as it is. */
+export const printTable = (header: string[], rows: string[][]): void => {
+  const all = [header, ...rows];
+  const widths = header.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
+  for (const row of all) printLine(row.map((cell, c) => (c === header.length - 1 ? cell : cell.padEnd((widths[c] ?? 0) + 2))).join(''));
+};

@@ -1,0 +1,76 @@
+/** The codec of the framed agent protocol that guest.ts describes. Pure; used by the main thread and by workers. */
+import { FRAME_HEADER_BYTES, FRAME_MAGIC, FrameType } from './guest.js';
+import { limits } from './limits.js';
+
+export interface Frame {
+  type: number;
+  id: number;
+  payload: Uint8Array;
+}
+
+const utf8 = new TextEncoder();
+const text = new TextDecoder();
+
+export const encodeFrame = (type: number, id: number, body: object): Uint8Array => {
+  const payload = utf8.encode(JSON.stringify(body));
+  const frame = new Uint8Array(FRAME_HEADER_BYTES + payload.length);
+  const view = new DataView(frame.buffer);
+  view.setUint16(0, FRAME_MAGIC, true);
+  view.setUint8(2, type);
+  view.setUint32(4, id, true);
+  view.setUint32(8, payload.length, true);
+  frame.set(payload, FRAME_HEADER_BYTES);
+  return frame;
+};
+
+export const encodeRequest = (id: number, body: object): Uint8Array => encodeFrame(FrameType.request, id, body);
+
+/** Payload of a frame as the object it must be. Throws SyntaxError or TypeError. */
+export const parsePayload = (frame: Frame): Record<string, unknown> => {
+  const value: unknown = JSON.parse(text.decode(frame.payload));
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new TypeError('not a JSON object');
+  return value as Record<string, unknown>;
+};
+
+/** Collects bytes as they come and yields whole frames. Throws RangeError on bytes that are not this protocol. */
+export class FrameDecoder {
+  #parts: Uint8Array[] = [];
+  #held = 0;
+  /** Bytes the frame at the front needs in all; the header alone until it is known. */
+  #needed = FRAME_HEADER_BYTES;
+
+  /** The frames that `bytes` completes. Parts of a large frame are joined once, not at every read. */
+  push(bytes: Uint8Array): Frame[] {
+    this.#parts.push(bytes);
+    this.#held += bytes.length;
+    const frames: Frame[] = [];
+    while (this.#held >= this.#needed) {
+      const data = this.#join();
+      const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+      if (view.getUint16(0, true) !== FRAME_MAGIC) throw new RangeError('bad frame magic');
+      const length = view.getUint32(8, true);
+      if (length > limits.agentFrameMaxBytes) throw new RangeError(`frame of ${length} bytes`);
+      this.#needed = FRAME_HEADER_BYTES + length;
+      if (data.length < this.#needed) break;
+      const payload = data.subarray(FRAME_HEADER_BYTES, this.#needed);
+      frames.push({ type: view.getUint8(2), id: view.getUint32(4, true), payload });
+      this.#parts = [data.subarray(this.#needed)];
+      this.#held = data.length - this.#needed;
+      this.#needed = FRAME_HEADER_BYTES;
+    }
+    return frames;
+  }
+
+  #join(): Uint8Array {
+    const [first] = this.#parts;
+    if (this.#parts.length === 1 && first) return first;
+    const whole = new Uint8Array(this.#held);
+    let at = 0;
+    for (const part of this.#parts) {
+      whole.set(part, at);
+      at += part.length;
+    }
+    this.#parts = [whole];
+    return whole;
+  }
+}

@@ -1,0 +1,118 @@
+/**
+ * What the main thread asks of a worker: one bounded step each, and what comes back.
+ *
+ *     main                                 worker
+ *      |  Task (+ a MessagePort for events)  -->  |
+ *      |  <-- event  spawned / result             |   as they happen
+ *      |  <-- Outcome                             |   once, ends the task
+ *
+ * Descriptors cross as numbers: they are process-wide. A worker owns what it opens until it says so in a `spawned`
+ * event; from then on the main thread owns it and closes it, after the task has ended.
+ * Errors cross as data (contract/errors).
+ */
+import type { ErrorData } from './errors.js';
+import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
+
+/** How to start one VMM process; the worker adds the socket ends. */
+export interface VmmStart {
+  file: string;
+  args: string[];
+  env: string[];
+  /** `[source, target]` descriptors it inherits. */
+  fds: [source: number, target: number][];
+  /** Targets that the worker fills with its ends of fresh socket pairs. */
+  qmpTarget: number;
+  agentTarget: number;
+  /** File that takes the serial console and the VMM's own messages. */
+  consolePath: string;
+  netnsPath?: string;
+  cgroupProcs: string[];
+  /** Named in errors, e.g. `child 3`. */
+  name: string;
+}
+
+/** A started VMM. The main thread owns all of it. */
+export interface StartedVmm {
+  index: number;
+  pid: number;
+  pidfd: number;
+  qmpFd: number;
+  agentFd: number;
+}
+
+export interface ChildTimes {
+  /** Milliseconds: process start to its first word on QMP. */
+  spawn_ms: number;
+  /** Milliseconds: device state loaded and the guest running. */
+  load_ms: number;
+  /** Milliseconds: identity taken (and the first eval answered, when one was asked for). */
+  first_answer_ms: number;
+  /** `performance.now()` against the process-wide clock: when the child was ready, ms since the epoch. */
+  ready_at: number;
+}
+
+export interface RestoreChild {
+  index: number;
+  vmm: VmmStart;
+  identity: Omit<ForkRequest, 'clock_ns'>;
+}
+
+export interface Tasks {
+  /** Fills `[first, first+count)` of a page map from the memory file. */
+  load: {
+    input: { map: Int32Array; first: number; count: number; chunkBytes: number; source: number; memfd: number };
+    output: { filled: number; skipped: number; bytes: number };
+  };
+  /** Starts the parent and waits until its agent says hello. */
+  boot: { input: { vmm: VmmStart; waitMs: number }; output: { hello: Hello; boot_ms: number } };
+  /** Walks the parent through the path that a child takes, seals it, and saves device state and memory. */
+  save: {
+    input: {
+      name: string;
+      qmpFd: number;
+      agentFd: number;
+      consolePath: string;
+      memfd: number;
+      statePath: string;
+      memoryPath: string;
+      rehearsal: Omit<ForkRequest, 'clock_ns'>;
+      rehearsals: number;
+      /** Evaluated in the parent before anything is rehearsed. */
+      warmEval?: string;
+    };
+    output: { state_ms: number; memory_ms: number; state_bytes: number; written_bytes: number };
+  };
+  /** Starts a batch of children from device state, gives each its identity, waits for each first answer. */
+  restore: {
+    input: {
+      children: RestoreChild[];
+      /** Device state; opened anew for each child, since each needs its own file offset. */
+      stateFd: number;
+      stateTarget: number;
+      firstEval?: string;
+      answerMs: number;
+      /** Int32: set to 1 to stop before the next child. */
+      cancel: Int32Array;
+    };
+    output: { failures: { index: number; error: ErrorData }[] };
+  };
+  /** Sends one call to each of a batch of agents and collects the replies as they come. */
+  call: {
+    input: { calls: { index: number; name: string; agentFd: number; request: object; timeoutMs: number }[] };
+    output: { answered: number };
+  };
+  /** SHA-256 of files. */
+  hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
+}
+
+export type TaskName = keyof Tasks;
+export type TaskInput<T extends TaskName> = Tasks[T]['input'];
+export type TaskOutput<T extends TaskName> = Tasks[T]['output'];
+
+export type TaskEvent =
+  | { type: 'spawned'; vmm: StartedVmm }
+  | { type: 'ready'; index: number; receipt: ForkReceipt; times: ChildTimes; firstResult?: EvalReply }
+  | { type: 'reply'; index: number; ms: number; reply: ExecReply | EvalReply }
+  | { type: 'failed'; index: number; ms: number; error: ErrorData };
+
+export type Outcome<T extends TaskName> = { ok: true; value: TaskOutput<T> } | { ok: false; error: ErrorData };

@@ -1,0 +1,136 @@
+"""Reads requests from the port and has them done.
+
+The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. If
+more requests come while it is busy, a helper thread reads them. Nobody watches a clock for that: both threads wait for the
+port through an epoll of their own, registered exclusively, and the kernel wakes the second only if nobody waits in the
+first. Evals stay on the main thread as far as possible, because Python allows signal handlers only there.
+"""
+import select
+import threading
+from typing import List
+
+from . import wire
+from .actions import Actions, failed
+from .output import log
+from .port import Port
+
+EXCLUSIVE = getattr(select, 'EPOLLEXCLUSIVE', 1 << 28)
+LEVEL = select.EPOLLIN | EXCLUSIVE
+# A port whose host hung up is always "ready" (EPOLLHUP): then only changes count, or the agent would spin.
+EDGE = LEVEL | select.EPOLLET
+IDLE_HELPERS_MAX = 2
+
+
+class Server:
+    def __init__(self, port: Port, actions: Actions, hello: bytes) -> None:
+        self._port = port
+        self._actions = actions
+        self._hello = hello
+        self._hello_sent = False
+        self._reader = wire.FrameReader()
+        self._read_lock = threading.Lock()
+        self._main = select.epoll()
+        self._helpers = select.epoll()
+        self._edge = False
+        self._idle_helpers = 0
+        self._count_lock = threading.Lock()
+        # The order of registration is the order in which the kernel offers a wake-up.
+        for epoll in (self._main, self._helpers):
+            epoll.register(port.fd, LEVEL)
+
+    def serve(self) -> None:
+        """Never returns."""
+        self._add_helper()
+        self._send_hello()
+        while True:
+            try:
+                self._main.poll()
+                self._turn(is_helper=False)
+            except BaseException as error:  # Evaluated code may raise anything, in any thread, at any time.
+                log(f'serve: {type(error).__name__}: {error}')
+
+    def _send_hello(self) -> None:
+        if not self._hello_sent:
+            self._hello_sent = self._port.send(wire.HELLO, 0, self._hello)
+
+    def _help(self) -> None:
+        while True:
+            self._helpers.poll()
+            with self._count_lock:
+                self._idle_helpers -= 1
+            try:
+                self._turn(is_helper=True)
+            except BaseException as error:
+                log(f'serve: {type(error).__name__}: {error}')
+            with self._count_lock:
+                if self._idle_helpers >= IDLE_HELPERS_MAX:
+                    return
+                self._idle_helpers += 1
+
+    def _add_helper(self) -> None:
+        with self._count_lock:
+            self._idle_helpers += 1
+        threading.Thread(target=self._help, name='forkd-helper', daemon=True).start()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _turn(self, is_helper: bool) -> None:
+        frames = self._read()
+        if len(frames) == 1:
+            self._do(frames[0], is_helper)
+        elif frames:
+            self._do_all(frames, is_helper)
+
+    def _read(self) -> List[wire.Frame]:
+        with self._read_lock:
+            data = self._port.read()
+            if not data:
+                if data is not None:
+                    self._hung_up()
+                return []
+            if self._edge:
+                self._rearm(LEVEL)
+            return self._reader.feed(data)
+
+    def _hung_up(self) -> None:
+        self._reader.reset()
+        if not self._edge:
+            self._rearm(EDGE)
+
+    def _rearm(self, events: int) -> None:
+        # An exclusive registration cannot be modified, only made anew.
+        self._edge = events == EDGE
+        for epoll in (self._main, self._helpers):
+            epoll.unregister(self._port.fd)
+            epoll.register(self._port.fd, events)
+
+    # --- doing -------------------------------------------------------------------------------------------------------
+
+    def _do_all(self, frames: List[wire.Frame], is_helper: bool) -> None:
+        """Requests that arrived together: the last is done here, earlier evals on threads of their own, so that none
+        waits for another's code."""
+        for frame in frames[:-1]:
+            if b'"eval"' in (frame[2] or b''):
+                threading.Thread(target=self._do, args=(frame, False), daemon=True).start()
+            else:
+                self._do(frame, is_helper)
+        self._do(frames[-1], is_helper)
+
+    def _do(self, frame: wire.Frame, is_helper: bool) -> None:
+        kind, ident, payload = frame
+        if is_helper and self._idle_helpers == 0:
+            # Main is busy and this thread may become so: someone must remain who reads.
+            self._add_helper()
+        if kind != wire.REQUEST:
+            return self._reply(ident, {'error': f'unknown frame type: {kind}', 'exit_code': 1})
+        if payload is None:
+            limit = wire.MAX_PAYLOAD
+            return self._reply(ident, {'error': f'FrameTooLarge: a request may have {limit} bytes', 'exit_code': 1})
+        try:
+            request = wire.decode_json(payload)
+        except ValueError as error:
+            return self._reply(ident, failed(error))
+        self._actions.handle(request, lambda answer: self._reply(ident, answer))
+
+    def _reply(self, ident: int, answer: dict) -> None:
+        self._port.send(wire.REPLY, ident, wire.encode_json(answer))

@@ -1,0 +1,82 @@
+"""Frames of the virtio-serial port, and the JSON in them.
+
+magic u16le 0x4b46 | type u8 | flags u8 (0) | id u32le | length u32le | payload
+"""
+import json
+import struct
+from typing import Any, List, Optional, Tuple
+
+GENERATION = 1
+HELLO, REQUEST, REPLY = 0, 1, 2
+MAX_PAYLOAD = 64 * 1024 * 1024
+# Types a later generation may add. JSON text holds no byte below 0x20, so "FK" + such a type + zero flags inside a
+# payload is never taken for a header while the reader looks for the next frame.
+MAX_TYPE = 15
+
+HEADER = struct.Struct('<HBBII')
+MAGIC = 0x4B46
+MAGIC_BYTES = b'FK'
+
+Frame = Tuple[int, int, Optional[bytes]]
+
+_encode = json.JSONEncoder().encode
+_decode = json.JSONDecoder().decode
+
+
+def encode_json(value: Any) -> bytes:
+    return _encode(value).encode()
+
+
+def decode_json(payload: bytes) -> Any:
+    return _decode(payload.decode('utf-8', 'replace'))
+
+
+class FrameReader:
+    """Collects bytes into frames. Bytes that are no frame are skipped up to the next header.
+
+    A frame that is too large is given as (type, id, None), for a refusal; its payload is then skipped like noise.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def reset(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> List[Frame]:
+        if not self._held and len(data) >= 12:
+            magic, kind, flags, ident, length = HEADER.unpack_from(data)
+            if magic == MAGIC and flags == 0 and kind <= MAX_TYPE and length == len(data) - 12:
+                return [(kind, ident, data[12:])]
+        self._held += data
+        frames: List[Frame] = []
+        while True:
+            frame = self._next()
+            if frame is None:
+                return frames
+            frames.append(frame)
+
+    def _next(self) -> Optional[Frame]:
+        held = self._held
+        while len(held) >= 2:
+            at = held.find(MAGIC_BYTES)
+            if at != 0:
+                # Keep the last byte: it may be the first half of a magic.
+                del held[: at if at > 0 else len(held) - (held[-1:] == MAGIC_BYTES[:1])]
+                continue
+            if len(held) < 12:
+                return None
+            _, kind, flags, ident, length = HEADER.unpack_from(held)
+            if flags != 0 or kind > MAX_TYPE:
+                del held[:2]
+                continue
+            if length > MAX_PAYLOAD:
+                del held[:12]
+                return (kind, ident, None)
+            end = 12 + length
+            if len(held) < end:
+                return None
+            payload = bytes(held[12:end])
+            del held[:end]
+            return (kind, ident, payload)
+        return None

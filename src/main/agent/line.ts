@@ -1,0 +1,112 @@
+/**
+ * The reference's agent protocol: one JSON line a connection, one back. As a client (TCP or Unix), and as a server that
+ * offers a sandbox to other processes on a Unix socket.
+ */
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
+import type { GuestReply, GuestRequest } from '../../contract/guest.js';
+import { limits } from '../../contract/limits.js';
+import type { AgentClient } from './client.js';
+
+export type Address = { path: string } | { host: string; port: number } | { socket: Socket };
+
+export interface LineTimeouts {
+  connectMs: number;
+  replyMs: number;
+}
+
+/** Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL; all name `target`. */
+export const callLine = async (address: Address, target: string, request: object, timeouts: LineTimeouts): Promise<GuestReply> => {
+  const socket = 'socket' in address ? address.socket : connect(address);
+  try {
+    if (!('socket' in address)) await connected(socket, target, timeouts.connectMs);
+    socket.end(`${JSON.stringify(request)}\n`);
+    return parseReply(await readAll(socket, target, timeouts.replyMs), target);
+  } finally {
+    socket.destroy();
+  }
+};
+
+const connected = (socket: Socket, target: string, ms: number): Promise<void> =>
+  new Promise((resolve, reject) => {
+    const refuse = (reason: string, cause?: unknown) => reject(new ForkdError('AGENT_UNREACHABLE', { target, reason }, cause));
+    const timer = setTimeout(() => refuse(`no connection within ${ms / 1000} s`), ms);
+    socket.once('connect', () => {
+      clearTimeout(timer);
+      resolve();
+    });
+    socket.once('error', (error) => {
+      clearTimeout(timer);
+      refuse(errnoOf(error) === 'ECONNREFUSED' ? 'connection refused' : error.message, error);
+    });
+  });
+
+const readAll = (socket: Socket, target: string, ms: number): Promise<Buffer> =>
+  new Promise((resolve, reject) => {
+    const parts: Buffer[] = [];
+    let bytes = 0;
+    const timer = setTimeout(() => reject(new ForkdError('AGENT_TIMEOUT', { target, seconds: ms / 1000 })), ms);
+    const end = (settle: () => void) => {
+      clearTimeout(timer);
+      settle();
+    };
+    socket.on('data', (part) => {
+      bytes += part.length;
+      parts.push(part);
+      if (bytes > limits.agentFrameMaxBytes) {
+        end(() => reject(new ForkdError('AGENT_PROTOCOL', { target, reason: `more than ${limits.agentFrameMaxBytes} bytes` })));
+      }
+    });
+    socket.once('end', () => end(() => resolve(Buffer.concat(parts))));
+    socket.once('error', (error) => end(() => reject(new ForkdError('AGENT_UNREACHABLE', { target, reason: error.message }, error))));
+  });
+
+const parseReply = (data: Buffer, target: string): GuestReply => {
+  if (data.length === 0) throw new ForkdError('AGENT_UNREACHABLE', { target, reason: 'it closed the connection without an answer' });
+  try {
+    return JSON.parse(data.toString('utf8')) as GuestReply;
+  } catch (error) {
+    throw new ForkdError('AGENT_PROTOCOL', { target, reason: 'not JSON' }, error);
+  }
+};
+
+/** A request line longer than this is not one: code and arguments are far smaller. */
+const REQUEST_MAX_BYTES = 16 * 1024 * 1024;
+
+/** Offers `agent` on a Unix socket. The caller closes the server. */
+export const serveLine = (path: string, agent: AgentClient): Promise<Server> =>
+  new Promise((resolve, reject) => {
+    const server = createServer({ allowHalfOpen: true }, (socket) => answerOne(socket, agent));
+    server.unref();
+    server.once('error', reject);
+    server.listen(path, () => resolve(server));
+  });
+
+const answerOne = (socket: Socket, agent: AgentClient): void => {
+  let text = '';
+  let taken = false;
+  const take = () => {
+    if (taken) return;
+    taken = true;
+    const line = text.split('\n', 1)[0]?.trim();
+    if (!line) return void socket.end();
+    forward(line, agent).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
+  };
+  socket.setEncoding('utf8');
+  socket.on('error', () => socket.destroy());
+  socket.on('end', take);
+  socket.on('data', (part: string) => {
+    text += part;
+    if (text.length > REQUEST_MAX_BYTES) socket.destroy();
+    else if (part.includes('\n')) take();
+  });
+};
+
+/** Failures in the reference's shape: an `error` key and exit code 1. */
+const forward = async (line: string, agent: AgentClient): Promise<object> => {
+  try {
+    return await agent.call(JSON.parse(line) as GuestRequest, 0);
+  } catch (error) {
+    return { error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`, exit_code: 1 };
+  }
+};

@@ -1,0 +1,255 @@
+/** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
+import { randomBytes } from 'node:crypto';
+import type { Server } from 'node:net';
+import { type ErrorData, ForkdError } from '../contract/errors.js';
+import type { EvalReply, ExecReply, GuestRequest, PingReply } from '../contract/guest.js';
+import { parseTag, sandboxId } from '../contract/names.js';
+import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
+import { serveLine } from './agent/line.js';
+import { hostResources, networkNamespaces } from './host/resources.js';
+import { buildDefaultImage, type GuestImage, type Progress } from './image/index.js';
+import type { LoadProgress } from './memory/image.js';
+import { LoadedSnapshot } from './memory/loaded.js';
+import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
+import { withParent } from './parent.js';
+import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
+import { type ForkRequest, type HostState, planFork } from './planner/plan.js';
+import { end, type FanOut, runFork } from './planner/run.js';
+import { Pool } from './pool.js';
+import { publish, unpublish } from './sandbox/registry.js';
+import type { Sandbox } from './sandbox/sandbox.js';
+import { misfit } from './store/fit.js';
+import { Store } from './store/store.js';
+import { findQemu } from './vmm/find.js';
+import { KERNEL_ARGS } from './vmm/kernel-args.js';
+import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
+import type { QemuDriver } from './vmm/qemu.js';
+
+export interface Hooks {
+  signal?: AbortSignal;
+  onStep?: (step: string) => void;
+}
+
+export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation'> &
+  Partial<Pick<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs'>> & { require?: Isolation };
+
+export interface ForkHooks extends Hooks {
+  onLoad?: LoadProgress;
+  onReady?: (ready: number, failed: number) => void;
+  keepWorkDir?: boolean;
+}
+
+export interface ForkResult extends Omit<FanOut, 'workDir'> {
+  tag: string;
+  isolation: Isolation;
+  mechanism: string;
+  /** Milliseconds: memory image made ready; then from the request to the processes, until the last child had answered. */
+  load_ms: number;
+  ready_ms: number;
+}
+
+/** What came of one call to one child. */
+export interface CallResult {
+  index: number;
+  id: string;
+  ms: number;
+  reply?: ExecReply | EvalReply;
+  error?: ErrorData;
+}
+
+/** Time beyond the guest's own for a call to come back: a busy host schedules late. */
+const CALL_GRACE_MS = 15_000;
+
+export class Engine {
+  readonly store = new Store(snapshotsDir());
+  readonly pool = new Pool();
+  readonly #sandboxes = new Map<string, Sandbox>();
+  readonly #cleanups: (() => void)[] = [];
+  readonly #servers = new Map<string, Server>();
+  #driver: Promise<QemuDriver> | undefined;
+
+  driver(): Promise<QemuDriver> {
+    this.#driver ??= findQemu();
+    return this.#driver;
+  }
+
+  /** The default guest image, built on first use. */
+  image(onProgress?: Progress, signal?: AbortSignal): Promise<GuestImage> {
+    return buildDefaultImage({ cacheDir: imagesDir(), ...(onProgress ? { onProgress } : {}), ...(signal ? { signal } : {}) });
+  }
+
+  /** Whether KVM works on this host, found out by a boot the first time. */
+  async kvm(hooks: Hooks = {}): Promise<KvmVerdict> {
+    const driver = await this.driver();
+    return probeKvm(hostFile(), driver, async () => {
+      hooks.onStep?.(`trying KVM on this host (once, at most ${PROBE_SECS} s)`);
+      const image = await this.image(undefined, hooks.signal);
+      const { signal } = hooks;
+      const spec = { ...image, isolation: 'kvm' as const, memoryMib: 256, vcpus: 1, cpuModel: 'host', volumes: [], kernelArgs: KERNEL_ARGS };
+      const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
+      await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, () => Promise.resolve());
+    });
+  }
+
+  /** Boots a parent, warms it and saves it under `request.tag`. Kernel, initramfs and root default to the embedded image. */
+  async snapshot(request: NewSnapshot, hooks: Hooks = {}): Promise<SnapshotResult> {
+    const { signal, onStep } = hooks;
+    parseTag(request.tag);
+    if (this.store.exists(request.tag) && !request.force) throw new ForkdError('SNAPSHOT_EXISTS', { tag: request.tag });
+    const driver = await this.driver();
+    const image = await this.image((step) => onStep?.(step), signal);
+    const isolation = chooseIsolation(request.require === 'tcg' ? NOT_ASKED : await this.kvm(hooks), request.require);
+    return makeSnapshot(
+      { ...request, kernel: request.kernel ?? image.kernel, initrd: request.initrd ?? image.initrd, rootfs: request.rootfs ?? image.rootfs, isolation },
+      { store: this.store, pool: this.pool, driver, ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) },
+    );
+  }
+
+  /** Opens a tag after checking that it fits this host. The caller closes what it gets. */
+  async load(tag: string, options: { hugePages?: boolean; onLoad?: LoadProgress } = {}): Promise<LoadedSnapshot> {
+    const manifest = this.store.open(parseTag(tag));
+    await this.#requireFit(manifest);
+    const { hugePages = false, onLoad } = options;
+    return LoadedSnapshot.open(this.store, manifest, this.pool, { hugePages, ...(onLoad ? { onProgress: onLoad } : {}) });
+  }
+
+  async #requireFit(manifest: SnapshotManifest): Promise<void> {
+    const driver = await this.driver();
+    const kvm = manifest.isolation === 'kvm' ? await this.kvm() : NOT_ASKED;
+    const reason = misfit(manifest, {
+      vmmVersion: driver.version,
+      machine: driver.machine,
+      kvmProblem: kvm.usable ? undefined : kvm.reason,
+    });
+    if (reason !== undefined) throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag: manifest.tag, reason });
+  }
+
+  /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
+  async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
+    const { signal, onReady, onLoad, keepWorkDir } = hooks;
+    const manifest = this.store.open(parseTag(request.tag));
+    const plan = planFork(request, manifest, this.#hostState());
+    const began = performance.now();
+    const loaded = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(onLoad ? { onLoad } : {}) });
+    try {
+      const forking = performance.now();
+      const { workDir, ...fanOut } = await runFork(plan, request, {
+        pool: this.pool,
+        driver: await this.driver(),
+        snapshot: loaded,
+        onEnd: (sandbox) => this.#forget(sandbox),
+        ...(signal ? { signal } : {}),
+        ...(onReady ? { onReady } : {}),
+      });
+      const ready = performance.now();
+      for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
+      this.#cleanups.push(() => workDir.close(keepWorkDir));
+      const { tag, isolation, mechanism } = plan;
+      return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
+    } finally {
+      loaded.close();
+    }
+  }
+
+  #hostState(): HostState {
+    return {
+      resources: hostResources(),
+      netns: networkNamespaces(),
+      width: this.pool.width,
+      newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),
+      newMachineId: () => randomBytes(16).toString('hex'),
+    };
+  }
+
+  /** Makes sandboxes reachable for other processes: a Unix socket each beside its console, and a record by id. */
+  async publish(sandboxes: Sandbox[]): Promise<void> {
+    for (const sandbox of sandboxes) {
+      if (sandbox.state !== 'ready' || this.#servers.has(sandbox.id)) continue;
+      const path = sandbox.birth.consolePath.replace(/\.console$/, '.sock');
+      this.#servers.set(sandbox.id, await serveLine(path, sandbox.agent));
+      publish(sandboxesDir(), sandbox.info(), path);
+    }
+  }
+
+  sandbox(id: string): Sandbox {
+    const sandbox = this.#sandboxes.get(id);
+    if (!sandbox) throw new ForkdError('SANDBOX_NOT_FOUND', { id });
+    return sandbox;
+  }
+
+  get sandboxes(): Sandbox[] {
+    return [...this.#sandboxes.values()];
+  }
+
+  async ping(id: string, timeoutMs = 3000): Promise<PingReply> {
+    return (await this.sandbox(id).call({ action: 'ping' }, timeoutMs)) as PingReply;
+  }
+
+  async eval(id: string, code: string, timeoutMs = 30_000): Promise<EvalReply> {
+    return (await this.sandbox(id).call({ action: 'eval', code }, timeoutMs)) as EvalReply;
+  }
+
+  /** `timeoutSecs` is the guest's: it kills the process group and returns the output so far. */
+  async exec(id: string, args: string[], timeoutSecs = 30): Promise<ExecReply> {
+    const request = { action: 'exec' as const, args, timeout: timeoutSecs };
+    return (await this.sandbox(id).call(request, timeoutSecs * 1000 + CALL_GRACE_MS)) as ExecReply;
+  }
+
+  /** One call to each of many sandboxes, all at once, on the worker pool. `onResult` hears of each as it comes. */
+  async callAll(
+    sandboxes: Sandbox[],
+    requestFor: (sandbox: Sandbox, position: number) => GuestRequest,
+    timeoutSecs: number,
+    onResult?: (result: CallResult) => void,
+  ): Promise<CallResult[]> {
+    const results = new Map<number, CallResult>();
+    const byIndex = new Map(sandboxes.map((s) => [s.birth.index, s]));
+    const settle = (index: number, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => {
+      const result = { index, id: byIndex.get(index)?.id ?? '', ms, ...outcome };
+      results.set(index, result);
+      onResult?.(result);
+    };
+    const calls = sandboxes.map((sandbox, position) => ({
+      index: sandbox.birth.index,
+      name: `child ${sandbox.birth.index}`,
+      agentFd: sandbox.vmm.agentFd,
+      request: requestFor(sandbox, position),
+      timeoutMs: timeoutSecs * 1000 + CALL_GRACE_MS,
+    }));
+    const lanes = Array.from({ length: this.pool.width }, (_, w) => calls.filter((_, i) => i % this.pool.width === w));
+    await Promise.all(
+      lanes.map((lane) =>
+        this.pool.run('call', { calls: lane }, (event) => {
+          if (event.type === 'reply') settle(event.index, event.ms, { reply: event.reply });
+          if (event.type === 'failed') settle(event.index, event.ms, { error: this.#nameDeath(byIndex.get(event.index), event.error) });
+        }),
+      ),
+    );
+    return [...results.values()].sort((a, b) => a.index - b.index);
+  }
+
+  /** A broken connection of a VM that died is told as the death it was. */
+  #nameDeath(sandbox: Sandbox | undefined, error: ErrorData): ErrorData {
+    return sandbox?.state === 'dead' ? sandbox.death().toData() : error;
+  }
+
+  /** Ends sandboxes and waits until they are gone. */
+  async kill(sandboxes: Sandbox[]): Promise<void> {
+    await end(sandboxes);
+  }
+
+  #forget(sandbox: Sandbox): void {
+    this.#sandboxes.delete(sandbox.id);
+    this.#servers.get(sandbox.id)?.close();
+    if (this.#servers.delete(sandbox.id)) unpublish(sandboxesDir(), sandbox.id);
+  }
+
+  /** Ends every sandbox, then the workers, and removes every work directory. */
+  async close(): Promise<void> {
+    await end(this.#sandboxes.values());
+    for (const cleanup of this.#cleanups.splice(0).reverse()) cleanup();
+    await this.pool.close();
+  }
+}
+
+const NOT_ASKED: KvmVerdict = { usable: false, reason: 'it was not asked for' };

@@ -1,0 +1,68 @@
+/** Checks of what guests with a network card need, and of the daemon. Without a card nothing here matters. */
+import { errnoOf } from '../../../contract/errors.js';
+import { networkNamespaces } from '../resources.js';
+import { type Check, fail, pass, readText, skip, warn } from './check.js';
+
+const TAP = 'forkd-tap0';
+const IFF_UP = 1;
+
+const tapFlags = (): number | undefined => {
+  const text = readText(`/sys/class/net/${TAP}/flags`);
+  return text === undefined ? undefined : Number(text);
+};
+
+const childNamespaces = (): number => [...networkNamespaces()].filter((name) => name.startsWith('forkd-child-')).length;
+
+export const ipForward: Check = {
+  name: 'ip_forward',
+  run: () => {
+    const value = readText('/proc/sys/net/ipv4/ip_forward');
+    if (value === '1') return pass('on');
+    const isWanted = tapFlags() !== undefined || childNamespaces() > 0;
+    if (!isWanted) return skip('off; only guests with a network card want it');
+    return warn(value === undefined ? 'cannot be read' : 'off: guests reach this host only', { hint: 'sysctl -w net.ipv4.ip_forward=1' });
+  },
+};
+
+export const tap: Check = {
+  name: 'tap device',
+  run: () => {
+    const flags = tapFlags();
+    if (flags === undefined) return skip(`no ${TAP}; only \`snapshot --tap\` wants one`);
+    if ((flags & IFF_UP) === 0) return warn(`${TAP} is down`, { hint: `ip link set ${TAP} up` });
+    const state = readText(`/sys/class/net/${TAP}/operstate`);
+    return pass(`${TAP} is up (${state === 'up' || state === 'unknown' ? 'a peer is attached' : 'idle'})`);
+  },
+};
+
+export const netns: Check = {
+  name: 'per-child netns',
+  run: () => {
+    const count = childNamespaces();
+    return count > 0 ? pass(`${count} of forkd-child-*`) : skip('none; only --per-child-netns wants them');
+  },
+};
+
+const DAEMON_MS = 2000;
+
+export const daemon: Check = {
+  name: 'daemon',
+  run: async ({ daemonUrl, daemonToken }) => {
+    // Loaded here: no other check, and hardly a command, needs an HTTP client.
+    const { request } = await import('undici');
+    try {
+      const { statusCode, body } = await request(`${daemonUrl}/v1/snapshots`, {
+        signal: AbortSignal.timeout(DAEMON_MS),
+        headers: daemonToken === undefined ? {} : { authorization: `Bearer ${daemonToken}` },
+      });
+      body.on('error', () => undefined).destroy();
+      if (statusCode >= 200 && statusCode < 300) return pass(`${daemonUrl} answers`);
+      if (statusCode === 401) return fail(`${daemonUrl} wants a token`, { hint: 'Set FORKD_TOKEN.' });
+      return warn(`${daemonUrl} answered with HTTP ${statusCode}`);
+    } catch (error) {
+      if (errnoOf(error) === 'ECONNREFUSED') return skip(`not running at ${daemonUrl}; only daemon commands want it`);
+      const reason = error instanceof Error && error.name === 'TimeoutError' ? `no answer within ${DAEMON_MS / 1000} s` : String((error as Error).message);
+      return warn(`${daemonUrl}: ${reason}`, { hint: 'Check FORKD_URL.' });
+    }
+  },
+};

@@ -1,0 +1,51 @@
+/**
+ * Work directories in the temp dir. Each holds a locked file: the lock dies with its owner, so `cleanup` knows for
+ * certain which directories are in use, whatever became of the process and its pid.
+ */
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { native } from '../../native/binding.js';
+import { tempDir, WORK_DIR_PREFIX } from '../paths.js';
+
+export const LOCK_FILE = '.lock';
+
+export class WorkDir {
+  private constructor(
+    readonly path: string,
+    readonly lockFd: number,
+  ) {}
+
+  /** Makes `<tmp>/forkd-<kind>-<name>-XXXXXX`, mode 0700. */
+  static create(kind: 'fork' | 'parent' | 'probe', name: string): WorkDir {
+    const path = mkdtempSync(join(tempDir(), `${WORK_DIR_PREFIX}${kind}-${name}-`));
+    writeFileSync(join(path, LOCK_FILE), String(process.pid));
+    const lockFd = openSync(join(path, LOCK_FILE), 'r+');
+    native.flockTry(lockFd, 'exclusive');
+    return new WorkDir(path, lockFd);
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  /** Removes the directory, or leaves it for the user to look into. */
+  close(keep = false): void {
+    if (!keep) rmSync(this.path, { recursive: true, force: true });
+    closeSync(this.lockFd);
+  }
+}
+
+/** True when a live process holds the directory. */
+export const isHeld = (dir: string): boolean => {
+  let fd: number;
+  try {
+    fd = openSync(join(dir, LOCK_FILE), 'r+');
+  } catch {
+    return false;
+  }
+  try {
+    return !native.flockTry(fd, 'exclusive');
+  } finally {
+    closeSync(fd);
+  }
+};

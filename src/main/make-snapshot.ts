@@ -1,0 +1,193 @@
+/** Local `snapshot`: boot a parent, warm it, save it under a tag. */
+import { randomBytes } from 'node:crypto';
+import { statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { ForkdError } from '../contract/errors.js';
+import { limits } from '../contract/limits.js';
+import { parseTag } from '../contract/names.js';
+import { type FileDigest, type Isolation, SNAPSHOT_FORMAT, type SnapshotManifest, type Volume } from '../contract/snapshot.js';
+import { MiB } from '../contract/units.js';
+import { type Parent, withParent } from './parent.js';
+import type { Pool } from './pool.js';
+import type { Store } from './store/store.js';
+import { Undo } from './undo.js';
+import type { BootSpec, VmmDriver } from './vmm/driver.js';
+import { KERNEL_ARGS } from './vmm/kernel-args.js';
+
+export interface SnapshotRequest {
+  tag: string;
+  kernel: string;
+  initrd: string;
+  rootfs: string;
+  isolation: Isolation;
+  memoryMib?: number;
+  vcpus?: number;
+  tap?: string;
+  volumes?: Volume[];
+  /** Upper bound for the boot, seconds. */
+  bootWaitSecs?: number;
+  /** Python that the warm interpreter runs before it is saved. */
+  warmEval?: string;
+  force?: boolean;
+  keepWorkDir?: boolean;
+}
+
+export interface SnapshotContext {
+  store: Store;
+  pool: Pool;
+  driver: VmmDriver;
+  signal?: AbortSignal;
+  onStep?: (step: string) => void;
+}
+
+export interface SnapshotResult {
+  manifest: SnapshotManifest;
+  dir: string;
+  boot_ms: number;
+  state_ms: number;
+  memory_ms: number;
+  written_bytes: number;
+}
+
+export const DEFAULT_MEMORY_MIB = 512;
+/** One: two are no faster for Python, and every fork rebuilds each vCPU's thread. */
+export const DEFAULT_VCPUS = 1;
+/** Emulated boots take about ten seconds here; a slow or busy host may need several times as long. */
+export const DEFAULT_BOOT_WAIT_SECS = 120;
+
+/** Times the parent walks through what a child does first: the second time runs warm code, the third shows that it does. */
+const REHEARSALS = 3;
+
+/** How large device state may be; what is asked of the file system beside the RAM. */
+const STATE_ROOM_BYTES = 16 * MiB;
+
+export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotContext): Promise<SnapshotResult> => {
+  const { store, pool, driver, signal, onStep = () => undefined } = context;
+  const tag = parseTag(request.tag);
+  const spec = bootSpec(request);
+  const undo = new Undo();
+  try {
+    const lock = store.lock(tag);
+    undo.push(() => lock.release());
+    if (store.exists(tag) && !request.force) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
+    store.requireSpace(spec.memoryMib * MiB + STATE_ROOM_BYTES);
+    const staging = store.stage(tag);
+    undo.push(() => staging.discard());
+
+    const bootWaitSecs = request.bootWaitSecs ?? DEFAULT_BOOT_WAIT_SECS;
+    onStep(`booting the parent (${spec.isolation}, ${spec.memoryMib} MiB, at most ${bootWaitSecs} s)`);
+    const digests = pool.run('hash', { paths: [spec.kernel, spec.initrd, spec.rootfs] });
+    digests.catch(() => undefined);
+    const save = async (parent: Parent) => {
+      onStep(`agent answered after ${(parent.bootMs / 1000).toFixed(1)} s; warming and saving`);
+      const saved = await pool.run('save', saveInput(parent, request, staging));
+      return { saved, hello: parent.hello, boot_ms: parent.bootMs };
+    };
+    const options = { pool, driver, name: tag, kind: 'parent' as const, waitMs: bootWaitSecs * 1000 };
+    const { saved, hello, boot_ms } = await withParent(
+      spec,
+      { ...options, keepWorkDir: request.keepWorkDir ?? false, ...(signal ? { signal } : {}) },
+      save,
+    );
+    const [kernel, initrd, rootfs] = (await digests).digests.map(withMtime);
+    const manifest: SnapshotManifest = {
+      vmstate: `${store.dir(tag)}/vmstate`,
+      memory: `${store.dir(tag)}/memory.bin`,
+      volumes: spec.volumes,
+      rootfs: spec.rootfs,
+      format: SNAPSHOT_FORMAT,
+      tag,
+      created_at_unix: Math.floor(Date.now() / 1000),
+      isolation: spec.isolation,
+      vmm: { name: 'qemu', version: driver.version, machine: driver.machine, cpu_model: spec.cpuModel },
+      memory_mib: spec.memoryMib,
+      vcpus: spec.vcpus,
+      kernel: kernel as FileDigest,
+      initrd: initrd as FileDigest,
+      rootfs_digest: rootfs as FileDigest,
+      agent_generation: hello.generation,
+      ...(spec.tap ? { tap: spec.tap } : {}),
+      memory_bytes: spec.memoryMib * MiB,
+      vmstate_bytes: saved.state_bytes,
+    };
+    signal?.throwIfAborted();
+    staging.publish(manifest, request.force ?? false);
+    const { state_ms, memory_ms, written_bytes } = saved;
+    return { manifest, dir: store.dir(tag), boot_ms, state_ms, memory_ms, written_bytes };
+  } catch (error) {
+    throw signal?.aborted ? new ForkdError('CANCELLED') : error;
+  } finally {
+    await undo.run();
+  }
+};
+
+/** Checks what the user gave. Throws FILE_MISSING, VOLUME_INVALID, ARGUMENT_INVALID. */
+const bootSpec = (request: SnapshotRequest): BootSpec => {
+  const { memoryMib = DEFAULT_MEMORY_MIB, vcpus = DEFAULT_VCPUS, volumes = [], tap, isolation } = request;
+  requireRange('--mem-size-mib', memoryMib, limits.memoryMinMib, limits.memoryMaxMib);
+  requireRange('--vcpus', vcpus, 1, limits.vcpusMax);
+  requireRange('--boot-wait-secs', request.bootWaitSecs ?? 1, 1, limits.bootWaitMaxSecs);
+  if (volumes.length > limits.volumesMax) {
+    throw new ForkdError('VOLUME_INVALID', { volume: String(volumes.length), reason: `at most ${limits.volumesMax} volumes` });
+  }
+  for (const { host_path } of volumes) requireFile('volume', host_path);
+  return {
+    kernel: requireFile('kernel', request.kernel),
+    initrd: requireFile('initramfs', request.initrd),
+    rootfs: requireFile('root file system', request.rootfs),
+    kernelArgs: KERNEL_ARGS,
+    isolation,
+    memoryMib,
+    vcpus,
+    cpuModel: isolation === 'kvm' ? 'host' : 'max',
+    volumes: volumes.map((v) => ({ ...v, host_path: resolve(v.host_path) })),
+    ...(tap ? { tap } : {}),
+  };
+};
+
+const requireFile = (what: string, path: string): string => {
+  if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw new ForkdError('FILE_MISSING', { what, path });
+  return resolve(path);
+};
+
+const requireRange = (argument: string, value: number, min: number, max: number): void => {
+  if (Number.isSafeInteger(value) && value >= min && value <= max) return;
+  throw new ForkdError('ARGUMENT_INVALID', { argument, reason: `must be a whole number from ${min} to ${max}`, command: 'snapshot' });
+};
+
+const withMtime = (digest: { path: string; sha256: string; bytes: number }): FileDigest => ({
+  ...digest,
+  mtime_ms: statSync(digest.path).mtimeMs,
+});
+
+const saveInput = ({ sandbox, memfd }: Parent, request: SnapshotRequest, staging: { file: (name: string) => string }) => ({
+  name: 'the parent',
+  qmpFd: sandbox.vmm.qmpFd,
+  agentFd: sandbox.vmm.agentFd,
+  consolePath: sandbox.birth.consolePath,
+  memfd,
+  statePath: staging.file('vmstate'),
+  memoryPath: staging.file('memory.bin'),
+  rehearsal: {
+    action: 'fork' as const,
+    entropy: randomBytes(64).toString('base64'),
+    hostname: 'forkd-parent',
+    machine_id: randomBytes(16).toString('hex'),
+    index: 0,
+  },
+  rehearsals: REHEARSALS,
+  ...(request.warmEval === undefined ? {} : { warmEval: request.warmEval }),
+});
+
+/** `HOST:GUEST[:ro|:rw]`. Throws VOLUME_INVALID. */
+export const parseVolume = (text: string): Volume => {
+  const [host, guest, mode = 'rw', ...rest] = text.split(':');
+  const refuse = (reason: string) => new ForkdError('VOLUME_INVALID', { volume: text, reason });
+  if (rest.length > 0) throw refuse('too many parts');
+  if (!host || !guest) throw refuse('the host or guest part is empty');
+  if (mode !== 'ro' && mode !== 'rw') throw refuse(`'${mode}' is neither ro nor rw`);
+  if (!guest.startsWith('/') || /[\s,]/.test(guest)) throw refuse('the guest part must be an absolute path without spaces or commas');
+  if (!statSync(host, { throwIfNoEntry: false })?.isFile()) throw refuse(`the file ${host} does not exist`);
+  return { host_path: host, guest_path: guest, read_only: mode === 'ro' };
+};
+

@@ -1,0 +1,33 @@
+/** Where everything is. The rules are the reference's, so that its users find their files. */
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+/** `$XDG_DATA_HOME/forkd`, else `$HOME/.local/share/forkd`, else under /tmp. */
+export const dataDir = (): string => {
+  const xdg = process.env['XDG_DATA_HOME'];
+  if (xdg) return join(xdg, 'forkd');
+  return join(process.env['HOME'] ? homedir() : '/tmp', '.local/share/forkd');
+};
+
+export const snapshotsDir = (): string => join(dataDir(), 'snapshots');
+
+/** Running sandboxes, one file each, so that another command can find them. */
+export const sandboxesDir = (): string => join(dataDir(), 'sandboxes');
+
+/** What was learnt about this host, e.g. whether KVM boots a guest. */
+export const hostFile = (): string => join(dataDir(), 'host.json');
+
+/** Guest images: `$FORKD_RUN_CACHE`, else /var/cache/forkd for root, else under `$XDG_CACHE_HOME` or `~/.cache`. */
+export const cacheDir = (): string => {
+  const named = process.env['FORKD_RUN_CACHE'];
+  if (named) return named;
+  if (process.getuid?.() === 0) return '/var/cache/forkd';
+  return join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'forkd');
+};
+
+export const imagesDir = (): string => join(cacheDir(), 'images');
+
+export const tempDir = (): string => tmpdir();
+
+/** Every directory that forkd makes in the temp dir starts so: `cleanup` removes no other. */
+export const WORK_DIR_PREFIX = 'forkd-';

@@ -1,0 +1,89 @@
+/** Turns a request and the host's state into a plan. Pure: nothing is started, opened or asked here. */
+import { ForkdError } from '../../contract/errors.js';
+import { limits } from '../../contract/limits.js';
+import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import { type HostResources, requireRoom } from './admission.js';
+
+export interface ForkRequest {
+  tag: string;
+  n: number;
+  /** Refuse any other isolation. */
+  require?: Isolation;
+  perChildNetns?: boolean;
+  memoryLimitMib?: number;
+  hugePages?: boolean;
+  /** Evaluated in every child as part of getting ready; its reply is in the result. */
+  firstEval?: string;
+  /** Added to the environment of what runs in the children. */
+  env?: Record<string, string>;
+}
+
+export interface HostState {
+  resources: HostResources;
+  /** Names under /var/run/netns. */
+  netns: ReadonlySet<string>;
+  /** Number of workers a fan-out is divided among. */
+  width: number;
+  newId: () => string;
+  newMachineId: () => string;
+}
+
+export interface PlannedChild {
+  index: number;
+  id: string;
+  hostname: string;
+  machineId: string;
+  netns?: string;
+}
+
+export interface Plan {
+  tag: string;
+  mechanism: 'cold-restore';
+  isolation: Isolation;
+  children: PlannedChild[];
+  /** Indices into `children`, one batch a worker. */
+  batches: number[][];
+  memoryLimitMib?: number;
+}
+
+/** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, MEMORY_SHORT. */
+export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): Plan => {
+  const { n, tag } = request;
+  if (!Number.isSafeInteger(n) || n < 1 || n > limits.childrenMax) {
+    throw new ForkdError('COUNT_INVALID', { n: String(n), max: limits.childrenMax });
+  }
+  requireIsolation(request.require, snapshot.isolation, `snapshot '${tag}'`);
+  if (snapshot.tap && n > 1 && !request.perChildNetns) throw new ForkdError('TAP_SHARED', { tag, tap: snapshot.tap });
+  requireRoom(n, host.resources);
+
+  const children = Array.from({ length: n }, (_, i): PlannedChild => {
+    const index = i + 1;
+    const id = host.newId();
+    const child = { index, id, hostname: id, machineId: host.newMachineId() };
+    return request.perChildNetns ? { ...child, netns: namespaceOf(index, host.netns) } : child;
+  });
+  return {
+    tag,
+    mechanism: 'cold-restore',
+    isolation: snapshot.isolation,
+    children,
+    batches: deal(n, host.width),
+    ...(request.memoryLimitMib === undefined ? {} : { memoryLimitMib: request.memoryLimitMib }),
+  };
+};
+
+export const requireIsolation = (wanted: Isolation | undefined, actual: Isolation, what: string): void => {
+  if (wanted === undefined || wanted === actual) return;
+  throw new ForkdError(wanted === 'kvm' ? 'KVM_REQUIRED' : 'TCG_REQUIRED', { reason: `${what} runs under ${actual}` });
+};
+
+/** The reference's name: `forkd-child-<index>`, from 1. */
+const namespaceOf = (index: number, existing: ReadonlySet<string>): string => {
+  const netns = `forkd-child-${index}`;
+  if (!existing.has(netns)) throw new ForkdError('NETNS_MISSING', { netns });
+  return netns;
+};
+
+/** Deals 0..n-1 out like cards, so that every worker has early and late children and all end together. */
+const deal = (n: number, width: number): number[][] =>
+  Array.from({ length: Math.min(n, width) }, (_, w) => Array.from({ length: Math.ceil((n - w) / width) }, (_, k) => w + k * width));

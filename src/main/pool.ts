@@ -1,0 +1,57 @@
+/** The worker pool. The only file that knows piscina. */
+import { availableParallelism } from 'node:os';
+import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads';
+import { Piscina } from 'piscina';
+import { ForkdError } from '../contract/errors.js';
+import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
+import type { Job } from '../workers/entry.js';
+
+/** Tasks that wait for a guest hold a thread but no processor, so there are more threads than processors. */
+const THREADS_PER_CPU = 8;
+
+export class Pool {
+  #piscina: Piscina | undefined;
+
+  /** Workers that a fan-out is divided among: one for each processor. */
+  readonly width = availableParallelism();
+
+  /** Workers are started on first use: commands that need none start faster. */
+  #pool(): Piscina {
+    this.#piscina ??= new Piscina({
+      filename: new URL('../workers/entry.js', import.meta.url).href,
+      minThreads: this.width,
+      maxThreads: this.width * THREADS_PER_CPU,
+      idleTimeout: 10_000,
+    });
+    return this.#piscina;
+  }
+
+  /**
+   * Runs one task in a worker. Every event is delivered before this settles, so what the worker handed over is known
+   * to its new owner whichever way the task ends. Throws ForkdError.
+   */
+  async run<T extends TaskName>(task: T, input: TaskInput<T>, onEvent?: (event: TaskEvent) => void): Promise<TaskOutput<T>> {
+    const { port1, port2 } = new MessageChannel();
+    if (onEvent) port1.on('message', onEvent);
+    try {
+      const job: Job<T> = { task, input, port: port2 };
+      const outcome = (await this.#pool().run(job, { transferList: [port2] })) as Outcome<T>;
+      if (!outcome.ok) throw ForkdError.fromData(outcome.error);
+      return outcome.value;
+    } catch (error) {
+      throw error instanceof ForkdError ? error : new ForkdError('INTERNAL', { reason: `worker task ${task} died` }, error);
+    } finally {
+      for (let m = receiveMessageOnPort(port1); m !== undefined; m = receiveMessageOnPort(port1)) onEvent?.(m.message as TaskEvent);
+      port1.close();
+    }
+  }
+
+  /** Starts the workers now, so that the first task does not wait for them. */
+  warm(): void {
+    this.#pool();
+  }
+
+  async close(): Promise<void> {
+    await this.#piscina?.destroy();
+  }
+}

@@ -1,0 +1,147 @@
+/**
+ * One live child and everything that is owned for it.
+ *
+ *     starting --ready--> ready --(its process ends)--> dead
+ *        \-----------(its process ends)----------------^
+ */
+import { closeSync } from 'node:fs';
+import { constants } from 'node:os';
+import { ForkdError } from '../../contract/errors.js';
+import type { ForkReceipt, GuestReply, GuestRequest } from '../../contract/guest.js';
+import type { Isolation } from '../../contract/snapshot.js';
+import type { ChildTimes, StartedVmm } from '../../contract/task.js';
+import { type ExitStatus, native } from '../../native/binding.js';
+import { AgentClient } from '../agent/client.js';
+import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
+
+export interface SandboxInfo {
+  id: string;
+  index: number;
+  snapshot_tag: string;
+  hostname: string;
+  isolation: Isolation;
+  pid: number;
+  netns: string | null;
+  memory_limit_mib: number | null;
+  created_at_unix: number;
+  receipt: ForkReceipt | null;
+}
+
+export interface Birth {
+  id: string;
+  index: number;
+  tag: string;
+  hostname: string;
+  isolation: Isolation;
+  consolePath: string;
+  netns?: string;
+  memoryLimitMib?: number;
+}
+
+export class Sandbox {
+  state: 'starting' | 'ready' | 'dead' = 'starting';
+  receipt: ForkReceipt | undefined;
+  times: ChildTimes | undefined;
+  /** Settles when the process has ended and has been reaped. */
+  readonly ended: Promise<ExitStatus>;
+  readonly createdAt = Math.floor(Date.now() / 1000);
+  #agent: AgentClient | undefined;
+  #qmpOpen = true;
+  #status: ExitStatus | undefined;
+
+  constructor(
+    readonly birth: Birth,
+    readonly vmm: StartedVmm,
+    onEnd?: (sandbox: Sandbox) => void,
+  ) {
+    this.ended = new Promise((resolve) => {
+      native.pidfdWatch(vmm.pidfd, (status) => {
+        this.state = 'dead';
+        this.#status = status;
+        closeSync(vmm.pidfd);
+        onEnd?.(this);
+        resolve(status);
+      });
+    });
+  }
+
+  get id(): string {
+    return this.birth.id;
+  }
+
+  ready(receipt: ForkReceipt, times: ChildTimes): void {
+    if (this.state !== 'starting') return;
+    this.state = 'ready';
+    this.receipt = receipt;
+    this.times = times;
+  }
+
+  /** The agent, driven from the main thread. From the first use on, no worker may be given `vmm.agentFd`. */
+  get agent(): AgentClient {
+    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id);
+    return this.#agent;
+  }
+
+  get isAttached(): boolean {
+    return this.#agent !== undefined;
+  }
+
+  /** Throws VMM_DIED when the VM has ended, else what the agent client throws. */
+  async call(request: GuestRequest, timeoutMs: number): Promise<GuestReply> {
+    if (this.state === 'dead') throw this.death();
+    try {
+      return await this.agent.call(request, timeoutMs);
+    } catch (error) {
+      const failure = ForkdError.from(error);
+      if (failure.code !== 'AGENT_UNREACHABLE') throw failure;
+      await this.ended;
+      throw this.death();
+    }
+  }
+
+  /** Why it ended, with the console's last lines. */
+  death(): ForkdError {
+    const vm = `child ${this.birth.index}`;
+    const panic = panicOf(this.birth.consolePath);
+    if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic });
+    return new ForkdError('VMM_DIED', { vm, how: describe(this.#status), console: lastLines(this.birth.consolePath) });
+  }
+
+  /** Ends the process; `ended` tells when it has. */
+  kill(): void {
+    if (this.state !== 'dead') native.pidfdSignal(this.vmm.pidfd, constants.signals.SIGKILL);
+  }
+
+  /** Closes the sockets. No worker may be using them. */
+  release(): void {
+    if (this.#agent) this.#agent.close();
+    else if (this.#qmpOpen) closeSync(this.vmm.agentFd);
+    if (this.#qmpOpen) closeSync(this.vmm.qmpFd);
+    this.#qmpOpen = false;
+  }
+
+  info(): SandboxInfo {
+    const { id, index, tag, hostname, isolation, netns, memoryLimitMib } = this.birth;
+    return {
+      id,
+      index,
+      snapshot_tag: tag,
+      hostname,
+      isolation,
+      pid: this.vmm.pid,
+      netns: netns ?? null,
+      memory_limit_mib: memoryLimitMib ?? null,
+      created_at_unix: this.createdAt,
+      receipt: this.receipt ?? null,
+    };
+  }
+}
+
+/** `signal SIGKILL`, `exit code 1`. */
+export const describe = (status: ExitStatus | undefined): string => {
+  if (status?.signal != null) {
+    const name = Object.entries(constants.signals).find(([, number]) => number === status.signal)?.[0];
+    return `signal ${name ?? status.signal}`;
+  }
+  return status?.code != null ? `exit code ${status.code}` : 'it is gone';
+};

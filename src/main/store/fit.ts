@@ -1,0 +1,39 @@
+/** Does a snapshot fit this host? Checked before anything is started, since device state loaded wrongly fails in strange ways. */
+import { statSync } from 'node:fs';
+import { ForkdError } from '../../contract/errors.js';
+import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
+import type { Pool } from '../pool.js';
+
+export interface HostFit {
+  vmmVersion: string;
+  machine: string;
+  /** Why KVM cannot be used here, or undefined when it can. */
+  kvmProblem: string | undefined;
+}
+
+/** The first reason why it does not fit, or undefined. Pure. */
+export const misfit = (manifest: SnapshotManifest, host: HostFit): string | undefined => {
+  const { vmm, isolation } = manifest;
+  if (release(vmm.version) !== release(host.vmmVersion)) {
+    return `it was saved by QEMU ${vmm.version}, and QEMU ${host.vmmVersion} is installed here`;
+  }
+  if (vmm.machine !== host.machine) return `it needs the machine type '${vmm.machine}'`;
+  if (isolation === 'kvm' && host.kvmProblem !== undefined) return `it needs KVM, but ${host.kvmProblem}`;
+  return undefined;
+};
+
+/** The microvm machine type has no versions of its own: its device state is kept only within a release (`7.2`). */
+const release = (version: string): string => version.split('.').slice(0, 2).join('.');
+
+/**
+ * The guest has the disk's contents in its page cache, so the file must be the very one. Size and mtime settle it at once;
+ * a file that was copied or touched is hashed. Throws SNAPSHOT_INCOMPATIBLE.
+ */
+export const requireFile = async (tag: string, path: string, digest: FileDigest, pool: Pool): Promise<void> => {
+  const refuse = (reason: string) => new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason });
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (!stat) throw refuse(`its root file system ${path} is missing`);
+  if (stat.size === digest.bytes && stat.mtimeMs === digest.mtime_ms) return;
+  const { digests } = await pool.run('hash', { paths: [path] });
+  if (digests[0]?.sha256 !== digest.sha256) throw refuse(`its root file system ${path} has changed since`);
+};

@@ -1,0 +1,43 @@
+/** What the engine needs of a virtual machine monitor. qemu.ts is the one implementation. */
+import type { Isolation, Volume } from '../../contract/snapshot.js';
+import type { VmmStart } from '../../contract/task.js';
+
+/** Everything that shapes a guest's hardware. A restore must give the same, or the device state does not fit. */
+export interface Hardware {
+  isolation: Isolation;
+  memoryMib: number;
+  vcpus: number;
+  cpuModel: string;
+  /** Paths, or `/proc/PID/fd/N` of files held open by the engine. */
+  rootfs: string;
+  volumes: Volume[];
+  tap?: string;
+}
+
+export interface BootSpec extends Hardware {
+  kernel: string;
+  initrd: string;
+  /** Added to the kernel command line. */
+  kernelArgs: string[];
+}
+
+export interface StartOptions {
+  name: string;
+  consolePath: string;
+  /** The memfd that is the guest's RAM. */
+  memfd: number;
+  netnsPath?: string;
+  cgroupProcs?: string[];
+}
+
+export interface VmmDriver {
+  readonly machine: string;
+  readonly version: string;
+  /** A parent: RAM shared with the memfd, so that what the guest writes can be saved from it. */
+  boot(spec: BootSpec, options: StartOptions): VmmStart;
+  /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. */
+  restore(hardware: Hardware, options: StartOptions): VmmStart;
+}
+
+/** Descriptor numbers inside the VMM. */
+export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6 } as const;

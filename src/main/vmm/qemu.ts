@@ -1,0 +1,92 @@
+/**
+ * The QEMU driver: pure translation of a spec into a command line. docs/internals/vmm.md says why each part is there.
+ */
+import type { VmmStart } from '../../contract/task.js';
+import { type BootSpec, type Hardware, type StartOptions, VmmFd, type VmmDriver } from './driver.js';
+
+/** Addresses of the guest's network card, as the reference's. */
+const GUEST_MAC = 'AA:FC:00:00:00:01';
+
+/** Translated code kept by an emulated VM, MiB. The guest's hot code is about a quarter of it; a larger buffer only costs page tables. */
+const TCG_BUFFER_MIB = 64;
+
+export class QemuDriver implements VmmDriver {
+  readonly machine = 'microvm';
+
+  constructor(
+    readonly file: string,
+    readonly version: string,
+  ) {}
+
+  boot(spec: BootSpec, options: StartOptions): VmmStart {
+    const mounts = spec.volumes.map((v, i) => `vd${letter(i + 1)}:${v.guest_path}:${v.read_only ? 'ro' : 'rw'}`);
+    const append = [...spec.kernelArgs, ...(mounts.length > 0 ? [`forkd.mounts=${mounts.join(',')}`] : [])];
+    return this.#start(spec, options, true, [
+      ['-kernel', spec.kernel],
+      ['-initrd', spec.initrd],
+      ['-append', append.join(' ')],
+    ]);
+  }
+
+  restore(hardware: Hardware, options: StartOptions): VmmStart {
+    return this.#start(hardware, options, false, [['-incoming', 'defer']]);
+  }
+
+  #start(hardware: Hardware, options: StartOptions, shared: boolean, more: string[][]): VmmStart {
+    const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
+    const size = `${hardware.memoryMib}M`;
+    const args = [
+      [this.file],
+      ['-nodefaults'],
+      ['-no-user-config'],
+      ['-no-reboot'],
+      ['-display', 'none'],
+      ['-machine', `microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram`],
+      ['-accel', hardware.isolation === 'kvm' ? 'kvm' : `tcg,thread=multi,tb-size=${TCG_BUFFER_MIB}`],
+      ['-cpu', hardware.cpuModel],
+      ['-smp', String(hardware.vcpus)],
+      ['-m', size],
+      // The RAM is our memfd.
+      ['-object', `memory-backend-file,id=ram,size=${size},mem-path=/proc/self/fd/${VmmFd.memory},share=${shared ? 'on' : 'off'}`],
+      ['-chardev', `socket,id=qmp,fd=${VmmFd.qmp}`],
+      ['-mon', 'chardev=qmp,mode=control'],
+      ['-chardev', `file,id=console,path=${quote(consolePath)},append=on`],
+      ['-serial', 'chardev:console'],
+      ['-device', 'virtio-serial-device'],
+      ['-chardev', `socket,id=agent,fd=${VmmFd.agent}`],
+      ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
+      ...disk('root', hardware.rootfs),
+      ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, volume.host_path)),
+      ...(hardware.tap
+        ? [
+            ['-netdev', `tap,id=net0,ifname=${quote(hardware.tap)},script=no,downscript=no`],
+            ['-device', `virtio-net-device,netdev=net0,mac=${GUEST_MAC}`],
+          ]
+        : []),
+      ...more,
+    ];
+    return {
+      file: this.file,
+      args: args.flat(),
+      env: [`PATH=/usr/bin:/bin`],
+      fds: [[memfd, VmmFd.memory]],
+      qmpTarget: VmmFd.qmp,
+      agentTarget: VmmFd.agent,
+      consolePath,
+      name,
+      cgroupProcs,
+      ...(netnsPath ? { netnsPath } : {}),
+    };
+  }
+}
+
+/** Every disk is shared by all children and read only; a guest writes to an overlay in its own RAM, which forks with it. */
+const disk = (id: string, path: string): string[][] => [
+  ['-blockdev', `driver=raw,node-name=${id},read-only=on,file.driver=file,file.filename=${quote(path)},file.aio=threads,file.locking=off`],
+  ['-device', `virtio-blk-device,drive=${id}`],
+];
+
+/** In QEMU's option syntax a comma inside a value is doubled. */
+const quote = (value: string): string => value.replaceAll(',', ',,');
+
+const letter = (i: number): string => String.fromCharCode(97 + i);

@@ -1,0 +1,22 @@
+// Entry of the addon. binding.ts is its typed edge and documents every function; the C++ holds no policy.
+//
+// Nothing here is global per environment: arguments come in, results go out. The two things that outlive a
+// call look after themselves: a pidfd watch removes itself by its own cleanup hook (pidfd.cc), and the spawn
+// thread belongs to the process (spawn_thread.cc; the library is linked with `-z nodelete`, so a worker's
+// exit cannot unmap its code).
+#include "addon.h"
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  forkd::RegisterFile(env, exports);
+  forkd::RegisterMemfd(env, exports);
+  forkd::RegisterCopy(env, exports);
+  forkd::RegisterPageMap(env, exports);
+  forkd::RegisterScmRights(env, exports);
+  forkd::RegisterSpawn(env, exports);
+  forkd::RegisterPidfd(env, exports);
+  forkd::RegisterPoll(env, exports);
+  forkd::RegisterNetns(env, exports);
+  return exports;
+}
+
+NODE_API_MODULE(forkd_native, Init)

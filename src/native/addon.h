@@ -1,0 +1,24 @@
+#pragma once
+
+#include <napi.h>
+
+namespace forkd {
+
+// One per file of bindings; addon.cc calls them for every environment (main thread or worker) that loads the
+// addon.
+void RegisterFile(Napi::Env env, Napi::Object exports);
+void RegisterMemfd(Napi::Env env, Napi::Object exports);
+void RegisterCopy(Napi::Env env, Napi::Object exports);
+void RegisterPageMap(Napi::Env env, Napi::Object exports);
+void RegisterScmRights(Napi::Env env, Napi::Object exports);
+void RegisterSpawn(Napi::Env env, Napi::Object exports);
+void RegisterPidfd(Napi::Env env, Napi::Object exports);
+void RegisterPoll(Napi::Env env, Napi::Object exports);
+void RegisterNetns(Napi::Env env, Napi::Object exports);
+
+template <Napi::Value (*Binding)(const Napi::CallbackInfo&)>
+void Export(Napi::Env env, Napi::Object exports, const char* name) {
+  exports.Set(name, Napi::Function::New<Binding>(env, name));
+}
+
+}  // namespace forkd

@@ -1,0 +1,150 @@
+/**
+ * The typed edge of the native addon: every function is named for what it does, documented by its system call,
+ * and holds no policy. A failed system call throws an Error with `{code: 'ENOENT', syscall: 'renameat2', errno: -2}`, as
+ * Node's own do (and `path` where there is one); a wrong argument throws a TypeError, code ERR_INVALID_ARG_VALUE.
+ * Descriptors are plain numbers: they are process-wide, so a worker may be handed one. The caller owns and closes them.
+ */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+
+export interface SpawnOptions {
+  /** Absolute path of the program: PATH is not searched. */
+  file: string;
+  /** argv, args[0] included. */
+  args: string[];
+  /** `KEY=VALUE` strings. */
+  env: string[];
+  cwd?: string;
+  /** Descriptor map: `[source, target]`; every other descriptor is closed in the child (0, 1 and 2 too). Targets are distinct. */
+  fds: [source: number, target: number][];
+  /** Network namespace to enter before exec: an open descriptor of it (setns(2), CLONE_NEWNET). */
+  netns?: number;
+  /** Open `cgroup.procs` descriptors; the child writes itself into each before exec, so nothing runs outside its limits. */
+  cgroups?: number[];
+  /**
+   * SIGKILL the child when this process dies (PR_SET_PDEATHSIG). Safe from workers: one native thread does every spawn.
+   * The kernel drops it when the child changes its uid or runs a set-uid program.
+   */
+  dieWithParent?: boolean;
+  /** /proc/self/oom_score_adj of the child, -1000 to 1000. */
+  oomScoreAdj?: number;
+}
+
+export interface ExitStatus {
+  /** Exit code, or null when a signal ended it. */
+  code: number | null;
+  /** Signal number, or null. */
+  signal: number | null;
+}
+
+export interface Native {
+  /** memfd_create(2), MFD_CLOEXEC | MFD_ALLOW_SEALING (and MFD_HUGETLB | MFD_HUGE_2MB). Returns the descriptor. */
+  memfdCreate(name: string, hugePages?: boolean): number;
+  /** ftruncate(2), bytes. */
+  fdResize(fd: number, bytes: number): void;
+  /** fcntl(2) F_ADD_SEALS. `seals`: any of 'grow' 'shrink' 'write' 'future_write' 'seal'. */
+  memfdSeal(fd: number, seals: string[]): void;
+  /** pwrite(2) until all is written (hugetlb memfds: mmap(2), and never past the end). Returns the byte count. */
+  fdWrite(fd: number, data: Uint8Array, offset: number): number;
+  /** pread(2) until `into` is full or end of file. Returns the byte count. */
+  fdRead(fd: number, into: Uint8Array, offset: number): number;
+  /** fallocate(2) FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE. */
+  memfdPunch(fd: number, offset: number, bytes: number): void;
+  /** fstat(2): logical size and allocated bytes (st_blocks * 512). */
+  fdSize(fd: number): { bytes: number; allocated: number };
+  /**
+   * Writes the non-zero 4 KiB pages of `from` to `to` (sparse copy; SEEK_DATA skips holes; all-zero pages are left as holes).
+   * `to` is emptied and resized to the size of `from`. Returns bytes written. Blocks: call it from a worker.
+   */
+  copySparse(from: number, to: number): number;
+  /** fsync(2). */
+  fdSync(fd: number): void;
+  fdClose(fd: number): void;
+  /** fcntl(2) F_DUPFD_CLOEXEC. */
+  fdDup(fd: number): number;
+  /** flock(2) without waiting: true when taken, false when another process holds it. */
+  flockTry(fd: number, mode: 'shared' | 'exclusive'): boolean;
+  /** renameat2(2): `noreplace` fails with EEXIST, `exchange` swaps both atomically. */
+  rename2(from: string, to: string, mode: 'noreplace' | 'exchange'): void;
+  /** statvfs(3): bytes free for this user, and in all. */
+  diskSpace(path: string): { free: number; total: number };
+
+  /**
+   * Claims a chunk: compare-and-swap absent -> filling on `map[index]`. True for the one winner.
+   * The JavaScript side does the same with Atomics.compareExchange on the same Int32Array.
+   */
+  chunkClaim(map: Int32Array, index: number): boolean;
+  /** filling -> present or absent, with release order. False when it was not filling. Wakes nobody in Atomics.wait. */
+  chunkSettle(map: Int32Array, index: number, present: boolean): boolean;
+  /**
+   * For each chunk of [first, first+count) that it can claim: copies it from `source` (same offset) into `memfd`, marks it present.
+   * Chunks that are holes, zero, or past the end of the source are marked present without writing: `memfd` must hold zeros there.
+   * On failure the chunk goes back to absent and it throws; chunks filled before it stay present.
+   * Blocks: call it from a worker. Returns what this call did: `filled` chunks it made present, `skipped` chunks that others
+   * have filled or are filling (they are not waited for), `bytes` written.
+   */
+  chunksFill(
+    map: Int32Array,
+    first: number,
+    count: number,
+    chunkBytes: number,
+    source: number,
+    memfd: number,
+  ): { filled: number; skipped: number; bytes: number };
+
+  /** socketpair(2) AF_UNIX, SOCK_CLOEXEC | SOCK_NONBLOCK. */
+  socketPair(type: 'stream' | 'seqpacket'): [number, number];
+  /**
+   * sendmsg(2) with SCM_RIGHTS; waits up to timeoutMs for room, then throws ETIMEDOUT (a stream may then have taken a part).
+   * `data` must not be empty: descriptors travel with bytes. Blocks this thread, as does recvFds.
+   */
+  sendFds(socket: number, data: Uint8Array, fds: number[], timeoutMs: number): void;
+  /**
+   * recvmsg(2) with SCM_RIGHTS (MSG_CMSG_CLOEXEC). Empty data = end of file. Throws ETIMEDOUT when nothing came in time, and
+   * EMSGSIZE when the message has more descriptors than maxFds or (seqpacket) more bytes than maxBytes: what arrived is closed.
+   */
+  recvFds(socket: number, maxBytes: number, maxFds: number, timeoutMs: number): { data: Uint8Array; fds: number[] };
+
+  /** poll(2) for POLLIN: those of `fds` that can be read, or were hung up. Empty after timeoutMs. Blocks: call it from a worker. */
+  pollReadable(fds: number[], timeoutMs: number): number[];
+  /**
+   * socket(2) made inside a network namespace, which it then belongs to for life: a native thread of its own enters it with setns(2).
+   * Returns a non-blocking TCP socket, not yet connected.
+   */
+  tcpSocketIn(netns: number, family: 4 | 6): number;
+  /** connect(2) to a numeric address, waiting up to timeoutMs. Blocks that long at most. */
+  tcpConnect(socket: number, address: string, port: number, timeoutMs: number): void;
+
+  /**
+   * clone(2) with CLONE_PIDFD | CLONE_VM | CLONE_VFORK, then execve(2). The child leads its own process group, with default
+   * signal handlers and nothing blocked. Returns when the program runs; a step that failed before throws here, named by
+   * `syscall`: 'execve', 'chdir', 'setns', 'fcntl' or 'dup3' (a bad `fds` source), 'write cgroup.procs', 'write oom_score_adj'.
+   */
+  spawn(options: SpawnOptions): { pid: number; pidfd: number };
+  /** pidfd_open(2). */
+  pidfdOpen(pid: number): number;
+  /** pidfd_send_signal(2). False when the process is gone (ESRCH). */
+  pidfdSignal(pidfd: number, signal: number): boolean;
+  /**
+   * Calls back once when the process has ended, by polling readiness in this thread's event loop (no timer), then reaps it with
+   * waitid(2) P_PIDFD. A process that is not our child, or that somebody else has reaped, reports `{code: null, signal: null}`. Returns a function that stops waiting.
+   * Does not keep the event loop alive. Does not close the pidfd, which may be closed while the watch goes on, but makes it
+   * non-blocking. One watch a process: of two, one gets the status.
+   */
+  pidfdWatch(pidfd: number, done: (status: ExitStatus) => void): () => void;
+}
+
+/** The nearest folder with a package.json: this file runs from src/ (types) and from dist/src/ (compiled). */
+function packageRoot(from: string): string {
+  if (existsSync(join(from, 'package.json'))) return from;
+  const parent = dirname(from);
+  if (parent === from) throw new Error('forkd: no package.json above src/native: cannot find the native addon');
+  return packageRoot(parent);
+}
+
+/** FORKD_NATIVE_PATH names another build, such as the one that tools/native-asan.sh makes. */
+const addonPath =
+  process.env.FORKD_NATIVE_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_native.node');
+
+export const native: Native = createRequire(import.meta.url)(addonPath);

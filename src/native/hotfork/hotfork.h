@@ -1,0 +1,193 @@
+// The hot-fork shim: preloaded into a virtual machine monitor, it forks that whole process, threads and all.
+//
+//   server.c    the control thread: packets in, packets out
+//   park.c      stops every thread inside a signal handler, lets them go again
+//   fork.c      one child: clone(2), then its first steps
+//   rebuild.c   in a child, makes the threads anew and sends each back into its handler's frame
+//   fds.c       what each descriptor is, and what a child gets in its place
+//   thread.c    where libc keeps a thread's tid; rseq
+//   locks.c     owner fields of locks that hold a tid
+//   clock.c     stops the guest's clocks while frozen
+//   memory.c    makes the next forks cheap
+//   intercept.c calls of the host program that would break all this
+#ifndef FORKD_HOTFORK_HOTFORK_H_
+#define FORKD_HOTFORK_HOTFORK_H_
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <ucontext.h>
+
+#include "protocol.h"
+
+#define HF_INTERNAL __attribute__((visibility("hidden")))
+#define HF_EXPORT __attribute__((visibility("default")))
+
+enum { THREADS_MAX = 256, HELD_LOCKS_MAX = 32 };
+
+/** Why something was refused; sent as HF_REFUSED. */
+struct refusal {
+  enum hf_code code;
+  int number;
+  const char* reason;
+};
+
+/** Locks with a tid in them that one thread may hold. Kept per thread, read by the shim while the thread is
+ * parked. */
+struct held_locks {
+  uint32_t count;
+  /** Address of the lock; the lowest bit tells a read-write lock from a mutex. */
+  uintptr_t lock[HELD_LOCKS_MAX];
+};
+
+/** One parked thread: all that is needed to make it again in a child. Filled by the thread itself, in its
+ * handler. */
+struct thread {
+  int tid;
+  /** FS base: the libc thread descriptor and the thread-local storage below it. */
+  uintptr_t tcb;
+  /** The frame the kernel pushed for our signal; rt_sigreturn on it resumes the thread. */
+  ucontext_t* context;
+  void* robust_list;
+  size_t robust_list_bytes;
+  struct held_locks* locks;
+  unsigned long timer_slack_ns;
+  char name[16];
+  /** Set when it differs from the control thread's. */
+  bool own_affinity;
+  cpu_set_t affinity;
+};
+
+struct threads {
+  uint32_t count;
+  uint32_t park_us;
+  struct thread thread[THREADS_MAX];
+};
+
+// park.c
+HF_INTERNAL extern struct threads threads;
+HF_INTERNAL int park_signal(void);
+HF_INTERNAL bool park_init(void);
+/** Parks every thread but the caller. On refusal all run again. */
+HF_INTERNAL bool park_all(struct refusal* why);
+HF_INTERNAL void park_release(void);
+/** In a child: opens the gate, which was copied closed. */
+HF_INTERNAL void park_forget_round(void);
+HF_INTERNAL struct thread* park_main_thread(void);
+
+// thread.c
+HF_INTERNAL bool thread_learn_layout(void);
+HF_INTERNAL uintptr_t thread_tcb(void);
+HF_INTERNAL int* thread_tid_field(uintptr_t tcb);
+HF_INTERNAL bool thread_layout_holds(const struct thread* thread);
+HF_INTERNAL void rseq_register(uintptr_t tcb);
+HF_INTERNAL void rseq_unregister(uintptr_t tcb);
+
+// locks.c
+HF_INTERNAL struct held_locks* locks_of_this_thread(void);
+HF_INTERNAL void locks_change_owner(struct held_locks* locks, int from, int to);
+
+// clock.c
+HF_INTERNAL bool clock_init(void);
+HF_INTERNAL void clock_stop(void);
+HF_INTERNAL void clock_go(void);
+
+// fds.c
+struct descriptor {
+  int fd;
+  enum hf_kind kind;
+  enum hf_disposition disposition;
+  int flags;
+  bool cloexec;
+  /** eventfd: identity (two numbers may share one), counter, semaphore flag. */
+  long eventfd_id;
+  uint64_t count;
+  bool semaphore;
+  /** signalfd. */
+  uint64_t sigmask;
+  /** What a child gets, as the FORK request under way says; an entry index, or -1. */
+  int entry;
+};
+
+struct descriptors {
+  uint32_t count;
+  struct descriptor descriptor[HF_DESCRIPTORS_MAX];
+};
+
+HF_INTERNAL extern struct descriptors descriptors;
+/** Lists and sorts out every open descriptor. */
+HF_INTERNAL bool fds_scan(struct refusal* why);
+/** Reads the eventfd counters again, and checks that the set of descriptors is still the scanned one. All
+ * threads parked. */
+HF_INTERNAL bool fds_settle(struct refusal* why);
+/** Ties the request's entries to the table. */
+HF_INTERNAL bool fds_plan(const struct hf_fork* request, struct refusal* why);
+/** Sources of one child's descriptors, by entry: what it gets, and what goes to the engine. -1 for none. */
+struct fd_sources {
+  uint32_t count;
+  uint32_t how[HF_ENTRIES_MAX];
+  int child_end[HF_ENTRIES_MAX];
+  int engine_end[HF_ENTRIES_MAX];
+};
+HF_INTERNAL bool fds_make_sources(const struct hf_fork* request, const int* given, struct fd_sources* sources,
+                                  struct refusal* why);
+HF_INTERNAL void fds_close_sources(const struct fd_sources* sources, bool engine_ends);
+/** In the child, first of all: from here on it speaks on its own control socket, not on the template's. */
+HF_INTERNAL bool fds_take_control(const struct fd_sources* sources);
+/** In the child: puts every descriptor in its place, closes the sources. */
+HF_INTERNAL bool fds_apply(const struct fd_sources* sources, struct refusal* why);
+
+// fork.c
+struct birth {
+  struct fd_sources sources;
+  bool frozen;
+  /** Directory of a cgroup v2 to be born in, or -1. */
+  int cgroup_into;
+  int pidfd;
+};
+HF_INTERNAL bool fork_init(void);
+/** Makes one child of `birth`. Returns its pid, or -errno. */
+HF_INTERNAL long fork_child(struct birth* birth);
+HF_INTERNAL long clone_on_stack(unsigned long flags, uintptr_t stack, int* parent_tid, int* child_tid,
+                                uintptr_t tls, void (*run)(void*), void* argument);
+_Noreturn HF_INTERNAL void run_on_stack(uintptr_t stack, void (*run)(void*), void* argument);
+
+// rebuild.c
+/** Makes all parked threads run, in a process that has only the calling one; the caller becomes the main
+ * thread. */
+_Noreturn HF_INTERNAL void rebuild_all(void* unused);
+/** Waits until the threads that rebuild_all made have read what they need of `threads`. */
+HF_INTERNAL void rebuild_settle(void);
+/** Top of a stack nobody else uses: the rebuilder's own. */
+HF_INTERNAL uintptr_t nursery_top(void);
+
+// memory.c
+HF_INTERNAL void memory_trim(void);
+HF_INTERNAL bool memory_copyable(struct refusal* why);
+
+// server.c
+struct control {
+  int fd;
+  int pid;
+  enum hf_phase phase;
+  /** The parked threads exist as kernel threads here (false in a child that was born frozen). */
+  bool threads_exist;
+  bool clock_available;
+  uintptr_t tcb;
+  /** Where the control thread's stack is when it waits for a packet; a new one starts over from here. */
+  uintptr_t stack;
+  int64_t frozen_at_ns;
+  uint64_t children;
+  cpu_set_t affinity;
+};
+HF_INTERNAL extern struct control control;
+/** The control thread's life, from `control.stack` down. */
+_Noreturn HF_INTERNAL void control_loop(void* unused);
+/** The last word of a child that cannot start; ends the process. */
+_Noreturn HF_INTERNAL void child_fail(const struct refusal* why);
+
+/** Exit status of a child that could not be completed. Its reason was sent on its control socket. */
+enum { CHILD_FAILED_STATUS = 71 };
+
+#endif  // FORKD_HOTFORK_HOTFORK_H_

@@ -1,0 +1,87 @@
+// spawn(): options to plan. The work is described in spawn.h.
+#include "spawn.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "addon.h"
+#include "args.h"
+#include "error.h"
+
+namespace forkd {
+
+namespace {
+
+std::vector<FdMapping> ReadFds(Args& args, Napi::Value value) {
+  std::vector<FdMapping> fds;
+  Napi::Array pairs = args.ToArray(value, "fds");
+  for (uint32_t i = 0; args.Ok() && i < pairs.Length(); i++) {
+    std::vector<int> pair = args.ToFds(pairs.Get(i), "fds");
+    if (pair.size() != 2) {
+      args.Refuse("fds", "[source, target] pairs");
+      break;
+    }
+    fds.push_back({pair[0], pair[1]});
+  }
+  std::sort(fds.begin(), fds.end(), [](auto& a, auto& b) { return a.target < b.target; });
+  auto same = [](auto& a, auto& b) { return a.target == b.target; };
+  if (std::adjacent_find(fds.begin(), fds.end(), same) != fds.end()) args.Refuse("fds", "distinct targets");
+  return fds;
+}
+
+std::vector<char*> Pointers(std::vector<std::string>& texts) {
+  std::vector<char*> pointers;
+  for (std::string& text : texts) pointers.push_back(text.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+SpawnPlan ReadPlan(Args& args, Napi::Object options) {
+  auto given = [&](const char* name) { return !options.Get(name).IsUndefined(); };
+  SpawnPlan plan;
+  plan.file = args.ToText(options.Get("file"), "file");
+  plan.args = args.ToTexts(options.Get("args"), "args");
+  plan.env = args.ToTexts(options.Get("env"), "env");
+  if (plan.args.empty()) args.Refuse("args", "args[0]");
+  if (given("cwd")) plan.cwd = args.ToText(options.Get("cwd"), "cwd");
+  plan.fds = ReadFds(args, options.Get("fds"));
+  if (given("netns")) plan.netns = args.ToFd(options.Get("netns"), "netns");
+  if (given("cgroups")) plan.cgroups = args.ToFds(options.Get("cgroups"), "cgroups");
+  if (given("dieWithParent"))
+    plan.die_with_parent = args.ToBool(options.Get("dieWithParent"), "dieWithParent");
+  if (given("oomScoreAdj")) {
+    plan.oom_score_adj = std::to_string(args.ToInt(options.Get("oomScoreAdj"), "oomScoreAdj", -1000, 1000));
+  }
+  return plan;
+}
+
+// What the failing step was about, for the message.
+const char* PathOf(const SpawnPlan& plan, const char* step) {
+  if (strcmp(step, "execve") == 0) return plan.file.c_str();
+  if (strcmp(step, "chdir") == 0) return plan.cwd->c_str();
+  return nullptr;
+}
+
+Napi::Value Spawn(const Napi::CallbackInfo& info) {
+  Args args(info);
+  SpawnPlan plan = ReadPlan(args, args.Object(0, "options"));
+  if (!args.Ok()) return {};
+  // Taken here, where the plan no longer moves: a short string lives inside its object.
+  plan.argv = Pointers(plan.args);
+  plan.envp = Pointers(plan.env);
+
+  Spawned spawned = SpawnOnThread(plan);
+  if (spawned.error) return ThrowSysError(info.Env(), spawned.error, PathOf(plan, spawned.error.syscall));
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("pid", spawned.pid);
+  result.Set("pidfd", spawned.pidfd.Release());
+  return result;
+}
+
+}  // namespace
+
+void RegisterSpawn(Napi::Env env, Napi::Object exports) {
+  Export<Spawn>(env, exports, "spawn");
+}
+
+}  // namespace forkd

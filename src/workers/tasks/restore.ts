@@ -1,0 +1,76 @@
+import { closeSync, openSync } from 'node:fs';
+import { type ErrorData, ForkdError } from '../../contract/errors.js';
+import type { EvalReply } from '../../contract/guest.js';
+import type { RestoreChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
+import { Deadline } from '../deadline.js';
+import { AgentPort } from '../vmm/agent.js';
+import { takeIdentity } from '../vmm/identity.js';
+import { explain } from '../vmm/obituary.js';
+import { Qmp } from '../vmm/qmp.js';
+import { startVmm } from '../vmm/start.js';
+
+/**
+ * One child after another: a restore is bound by the processor, so more at once in one worker would only make each late.
+ * A child that fails does not stop the rest.
+ */
+export const restore = (input: TaskInput<'restore'>, emit: (event: TaskEvent) => void): TaskOutput<'restore'> => {
+  const failures: { index: number; error: ErrorData }[] = [];
+  for (const child of input.children) {
+    if (Atomics.load(input.cancel, 0) !== 0) {
+      failures.push({ index: child.index, error: new ForkdError('CANCELLED').toData() });
+      continue;
+    }
+    try {
+      restoreOne(child, input, emit);
+    } catch (error) {
+      failures.push({ index: child.index, error: explain(error, child.vmm.name, child.vmm.consolePath).toData() });
+    }
+  }
+  return { failures };
+};
+
+const restoreOne = (child: RestoreChild, input: TaskInput<'restore'>, emit: (event: TaskEvent) => void): void => {
+  const began = performance.now();
+  const deadline = new Deadline(input.answerMs);
+  // A descriptor of its own, because the file offset belongs to the open file, not to the number.
+  const state = openSync(`/proc/self/fd/${input.stateFd}`, 'r');
+  let vmm: ReturnType<typeof startVmm>;
+  try {
+    vmm = startVmm(child.index, child.vmm, [[state, input.stateTarget]]);
+  } finally {
+    closeSync(state);
+  }
+  emit({ type: 'spawned', vmm });
+
+  const qmp = new Qmp(vmm.qmpFd, child.vmm.name, deadline);
+  qmp.negotiate();
+  qmp.prepareMigration();
+  const up = performance.now();
+  qmp.run('migrate-incoming', { uri: `fd:${input.stateTarget}` });
+  const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');
+  if (status !== 'completed') {
+    throw new ForkdError('VMM_PROTOCOL', { vm: child.vmm.name, command: 'migrate-incoming', reason: 'the device state did not load' });
+  }
+  qmp.run('cont');
+  const loaded = performance.now();
+
+  const agent = new AgentPort(vmm.agentFd, child.vmm.name);
+  const receipt = takeIdentity(agent, child.identity, deadline);
+  const firstResult =
+    input.firstEval === undefined
+      ? undefined
+      : (agent.call({ action: 'eval', code: input.firstEval }, deadline) as unknown as EvalReply);
+  const answered = performance.now();
+  emit({
+    type: 'ready',
+    index: child.index,
+    receipt,
+    times: {
+      spawn_ms: up - began,
+      load_ms: loaded - up,
+      first_answer_ms: answered - loaded,
+      ready_at: performance.timeOrigin + answered,
+    },
+    ...(firstResult ? { firstResult } : {}),
+  });
+};

@@ -1,0 +1,85 @@
+import { closeSync, openSync, statSync } from 'node:fs';
+import { ForkdError } from '../../contract/errors.js';
+import type { EvalReply, ForkReply } from '../../contract/guest.js';
+import { limits } from '../../contract/limits.js';
+import type { TaskInput, TaskOutput } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
+import { Deadline } from '../deadline.js';
+import { AgentPort } from '../vmm/agent.js';
+import { takeIdentity } from '../vmm/identity.js';
+import { explain } from '../vmm/obituary.js';
+import { Qmp } from '../vmm/qmp.js';
+
+/** A user's warm-up may import large libraries under emulation. */
+const WARM_SECS = 600;
+
+/** What a child of the reference's benchmarks does first; harmless where numpy is missing. */
+const REHEARSED_EVAL = "__import__('sys').modules.get('numpy') and numpy.zeros(5).tolist()";
+
+/** Saves a warmed parent. The VM is left stopped; the caller ends it. */
+export const save = (input: TaskInput<'save'>): TaskOutput<'save'> => {
+  try {
+    warm(input);
+    const began = performance.now();
+    const qmp = new Qmp(input.qmpFd, input.name, new Deadline(60_000));
+    qmp.negotiate();
+    qmp.prepareMigration();
+    qmp.run('stop');
+    saveState(qmp, input.statePath);
+    const saved = performance.now();
+    const written = saveMemory(input.memfd, input.memoryPath);
+    return {
+      state_ms: saved - began,
+      memory_ms: performance.now() - saved,
+      state_bytes: statSync(input.statePath).size,
+      written_bytes: written,
+    };
+  } catch (error) {
+    throw explain(error, input.name, input.consolePath);
+  }
+};
+
+/** The pages and code paths that a child touches first are touched here, once, instead of in every child. */
+const warm = (input: TaskInput<'save'>): void => {
+  const agent = new AgentPort(input.agentFd, input.name);
+  const deadline = new Deadline(WARM_SECS * 1000);
+  if (input.warmEval !== undefined) {
+    const reply = agent.call({ action: 'eval', code: input.warmEval }, deadline) as unknown as EvalReply;
+    if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });
+  }
+  for (let i = 0; i < input.rehearsals; i++) {
+    takeIdentity(agent, input.rehearsal, new Deadline(limits.firstAnswerSecs * 1000));
+    agent.call({ action: 'eval', code: REHEARSED_EVAL }, deadline);
+  }
+  agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
+  const sealed = agent.call({ action: 'seal' }, deadline) as unknown as Partial<ForkReply>;
+  if (sealed.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: sealed.error });
+};
+
+/** `migrate` to a descriptor. The RAM is a shared file and is left out: what is written is device state. */
+const saveState = (qmp: Qmp, path: string): void => {
+  const fd = openSync(path, 'wx', 0o600);
+  try {
+    qmp.run('getfd', { fdname: 'state' }, [fd]);
+    qmp.run('migrate', { uri: 'fd:state' });
+    const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');
+    if (status !== 'completed') {
+      const { 'error-desc': reason = 'no reason given' } = qmp.run('query-migrate') as Record<string, string>;
+      throw new ForkdError('VMM_PROTOCOL', { vm: qmp.name, command: 'migrate', reason });
+    }
+    native.fdSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+};
+
+const saveMemory = (memfd: number, path: string): number => {
+  const fd = openSync(path, 'wx', 0o600);
+  try {
+    const written = native.copySparse(memfd, fd);
+    native.fdSync(fd);
+    return written;
+  } finally {
+    closeSync(fd);
+  }
+};

@@ -1,0 +1,22 @@
+import { ForkdError } from '../../contract/errors.js';
+import type { ForkReceipt, ForkReply, ForkRequest } from '../../contract/guest.js';
+import type { Deadline } from '../deadline.js';
+import type { AgentPort } from './agent.js';
+
+/** The wall clock as the agent wants it. Read as late as possible: what passes until it arrives is the child's clock error. */
+export const clockNs = (): string => String(BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e3)) * 1000n);
+
+export type Identity = Omit<ForkRequest, 'clock_ns'>;
+
+/** Gives a child its identity and returns the receipt. Fails closed: throws IDENTITY_FAILED when any step failed. */
+export const takeIdentity = (agent: AgentPort, identity: Identity, deadline: Deadline): ForkReceipt => {
+  const request: ForkRequest = { ...identity, clock_ns: clockNs() };
+  return receiptOf(agent.name, agent.call(request, deadline) as unknown as Partial<ForkReply>);
+};
+
+export const receiptOf = (vm: string, reply: Partial<ForkReply>): ForkReceipt => {
+  const { receipt, error } = reply;
+  if (receipt && error === undefined && Object.keys(receipt.failed).length === 0) return receipt;
+  const failed = receipt ? Object.entries(receipt.failed).map(([step, why]) => `${step} (${why})`) : [];
+  throw new ForkdError('IDENTITY_FAILED', { vm, failed: failed.join(', ') || error || 'no receipt' });
+};

@@ -1,0 +1,68 @@
+/** Starts one VMM process with fresh sockets for QMP and the agent. */
+import { closeSync, openSync } from 'node:fs';
+import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
+import type { StartedVmm, VmmStart } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
+
+/** Below the limit of Linux (OOM_SCORE_ADJ_MAX is 1000), as the reference: when memory runs out a child goes before the engine. */
+const OOM_SCORE_ADJ = 500;
+
+/**
+ * Returns a VMM whose pidfd and socket ends the caller owns. On failure nothing is left open.
+ * Throws VMM_START_FAILED, QEMU_MISSING, NETNS_MISSING.
+ */
+export const startVmm = (index: number, start: VmmStart, extraFds: [number, number][] = []): StartedVmm => {
+  const temporary: number[] = [];
+  const kept: number[] = [];
+  const open = (path: string, flags: string): number => {
+    const fd = openSync(path, flags, 0o600);
+    temporary.push(fd);
+    return fd;
+  };
+  try {
+    const pair = (): [number, number] => {
+      const [ours, theirs] = native.socketPair('stream');
+      kept.push(ours);
+      temporary.push(theirs);
+      return [ours, theirs];
+    };
+    const [qmpFd, qmpTheirs] = pair();
+    const [agentFd, agentTheirs] = pair();
+    const devNull = open('/dev/null', 'r');
+    const log = open(start.consolePath, 'a');
+    const { pid, pidfd } = native.spawn({
+      file: start.file,
+      args: start.args,
+      env: start.env,
+      fds: [
+        [devNull, 0],
+        [log, 1],
+        [log, 2],
+        [qmpTheirs, start.qmpTarget],
+        [agentTheirs, start.agentTarget],
+        ...start.fds,
+        ...extraFds,
+      ],
+      ...(start.netnsPath ? { netns: openNetns(start.netnsPath, open) } : {}),
+      cgroups: start.cgroupProcs.map((path) => open(path, 'w')),
+      dieWithParent: true,
+      oomScoreAdj: OOM_SCORE_ADJ,
+    });
+    kept.length = 0;
+    return { index, pid, pidfd, qmpFd, agentFd };
+  } catch (error) {
+    if (error instanceof ForkdError) throw error;
+    if (errnoOf(error) === 'ENOENT') throw new ForkdError('QEMU_MISSING', {}, error);
+    throw new ForkdError('VMM_START_FAILED', { reason: reasonOf(error) }, error);
+  } finally {
+    for (const fd of [...temporary, ...kept]) closeSync(fd);
+  }
+};
+
+const openNetns = (path: string, open: (path: string, flags: string) => number): number => {
+  try {
+    return open(path, 'r');
+  } catch (error) {
+    throw new ForkdError('NETNS_MISSING', { netns: path.replace(/^.*\//, '') }, error);
+  }
+};

@@ -1,0 +1,43 @@
+// `npm run check`: types, lint, format, clang-format, Python syntax, and that every uvu suite is run.
+// Plain JavaScript, so that it works on a tree that does not compile.
+import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+const files = (dir, pattern) =>
+  readdirSync(dir, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && pattern.test(entry.name))
+    .map((entry) => join(entry.parentPath, entry.name));
+
+const run = (file, args) => {
+  const { status, error, stdout, stderr } = spawnSync(file, args, { encoding: 'utf8' });
+  if (error?.code === 'ENOENT') return [`${file} is not installed: apt-get install -y ${file}`];
+  return status === 0 ? [] : [`${stdout}${stderr}`.trim()];
+};
+
+/** uvu reports `Total: 0` and success for a suite without `.run()`, so nobody would notice. */
+const unrunSuites = () =>
+  files('test', /\.test\.ts$/).flatMap((path) => {
+    const text = readFileSync(path, 'utf8');
+    const suites = [...text.matchAll(/const (\w+) = suite(?:<[^>]*>)?\(/g)].map(([, name]) => name);
+    if (/\bimport \{[^}]*\btest\b[^}]*\} from 'uvu'/.test(text)) suites.push('test');
+    if (suites.length === 0) return [`${path}: no uvu suite`];
+    return suites.filter((name) => !new RegExp(`^${name}\\.run\\(\\);?$`, 'm').test(text)).map((name) => `${path}: ${name}.run() is missing`);
+  });
+
+const checks = {
+  types: () => run('node_modules/.bin/tsc', ['--noEmit', '-p', '.']),
+  'lint and format': () => run('node_modules/.bin/biome', ['check', '--error-on-warnings', '--max-diagnostics=100']),
+  'clang-format': () => run('clang-format', ['--dry-run', '--Werror', ...files('src/native', /\.(cc|c|h)$/), ...files('test', /\.(cc|c|h)$/)]),
+  'python syntax': () => files('src/guest', /\.py$/).flatMap((path) => run('python3', ['-c', 'import ast,sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])', path])),
+  'uvu suites are run': unrunSuites,
+};
+
+let failed = 0;
+for (const [name, check] of Object.entries(checks)) {
+  const problems = check();
+  console.log(`${problems.length === 0 ? 'ok  ' : 'FAIL'} ${name}`);
+  for (const problem of problems) console.log(problem);
+  if (problems.length > 0) failed++;
+}
+process.exit(failed === 0 ? 0 : 1);
