@@ -7,6 +7,7 @@ DIR holds vmlinuz, initrd.img and rootfs.ext4 (or rootfs.img). Figures are media
 """
 import argparse
 import base64
+import ctypes
 import json
 import os
 import select
@@ -87,6 +88,13 @@ class Agent:
                 raise SystemExit('agent socket closed')
             self.buffer += data
 
+    def begin_life(self, index):
+        """What a child is told, sent as a child is: both requests at once. Any other way takes other paths in the guest."""
+        self.sock.send(self.frame(1, fork_request(index)) + self.frame(2, EVAL))
+        fork, value = self.wait()[2], self.wait()[2]
+        assert fork['exit_code'] == 0, fork
+        assert value['result'] == '[0.0, 0.0, 0.0, 0.0, 0.0]', value
+
     def call(self, **request):
         self.id += 1
         self.sock.sendall(self.frame(self.id, request))
@@ -101,14 +109,18 @@ def fork_request(index):
 EVAL = {'action': 'eval', 'code': 'numpy.zeros(5).tolist()'}
 
 
-class Template:
-    def __init__(self, options):
+def die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Machine:
+    """A QEMU process. With `state`, one that starts from a saved device state and a memory image, else one that boots."""
+
+    def __init__(self, options, memory, state=None):
         self.options = options
         control, control_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent, agent_child = socket.socketpair()
         qmp, qmp_child = socket.socketpair()
-        memory = os.memfd_create('ram')
-        os.ftruncate(memory, options.memory << 20)
         null = os.open('/dev/null', os.O_RDWR)
         console = os.open(options.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         image = options.image
@@ -116,32 +128,89 @@ class Template:
         command = [
             options.qemu, '-M', options.machine + ',memory-backend=ram', '-accel', options.accel, '-cpu', options.cpu,
             '-m', f'{options.memory}M', '-smp', str(options.smp), '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
-            '-object', f'memory-backend-file,id=ram,size={options.memory}M,mem-path=/proc/self/fd/{memory},share=off',
-            '-kernel', f'{image}/vmlinuz', '-initrd', f'{image}/initrd.img', '-append', options.append,
-            '-drive', f'file={root},if=none,id=root,format=raw,readonly=on', '-device', 'virtio-blk-device,drive=root',
+            '-object', f'memory-backend-file,id=ram,size={options.memory}M,mem-path=/proc/self/fd/{memory},share={"off" if state else "on"}',
+            '-blockdev', f'driver=raw,node-name=root,read-only=on,file.driver=file,file.filename={root},file.aio=threads,file.locking=off',
+            '-device', 'virtio-blk-device,drive=root',
             '-device', 'virtio-serial-device', '-chardev', f'socket,id=agent,fd={agent_child.fileno()}',
             '-device', 'virtserialport,chardev=agent,name=forkd.agent.0',
             '-chardev', f'file,id=console,path=/proc/self/fd/{console},append=on', '-serial', 'chardev:console',
             '-chardev', f'socket,id=qmp,fd={qmp_child.fileno()}', '-mon', 'chardev=qmp,mode=control',
         ]
-        environment = dict(os.environ, LD_PRELOAD=options.shim, FORKD_HOTFORK_FD=str(control_child.fileno()))
-        for setting in options.env:
-            name, _, value = setting.partition('=')
-            environment[name] = value
+        if state:
+            command += ['-incoming', 'defer']
+        else:
+            command += ['-kernel', f'{image}/vmlinuz', '-initrd', f'{image}/initrd.img', '-append', options.append]
+        environment = dict(os.environ)
+        if state:
+            environment.update(LD_PRELOAD=options.shim, FORKD_HOTFORK_FD=str(control_child.fileno()))
+            environment.update(setting.split('=', 1) for setting in options.env)
         passed = [control_child.fileno(), agent_child.fileno(), qmp_child.fileno(), memory, console]
-        started = time.monotonic()
-        self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=null, stdout=null, stderr=null if options.quiet else None)
+        self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=null, stdout=null, stderr=null if options.quiet else None,
+                                        preexec_fn=die_with_parent)
         self.roles = {control_child.fileno(): 'control', agent_child.fileno(): 'agent', qmp_child.fileno(): 'qmp'}
         for sock in (control_child, agent_child, qmp_child):
             sock.close()
+        os.close(null)
+        os.close(console)
         self.control, self.agent, self.qmp = Control(control), Agent(agent), qmp
-        self.memory = memory
+        self.qmp_lines = qmp.makefile('r')
         self.pid = self.process.pid
-        self.control.receive(HELLO)
-        self.agent.wait()
-        self.boot_s = time.monotonic() - started
-        self.qmp.sendall(b'{"execute":"qmp_capabilities"}\n')
+        if state:
+            self.control.receive(HELLO)
+        self.qmp_lines.readline()
+        self.execute('qmp_capabilities')
 
+    def execute(self, command, fd=None, **arguments):
+        text = (json.dumps({'execute': command, 'arguments': arguments}) + '\n').encode()
+        if fd is None:
+            self.qmp.sendall(text)
+        else:
+            socket.send_fds(self.qmp, [text], [fd])
+        while True:
+            reply = json.loads(self.qmp_lines.readline())
+            if 'error' in reply:
+                raise SystemExit(f'{command}: {reply}')
+            if 'return' in reply:
+                return reply['return']
+
+    def migrate(self, command, fd):
+        """Saves to or loads from a file, device state alone: memory stays in its memfd."""
+        self.execute('migrate-set-capabilities', capabilities=[{'capability': 'x-ignore-shared', 'state': True}])
+        self.execute('getfd', fdname='state', fd=fd)
+        self.execute(command, uri='fd:state')
+        while (status := self.execute('query-migrate').get('status')) != 'completed':
+            assert status not in ('failed', 'cancelled'), status
+            time.sleep(0.005)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def make_template(options):
+    """Boots, saves, and starts again from the saved state: guest memory is then clean pages of a shared file, as in production."""
+    memory = os.memfd_create('ram')
+    os.ftruncate(memory, options.memory << 20)
+    started = time.monotonic()
+    parent = Machine(options, memory)
+    parent.agent.wait()
+    for _ in range(5):
+        parent.agent.call(**EVAL)
+    booted = time.monotonic()
+    parent.execute('stop')
+    state = os.memfd_create('state')
+    parent.migrate('migrate', state)
+    parent.kill()
+    os.lseek(state, 0, os.SEEK_SET)
+    template = Template(options, memory, state)
+    template.migrate('migrate-incoming', state)
+    template.execute('cont')
+    template.agent.call(**EVAL)
+    print(f'boot {booted - started:.2f} s, restore {time.monotonic() - booted:.2f} s, pid {template.pid}', file=sys.stderr)
+    return template
+
+
+class Template(Machine):
     def warm(self):
         """Through the path that a child takes: park, identity, eval."""
         for i in range(self.options.warm):
@@ -149,10 +218,14 @@ class Template:
             self.control.receive(FROZEN)
             self.control.send(RELEASE)
             self.control.receive(RELEASED)
-            self.agent.call(**fork_request(i))
-            reply = self.agent.call(**EVAL)
-            assert reply['result'] == '[0.0, 0.0, 0.0, 0.0, 0.0]', reply
+            self.agent.begin_life(i)
             time.sleep(self.options.warm_pause)
+        if self.options.trim:
+            self.freeze(1)
+            self.release()
+            for i in range(self.options.trim):
+                self.agent.begin_life(i)
+                time.sleep(self.options.trim_pause)
 
     def freeze(self, flags=0):
         self.control.send(FREEZE, struct.pack('<I', flags))
@@ -175,10 +248,6 @@ class Template:
             how = {'control': PAIR_SEQPACKET, 'agent': PAIR_STREAM, 'qmp': PAIR_STREAM if self.options.child_qmp else NULL}.get(role, NULL)
             out.append((fd, how, role))
         return out
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
 
 
 def fork_body(flags, count, entries):
@@ -270,6 +339,11 @@ def measure(template, count, trials, options):
               'threads': template.threads}
     ready, forked, fork_us, child_ms, pss, cpu = [], [], [], [], [], []
     before = cpu_ms(template.pid)
+    perf = None
+    if options.perf:
+        # Events are inherited over fork: this covers the template and all children, and nobody else on the machine.
+        perf = subprocess.Popen(['perf', 'record', '-q', '-F', '20000', '-g', '-p', str(template.pid), '-o', options.perf])
+        time.sleep(1)
     for _ in range(trials):
         children, ready_s, forked_s = fan_out(template, entries, count)
         ready.append(ready_s * 1e3)
@@ -285,6 +359,9 @@ def measure(template, count, trials, options):
             result['idle_cpu_percent'] = round(sum(cpu_ms(c.pid) - f for c, f in zip(children, first)) / count / options.idle / 10, 4)
         for child in children:
             child.end()
+    if perf:
+        perf.send_signal(signal.SIGINT)
+        perf.wait()
     result.update(ready_ms=median(ready), ready_min_ms=round(min(ready), 3), forked_ms=median(forked), fork_us=median(fork_us),
                   child_ready_ms=median(child_ms), cpu_ms_per_child=median(cpu), pss_kib=median(pss),
                   template_cpu_ms_per_child=round((cpu_ms(template.pid) - before) / count / trials, 3))
@@ -309,6 +386,7 @@ def measure_branch(template, trials, options):
         pause.append(copy.pause_us / 1e3)
         assert template.agent.call(**EVAL)['exit_code'] == 0
         copy_control = Control(socket.socket(fileno=copy.fds['control']))
+        copy_control.sock.setblocking(True)
         copy_control.send(RELEASE)
         copy_control.receive(RELEASED)
         assert copy.agent.call(**fork_request(1))['exit_code'] == 0
@@ -316,6 +394,13 @@ def measure_branch(template, trials, options):
         copy_control.sock.detach()
         copy.end()
     return {'branch_pause_ms': median(pause), 'branch_pause_max_ms': round(max(pause), 3), 'branch_total_ms': median(total)}
+
+
+def tsc_khz():
+    """The emulated counter runs at the host's rate; telling the guest spares it a calibration that fails on a loaded host."""
+    with open('/proc/cpuinfo') as file:
+        mhz = next(float(line.split(':')[1]) for line in file if line.startswith('cpu MHz'))
+    return f' tsc_early_khz={int(mhz * 1000)}'
 
 
 def main():
@@ -328,14 +413,19 @@ def main():
     parser.add_argument('--cpu', default='max')
     parser.add_argument('--memory', type=int, default=512)
     parser.add_argument('--smp', type=int, default=1)
-    parser.add_argument('--append', default='console=ttyS0 quiet reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check mitigations=off')
+    parser.add_argument('--append', default='console=ttyS0 quiet reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check mitigations=off' + tsc_khz())
     parser.add_argument('--env', action='append', default=[])
     parser.add_argument('--n', type=int, action='append')
     parser.add_argument('--trials', type=int, default=10)
     parser.add_argument('--warm', type=int, default=30)
     parser.add_argument('--warm-pause', type=float, default=0.02)
+    parser.add_argument('--trim', type=int, default=0, help='trim, then warm so many times more')
+    parser.add_argument('--trim-pause', type=float, default=0.15)
     parser.add_argument('--freeze-flags', type=int, default=0)
     parser.add_argument('--child-qmp', action='store_true')
+    parser.add_argument('--perf', help='record a profile of the fan-outs into this file')
+    parser.add_argument('--actions', action='store_true', help='CPU time of the agent\'s answers in the warm template itself')
+    parser.add_argument('--realtime', action='store_true', help='SCHED_RR while measuring')
     parser.add_argument('--branch', action='store_true')
     parser.add_argument('--idle', type=float, default=0)
     parser.add_argument('--console', default='/tmp/hotfork-console.txt')
@@ -344,12 +434,17 @@ def main():
     parser.add_argument('--keep', type=float, default=0, help='keep one child alive for so many seconds, and print its pid')
     parser.add_argument('--freeze-pause', type=float, default=0, help='stay frozen so long before a child asks its clock')
     options = parser.parse_args()
-    template = Template(options)
+    template = make_template(options)
     try:
-        print(f'boot {template.boot_s:.2f} s, pid {template.pid}', file=sys.stderr)
         template.warm()
+        if options.realtime:
+            # On a machine shared with other work the figures would tell of that. Children inherit the policy.
+            for tid in [0, *map(int, os.listdir(f'/proc/{template.pid}/task'))]:
+                os.sched_setscheduler(tid, os.SCHED_RR, os.sched_param(10))
         if options.freeze_pause:
             print(json.dumps(check_clock(template, options)))
+        if options.actions:
+            print(json.dumps(measure_actions(template)), flush=True)
         for count in options.n or []:
             print(json.dumps(measure(template, count, options.trials, options)), flush=True)
         if options.branch:
@@ -364,6 +459,21 @@ def main():
             input()
     finally:
         template.kill()
+
+
+def measure_actions(template):
+    """What the guest's own work costs where nothing is cold: the floor below which no fork can bring a child."""
+    out = {}
+    requests = {'ping': {'action': 'ping'}, 'eval': EVAL, 'fork': fork_request(1)}
+    for name, request in requests.items():
+        before, started = cpu_ms(template.pid), time.monotonic()
+        for _ in range(100):
+            template.agent.call(**request)
+        out[name] = {'cpu_ms': round((cpu_ms(template.pid) - before) / 100, 3), 'ms': round((time.monotonic() - started) * 10, 3)}
+    before = cpu_ms(template.pid)
+    time.sleep(3)
+    out['idle_cpu_percent'] = round((cpu_ms(template.pid) - before) / 30, 3)
+    return out
 
 
 def check_clock(template, options):

@@ -39,9 +39,19 @@ export type GuestRequest =
   | { action: 'ping' }
   | { action: 'exec'; args: string[]; timeout?: number; env?: Record<string, string>; cwd?: string; stdin?: string }
   | { action: 'eval'; code: string }
+  | SealRequest
   | ForkRequest;
 
-/** Gives a fresh child its own identity. Until it is answered the agent refuses exec and eval. */
+/**
+ * Sent to a parent as the last thing before it is frozen: from then on exec and eval are refused (error `NotReleased: ...`)
+ * until a `fork` succeeds, so that no copy answers with its parent's identity. A restored or forked copy wakes up sealed.
+ * The host warms the fork path by sending fork and eval to the parent several times before the final seal.
+ */
+export interface SealRequest {
+  action: 'seal';
+}
+
+/** Gives a fresh child its own identity. A sealed agent refuses exec and eval until it has succeeded. May be repeated. */
 export interface ForkRequest {
   action: 'fork';
   /** At least 32 bytes of host entropy, base64. */
@@ -60,7 +70,10 @@ export interface ForkRequest {
 /** What the agent did to make this child unique; a step that failed is in `failed` and the child is not released. */
 export interface ForkReceipt {
   generation: number;
-  /** Names of the steps done, e.g. `kernel_rng`, `clock`, `hostname`, `machine_id`, `python_random`, `numpy_random`, `uuid`, `openssl`, `hooks`. */
+  /**
+   * Names of the steps done: `kernel_rng`, `clock`, `hostname`, `machine_id`, `boot_id`, `python_random`, `numpy_random`,
+   * `uuid`, `openssl`, `tempfile`, `node`, `env`, `hooks`.
+   */
   done: string[];
   /** Steps that do not apply to this guest (numpy not installed, say), with the reason. */
   skipped: Record<string, string>;
@@ -75,7 +88,7 @@ export interface PingReply {
   agent_lang: 'python' | 'node';
   warmup_ready: boolean;
   generation: number;
-  /** False between a fork and the answer to its `fork` request. */
+  /** False between a seal and the next successful `fork`. */
   released: boolean;
 }
 
@@ -102,10 +115,15 @@ export interface EvalReply {
   exit_code: number;
 }
 
+export interface SealReply {
+  sealed: true;
+  exit_code: 0;
+}
+
 export interface ForkReply {
   receipt: ForkReceipt;
   exit_code: 0 | 1;
   error?: string;
 }
 
-export type GuestReply = PingReply | ExecReply | EvalReply | ForkReply;
+export type GuestReply = PingReply | ExecReply | EvalReply | SealReply | ForkReply;

@@ -40,6 +40,8 @@ export interface SnapshotManifest {
     machine: string;
     cpu_model: string;
   };
+  /** Speed of the time stamp counter that the guest was told, kHz. Emulated guests read the host's counter. */
+  tsc_khz: number;
   memory_mib: number;
   vcpus: number;
   kernel: FileDigest;

@@ -7,6 +7,7 @@ import { parseTag, sandboxId } from '../contract/names.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { serveLine } from './agent/line.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
+import { tscKhz } from './host/tsc.js';
 import { buildDefaultImage, type GuestImage, type Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
 import { LoadedSnapshot } from './memory/loaded.js';
@@ -21,7 +22,7 @@ import type { Sandbox } from './sandbox/sandbox.js';
 import { misfit } from './store/fit.js';
 import { Store } from './store/store.js';
 import { findQemu } from './vmm/find.js';
-import { KERNEL_ARGS } from './vmm/kernel-args.js';
+import { kernelArgs } from './vmm/kernel-args.js';
 import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
 import type { QemuDriver } from './vmm/qemu.js';
 
@@ -30,7 +31,7 @@ export interface Hooks {
   onStep?: (step: string) => void;
 }
 
-export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation'> &
+export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation' | 'tscKhz'> &
   Partial<Pick<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs'>> & { require?: Isolation };
 
 export interface ForkHooks extends Hooks {
@@ -85,7 +86,7 @@ export class Engine {
       hooks.onStep?.(`trying KVM on this host (once, at most ${PROBE_SECS} s)`);
       const image = await this.image(undefined, hooks.signal);
       const { signal } = hooks;
-      const spec = { ...image, isolation: 'kvm' as const, memoryMib: 256, vcpus: 1, cpuModel: 'host', volumes: [], kernelArgs: KERNEL_ARGS };
+      const spec = { ...image, isolation: 'kvm' as const, memoryMib: 256, vcpus: 1, cpuModel: 'host', volumes: [], kernelArgs: kernelArgs(await tscKhz(hostFile())) };
       const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
       await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, () => Promise.resolve());
     });
@@ -100,7 +101,7 @@ export class Engine {
     const image = await this.image((step) => onStep?.(step), signal);
     const isolation = chooseIsolation(request.require === 'tcg' ? NOT_ASKED : await this.kvm(hooks), request.require);
     return makeSnapshot(
-      { ...request, kernel: request.kernel ?? image.kernel, initrd: request.initrd ?? image.initrd, rootfs: request.rootfs ?? image.rootfs, isolation },
+      { ...request, kernel: request.kernel ?? image.kernel, initrd: request.initrd ?? image.initrd, rootfs: request.rootfs ?? image.rootfs, isolation, tscKhz: await tscKhz(hostFile()) },
       { store: this.store, pool: this.pool, driver, ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) },
     );
   }
@@ -119,6 +120,7 @@ export class Engine {
     const reason = misfit(manifest, {
       vmmVersion: driver.version,
       machine: driver.machine,
+      tscKhz: await tscKhz(hostFile()),
       kvmProblem: kvm.usable ? undefined : kvm.reason,
     });
     if (reason !== undefined) throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag: manifest.tag, reason });

@@ -12,7 +12,7 @@ import type { Pool } from './pool.js';
 import type { Store } from './store/store.js';
 import { Undo } from './undo.js';
 import type { BootSpec, VmmDriver } from './vmm/driver.js';
-import { KERNEL_ARGS } from './vmm/kernel-args.js';
+import { kernelArgs } from './vmm/kernel-args.js';
 
 export interface SnapshotRequest {
   tag: string;
@@ -20,6 +20,7 @@ export interface SnapshotRequest {
   initrd: string;
   rootfs: string;
   isolation: Isolation;
+  tscKhz: number;
   memoryMib?: number;
   vcpus?: number;
   tap?: string;
@@ -100,6 +101,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       created_at_unix: Math.floor(Date.now() / 1000),
       isolation: spec.isolation,
       vmm: { name: 'qemu', version: driver.version, machine: driver.machine, cpu_model: spec.cpuModel },
+      tsc_khz: request.tscKhz,
       memory_mib: spec.memoryMib,
       vcpus: spec.vcpus,
       kernel: kernel as FileDigest,
@@ -135,7 +137,7 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
     kernel: requireFile('kernel', request.kernel),
     initrd: requireFile('initramfs', request.initrd),
     rootfs: requireFile('root file system', request.rootfs),
-    kernelArgs: KERNEL_ARGS,
+    kernelArgs: kernelArgs(request.tscKhz),
     isolation,
     memoryMib,
     vcpus,

@@ -16,6 +16,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterPidfd(env, exports);
   forkd::RegisterPoll(env, exports);
   forkd::RegisterNetns(env, exports);
+  forkd::RegisterTsc(env, exports);
   return exports;
 }
 

@@ -93,6 +93,9 @@ export interface Native {
     memfd: number,
   ): { filled: number; skipped: number; bytes: number };
 
+  /** RDTSC and clock_gettime(2) CLOCK_MONOTONIC, read as closely together as can be. */
+  tscSample(): { ticks: bigint; ns: bigint };
+
   /** socketpair(2) AF_UNIX, SOCK_CLOEXEC | SOCK_NONBLOCK. */
   socketPair(type: 'stream' | 'seqpacket'): [number, number];
   /**
@@ -128,8 +131,8 @@ export interface Native {
   pidfdSignal(pidfd: number, signal: number): boolean;
   /**
    * Calls back once when the process has ended, by polling readiness in this thread's event loop (no timer), then reaps it with
-   * waitid(2) P_PIDFD. A process that is not our child, or that somebody else has reaped, reports `{code: null, signal: null}`. Returns a function that stops waiting.
-   * Does not keep the event loop alive. Does not close the pidfd, which may be closed while the watch goes on, but makes it
+   * waitid(2) P_PIDFD. A process that is not our child, or that somebody else has reaped, reports `{code: null, signal: null}`.
+   * Returns a function that stops waiting. Does not keep the event loop alive. Does not close the pidfd, which may be closed while the watch goes on, but makes it
    * non-blocking. One watch a process: of two, one gets the status.
    */
   pidfdWatch(pidfd: number, done: (status: ExitStatus) => void): () => void;

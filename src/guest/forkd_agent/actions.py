@@ -69,6 +69,7 @@ class Actions:
 
     def _seal(self) -> Dict[str, Any]:
         self._released = False
+        self._identity.seal()
         # What is alive now is never looked at by a collection again: a child must not copy pages only to find no garbage.
         gc.collect()
         gc.freeze()
@@ -80,6 +81,7 @@ class Actions:
         error = failure(receipt)
         if error is not None:
             return {'receipt': receipt, 'error': error, 'exit_code': 1}
+        self._identity.release()
         self._released = True
         return {'receipt': receipt, 'exit_code': 0}
 

@@ -1,6 +1,7 @@
 """The `eval` action: Python in the warmed interpreter, in fresh globals for each call."""
 import ast
 import builtins
+import functools
 import linecache
 import os
 import traceback
@@ -47,12 +48,18 @@ class Evaluator:
 
 def evaluate(code: str, scope: Dict[str, Any]) -> Any:
     """The value of an expression; of statements, the value of the last one if it is an expression."""
+    compiled = _compile_expression(code)
+    return _evaluate_statements(code, scope) if compiled is None else eval(compiled, scope)
+
+
+# Children often evaluate what their parent was warmed with: then the compilation is inherited too.
+@functools.lru_cache(maxsize=64)
+def _compile_expression(code: str) -> Any:
     try:
         # eval() itself allows blanks before an expression.
-        compiled = compile(code.strip(' \t\r\n'), FILENAME, 'eval')
+        return compile(code.strip(' \t\r\n'), FILENAME, 'eval')
     except SyntaxError:
-        return _evaluate_statements(code, scope)
-    return eval(compiled, scope)
+        return None
 
 
 def _evaluate_statements(code: str, scope: Dict[str, Any]) -> Any:

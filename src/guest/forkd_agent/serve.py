@@ -76,6 +76,11 @@ class Server:
 
     def _turn(self, is_helper: bool) -> None:
         frames = self._read()
+        # A read gives one buffer of the device. What came in the same interrupt must be taken now: nobody else was woken
+        # for it, and the eval below may take long. What comes from here on wakes a helper.
+        own = self._helpers if is_helper else self._main
+        while own.poll(0):
+            frames += self._read()
         if len(frames) == 1:
             self._do(frames[0], is_helper)
         elif frames:

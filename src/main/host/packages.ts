@@ -54,7 +54,8 @@ export const installPackages = async (packages: string[], options: InstallOption
   // A broken third-party source makes the whole update fail; what counts is whether the installation now succeeds.
   const updateFailure = await aptGet(['update'], options);
   const failure = await install();
-  if (failure !== undefined) throw new ForkdError('PACKAGES_FAILED', { packages: packages.join(' '), reason: failure }, updateFailure);
+  if (failure !== undefined)
+    throw new ForkdError('PACKAGES_FAILED', { packages: packages.join(' '), reason: failure }, updateFailure);
 };
 
 const hasLists = (): boolean => {
@@ -89,12 +90,9 @@ const aptGet = async (args: string[], { signal, onProgress }: InstallOptions): P
     detached: true,
   });
   const stopWatching = endWith(child, signal);
-  try {
-    return await outcome(child, onProgress);
-  } finally {
-    stopWatching();
-    if (signal?.aborted) throw new ForkdError('CANCELLED');
-  }
+  const failure = await outcome(child, onProgress).finally(stopWatching);
+  if (signal?.aborted) throw new ForkdError('CANCELLED');
+  return failure;
 };
 
 const outcome = (child: ChildProcess, onProgress: InstallOptions['onProgress']): Promise<string | undefined> =>
@@ -107,8 +105,12 @@ const outcome = (child: ChildProcess, onProgress: InstallOptions['onProgress']):
     status?.on('data', (data: Buffer) => {
       for (const row of data.toString().split('\n')) report(row, onProgress);
     });
-    child.on('error', (error: NodeJS.ErrnoException) => reject(error.code === 'ENOENT' ? toolMissing('apt-get') : error));
-    child.on('close', (code, name) => resolve(code === 0 ? undefined : lastLines(errors) || `it ended with ${name ?? `exit code ${code}`}`));
+    child.on('error', (error: NodeJS.ErrnoException) =>
+      reject(error.code === 'ENOENT' ? toolMissing('apt-get') : error),
+    );
+    child.on('close', (code, name) =>
+      resolve(code === 0 ? undefined : lastLines(errors) || `it ended with ${name ?? `exit code ${code}`}`),
+    );
   });
 
 /** `dlstatus:<item>:<percent>:<text>` while downloading, `pmstatus:<package>:<percent>:<text>` while dpkg works. */
@@ -127,6 +129,10 @@ const endWith = (child: ChildProcess, signal: AbortSignal | undefined): (() => v
     timer = setTimeout(() => killGroup(child, 'SIGTERM'), INTERRUPT_GRACE_MS);
   };
   const onExit = () => killGroup(child, 'SIGTERM');
+  // What apt-get had started and left alone goes too.
+  child.once('exit', () => {
+    if (signal?.aborted) killGroup(child, 'SIGTERM');
+  });
   signal?.addEventListener('abort', onAbort);
   process.once('exit', onExit);
   return () => {
@@ -137,10 +143,10 @@ const endWith = (child: ChildProcess, signal: AbortSignal | undefined): (() => v
 };
 
 const killGroup = (child: ChildProcess, name: NodeJS.Signals): void => {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  if (child.pid === undefined) return;
   try {
     process.kill(-child.pid, name);
   } catch {
-    // It has ended in this moment.
+    // Nobody of the group is left.
   }
 };

@@ -2,11 +2,13 @@
 import { statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
+import { sameSpeed } from '../host/tsc.js';
 import type { Pool } from '../pool.js';
 
 export interface HostFit {
   vmmVersion: string;
   machine: string;
+  tscKhz: number;
   /** Why KVM cannot be used here, or undefined when it can. */
   kvmProblem: string | undefined;
 }
@@ -19,6 +21,9 @@ export const misfit = (manifest: SnapshotManifest, host: HostFit): string | unde
   }
   if (vmm.machine !== host.machine) return `it needs the machine type '${vmm.machine}'`;
   if (isolation === 'kvm' && host.kvmProblem !== undefined) return `it needs KVM, but ${host.kvmProblem}`;
+  if (isolation === 'tcg' && !sameSpeed(manifest.tsc_khz, host.tscKhz)) {
+    return `its clock runs at the speed of another processor (${manifest.tsc_khz} kHz, ${host.tscKhz} kHz here)`;
+  }
   return undefined;
 };
 

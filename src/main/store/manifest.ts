@@ -18,18 +18,20 @@ const list = (check: Check): Check => (v) => Array.isArray(v) && v.every(check);
 const digest = object({ path: string, sha256: string, bytes: count, mtime_ms: (v) => typeof v === 'number' });
 
 const SHAPE: Record<keyof SnapshotManifest, Check> = {
+  // First: the other keys mean something only in this format.
+  format: (v) => v === SNAPSHOT_FORMAT,
   vmstate: string,
   memory: string,
   volumes: list(object({ host_path: string, guest_path: string, read_only: (v) => typeof v === 'boolean' })),
   rootfs: string,
   parent_tag: optional(string),
   parent_content_hash: optional(string),
-  format: (v) => v === SNAPSHOT_FORMAT,
   tag: string,
   created_at_unix: count,
   isolation: (v) => v === 'kvm' || v === 'tcg',
   vmm: object({ name: (v) => v === 'qemu', version: string, machine: string, cpu_model: string }),
   memory_mib: (v) => count(v) && (v as number) >= limits.memoryMinMib && (v as number) <= limits.memoryMaxMib,
+  tsc_khz: count,
   vcpus: (v) => count(v) && (v as number) <= limits.vcpusMax,
   kernel: digest,
   initrd: digest,
@@ -57,7 +59,7 @@ export const readManifest = (tag: string, path: string): SnapshotManifest => {
   }
   const wrong = firstWrong(value, SHAPE);
   if (wrong !== undefined) {
-    const foreign = wrong === 'format' && typeof value === 'object' && value !== null && 'vmstate' in value;
+    const foreign = wrong === 'format';
     const reason = foreign ? 'it was made by another engine or version' : `${path}: key '${wrong}' is missing or wrong`;
     throw new ForkdError(foreign ? 'SNAPSHOT_INCOMPATIBLE' : 'SNAPSHOT_CORRUPT', { tag, reason });
   }

@@ -1,5 +1,7 @@
-/** The kernel command line of a parent. docs/internals/guest.md gives the reason of each. */
-export const KERNEL_ARGS = [
+/**
+ * The kernel command line of a parent. docs/internals/guest.md gives the reason of each word.
+ */
+const COMMON = [
   'console=ttyS0',
   'quiet',
   'reboot=t',
@@ -9,3 +11,9 @@ export const KERNEL_ARGS = [
   'no_timer_check',
   'mitigations=off',
 ];
+
+/**
+ * `tscKhz`: an emulated guest reads the host's time stamp counter and would measure its speed against an emulated timer;
+ * on a busy host that fails, the counter is given up, and the boot hangs on a timer that this machine type does not route.
+ */
+export const kernelArgs = (tscKhz: number): string[] => [...COMMON, `tsc_early_khz=${tscKhz}`];

@@ -17,7 +17,10 @@ export const kernelImage: Check = {
   name: 'kernel image',
   run: () => {
     const named = process.env['FORKD_KERNEL'];
-    if (named) return existsSync(named) ? pass(`${named} (FORKD_KERNEL)`) : fail(`FORKD_KERNEL names ${named}, which does not exist`);
+    if (named)
+      return existsSync(named)
+        ? pass(`${named} (FORKD_KERNEL)`)
+        : fail(`FORKD_KERNEL names ${named}, which does not exist`);
     const image = findImage(imagesDir());
     return image ? pass(`${image.record.kernelVersion}, of the guest image`) : skip('comes with the guest image');
   },
@@ -31,7 +34,9 @@ export const imageTools: Check = {
     const names = missing.map(({ tool }) => tool).join(', ');
     if (findImage(imagesDir())) return skip(`missing: ${names}; the image is built already`);
     if (missing.some(({ tool }) => tool === 'apt-get')) {
-      return fail('no apt-get: the guest image is made of Debian packages', { hint: 'Use Debian or Ubuntu, or give your own --kernel and --rootfs.' });
+      return fail('no apt-get: the guest image is made of Debian packages', {
+        hint: 'Use Debian or Ubuntu, or give your own --kernel and --rootfs.',
+      });
     }
     const packages = [...new Set(missing.map((one) => one.package))];
     const hint = `apt-get install -y --no-install-recommends ${packages.join(' ')}`;
@@ -55,14 +60,18 @@ export const guestImage: Check = {
   },
 };
 
-/** A build holds packages, tree and disk at once; by measurement, rounded up. */
-const IMAGE_BUILD_BYTES = GIB;
+/** A build holds packages, tree and disk at once: 400 MiB by measurement. */
+const IMAGE_BUILD_LEAST = 512 * MiB;
 
 export const imageCache: Check = {
   name: 'image cache',
   run: () => {
     if (findImage(imagesDir())) return pass(cacheDir());
-    return writable(cacheDir(), { least: IMAGE_BUILD_BYTES, good: IMAGE_BUILD_BYTES, hint: 'Free some space, or name another place in FORKD_RUN_CACHE.' });
+    return writable(cacheDir(), {
+      least: IMAGE_BUILD_LEAST,
+      good: GIB,
+      hint: 'Free some space, or name another place in FORKD_RUN_CACHE.',
+    });
   },
 };
 
@@ -85,7 +94,12 @@ export const snapshotDir: Check = {
 
 export const snapshotSpace: Check = {
   name: 'snapshot dir space',
-  run: () => room(snapshotsDir(), { least: GIB, good: 5 * GIB, hint: 'Remove snapshots with `forkd rmi`, or name another place in XDG_DATA_HOME.' }),
+  run: () =>
+    room(snapshotsDir(), {
+      least: GIB,
+      good: 5 * GIB,
+      hint: 'Remove snapshots with `forkd rmi`, or name another place in XDG_DATA_HOME.',
+    }),
 };
 
 const TEMP_LEAST = 64 * MiB;
@@ -133,7 +147,9 @@ const writable = (dir: string, demand: Demand): Finding => {
   try {
     accessSync(existing, constants.W_OK | constants.X_OK);
   } catch (error) {
-    return fail(errnoOf(error) === 'EROFS' ? `${existing} is read-only` : `this user may not write to ${existing}`, { hint });
+    return fail(errnoOf(error) === 'EROFS' ? `${existing} is read-only` : `this user may not write to ${existing}`, {
+      hint,
+    });
   }
   return room(dir, demand);
 };

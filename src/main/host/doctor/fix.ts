@@ -8,7 +8,9 @@ export type Fix = { kind: 'packages'; packages: string[] } | { kind: 'image' } |
 
 export const describeFix = (fix: Fix): string => {
   if (fix.kind === 'packages') return `apt-get install -y --no-install-recommends ${fix.packages.join(' ')}`;
-  return fix.kind === 'image' ? 'build the guest image (downloads Debian packages)' : 'try KVM by booting a guest through it';
+  return fix.kind === 'image'
+    ? 'build the guest image (downloads Debian packages)'
+    : 'try KVM by booting a guest through it';
 };
 
 /** The fixes of all results, in an order that works: packages before the image they build, the image before the boot. */

@@ -65,7 +65,10 @@ export interface DoctorOptions {
 
 export const DEFAULT_DAEMON_URL = 'http://127.0.0.1:8889';
 
-const examine = (checks: Check[], { daemonUrl = DEFAULT_DAEMON_URL, daemonToken }: DoctorOptions): Promise<CheckResult[]> => {
+const examine = (
+  checks: Check[],
+  { daemonUrl = DEFAULT_DAEMON_URL, daemonToken }: DoctorOptions,
+): Promise<CheckResult[]> => {
   const qemu = findQemu().catch((error: unknown) => (error instanceof Error ? error : new Error(String(error))));
   const host: Host = { qemu, daemonUrl: daemonUrl.replace(/\/+$/, ''), daemonToken };
   return Promise.all(checks.map((check) => runCheck(check, host)));

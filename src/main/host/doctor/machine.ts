@@ -24,7 +24,9 @@ export const hardwareVirtualisation: Check = {
     const flags = /^flags\s*:(.*)$/m.exec(readText('/proc/cpuinfo') ?? '')?.[1]?.split(' ') ?? [];
     if (flags.includes('vmx')) return pass('Intel VT-x (vmx)');
     if (flags.includes('svm')) return pass('AMD-V (svm)');
-    return skip('none; emulation needs none', { hint: 'For KVM: switch on VT-x or AMD-V in the BIOS, or nested virtualisation in the cloud.' });
+    return skip('none; emulation needs none', {
+      hint: 'For KVM: switch on VT-x or AMD-V in the BIOS, or nested virtualisation in the cloud.',
+    });
   },
 };
 
@@ -32,9 +34,11 @@ export const cgroup: Check = {
   name: 'cgroup v2',
   run: () => {
     const hierarchy = memoryHierarchy();
-    if (!hierarchy) return warn('no memory controller: --memory-limit-mib is refused', { hint: 'Mount cgroup2 on /sys/fs/cgroup.' });
+    if (!hierarchy)
+      return warn('no memory controller: --memory-limit-mib is refused', { hint: 'Mount cgroup2 on /sys/fs/cgroup.' });
     const rights = process.getuid?.() === 0 ? '' : '; limits need root';
-    if (hierarchy.version === 1) return pass(`the memory controller of cgroup v1, ${hierarchy.root}, is used instead${rights}`);
+    if (hierarchy.version === 1)
+      return pass(`the memory controller of cgroup v1, ${hierarchy.root}, is used instead${rights}`);
     return pass(`${readText(`${hierarchy.root}/cgroup.controllers`) ?? ''}${rights}`);
   },
 };
@@ -63,7 +67,8 @@ export const descriptors: Check = {
     const { descriptorsLeft } = hostResources();
     const children = Math.max(0, Math.floor((descriptorsLeft - 64) / CHILD_DESCRIPTORS));
     // Node has already raised the soft limit to the hard one.
-    const detail = descriptorsLeft > 10_000_000 ? 'unlimited' : `${descriptorsLeft} left: enough for ${children} children at once`;
+    const detail =
+      descriptorsLeft > 10_000_000 ? 'unlimited' : `${descriptorsLeft} left: enough for ${children} children at once`;
     if (children >= 100) return pass(detail);
     const hint = 'Raise the hard limit: `ulimit -Hn 65536` as root, or LimitNOFILE= in the unit.';
     return children >= 1 ? warn(detail, { hint }) : fail(detail, { hint });
@@ -83,7 +88,8 @@ export const userfaultfd: Check = {
   run: () => {
     // This file is there exactly when the kernel has userfaultfd (fs/userfaultfd.c).
     const unprivileged = readText('/proc/sys/vm/unprivileged_userfaultfd');
-    if (unprivileged === undefined) return warn('not in this kernel: memory is loaded before children start, not on demand');
+    if (unprivileged === undefined)
+      return warn('not in this kernel: memory is loaded before children start, not on demand');
     if (unprivileged === '1') return pass('for every user');
     if (hasCapability(CAP_SYS_PTRACE)) return pass('for this user (CAP_SYS_PTRACE)');
     return warn('only for user faults of this user: memory is loaded before children start', {
@@ -131,7 +137,9 @@ export const ksm: Check = {
   run: () => {
     const run = readText('/sys/kernel/mm/ksm/run');
     if (run === '1') return pass(`on, ${readText('/sys/kernel/mm/ksm/pages_to_scan') ?? '?'} pages a scan`);
-    return skip(`${run === undefined ? 'not in this kernel' : 'off'}; not needed: children share the memory image itself`);
+    return skip(
+      `${run === undefined ? 'not in this kernel' : 'off'}; not needed: children share the memory image itself`,
+    );
   },
 };
 

@@ -20,7 +20,9 @@ export const ipForward: Check = {
     if (value === '1') return pass('on');
     const isWanted = tapFlags() !== undefined || childNamespaces() > 0;
     if (!isWanted) return skip('off; only guests with a network card want it');
-    return warn(value === undefined ? 'cannot be read' : 'off: guests reach this host only', { hint: 'sysctl -w net.ipv4.ip_forward=1' });
+    return warn(value === undefined ? 'cannot be read' : 'off: guests reach this host only', {
+      hint: 'sysctl -w net.ipv4.ip_forward=1',
+    });
   },
 };
 
@@ -61,7 +63,10 @@ export const daemon: Check = {
       return warn(`${daemonUrl} answered with HTTP ${statusCode}`);
     } catch (error) {
       if (errnoOf(error) === 'ECONNREFUSED') return skip(`not running at ${daemonUrl}; only daemon commands want it`);
-      const reason = error instanceof Error && error.name === 'TimeoutError' ? `no answer within ${DAEMON_MS / 1000} s` : String((error as Error).message);
+      const reason =
+        error instanceof Error && error.name === 'TimeoutError'
+          ? `no answer within ${DAEMON_MS / 1000} s`
+          : String((error as Error).message);
       return warn(`${daemonUrl}: ${reason}`, { hint: 'Check FORKD_URL.' });
     }
   },

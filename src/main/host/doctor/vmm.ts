@@ -47,7 +47,9 @@ export const qemuVersion: Check = {
     const [major = 0, minor = 0] = driver.version.split('.').map(Number);
     const isSupported = major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1]);
     if (isSupported) return pass(driver.version);
-    return fail(`${driver.version}: ${OLDEST.join('.')} or newer is needed`, { hint: 'Use Debian 12, Ubuntu 23.04 or newer.' });
+    return fail(`${driver.version}: ${OLDEST.join('.')} or newer is needed`, {
+      hint: 'Use Debian 12, Ubuntu 23.04 or newer.',
+    });
   },
 };
 
@@ -58,7 +60,9 @@ export const qemuMachine: Check = {
     if (driver instanceof Error) return skip('no QEMU to ask');
     const { stdout } = await run(driver.file, ['-machine', 'help'], { timeout: COMMAND_MS });
     if (new RegExp(`^${driver.machine}\\s`, 'm').test(stdout)) return pass(driver.machine);
-    return fail(`this QEMU has no machine type '${driver.machine}'`, { hint: `Use the distribution's ${QEMU_PACKAGE}.` });
+    return fail(`this QEMU has no machine type '${driver.machine}'`, {
+      hint: `Use the distribution's ${QEMU_PACKAGE}.`,
+    });
   },
 };
 
@@ -107,7 +111,9 @@ export const docker: Check = {
   run: async () => {
     const file = onPath('docker');
     if (!file) return skip('not installed; the embedded guest image needs none');
-    const { stdout } = await run(file, ['info', '--format', '{{.ServerVersion}}'], { timeout: COMMAND_MS }).catch(() => ({ stdout: '' }));
+    const { stdout } = await run(file, ['info', '--format', '{{.ServerVersion}}'], { timeout: COMMAND_MS }).catch(
+      () => ({ stdout: '' }),
+    );
     const version = stdout.trim();
     return version === '' ? skip('installed, but its daemon does not answer; not needed') : pass(version);
   },

@@ -1,0 +1,8 @@
+import type { Bench } from '../bench.js';
+import { coldRestore } from './cold-restore.js';
+import { evalBench } from './eval.js';
+
+// biome-ignore lint/suspicious/noExplicitAny: what a trial returns is private to its bench
+export const benches: Bench<any>[] = [coldRestore, evalBench];
+
+export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

@@ -1,0 +1,56 @@
+import { formatBytes } from '../../contract/units.js';
+import { findLeftovers, type Leftover, removalProblem, removeLeftover } from '../../main/host/cleanup.js';
+import type { Command } from '../command.js';
+import { printJson, printLine } from '../render.js';
+
+interface Row extends Leftover {
+  action: 'del' | 'skip' | 'fail';
+  reason?: string;
+}
+
+export const cleanup: Command = {
+  name: 'cleanup',
+  description: 'Remove what killed runs left behind; without --yes only list it',
+  options: [
+    ['-y, --yes', 'Remove; nothing is removed without it'],
+    ['--json', 'Print one JSON object'],
+  ],
+  examples: ['forkd cleanup', 'forkd cleanup --yes'],
+  run: async (options) => {
+    const isDry = !options.flag('yes');
+    const json = options.flag('json');
+    const { remove, skip } = findLeftovers();
+    const rows: Row[] = [];
+    const tell = (row: Row) => {
+      rows.push(row);
+      if (!json) printLine(asLine(row));
+    };
+    for (const one of skip) tell({ ...one, action: 'skip' });
+    for (const one of remove) tell(isDry ? { ...one, action: 'del' } : await removed(one));
+    const gone = rows.filter(({ action }) => action === 'del');
+    const failed = rows.filter(({ action }) => action === 'fail').length;
+    const bytes = gone.reduce((sum, row) => sum + row.bytes, 0);
+    if (json) printJson({ dry_run: isDry, items: rows, count: gone.length, bytes });
+    else printLine(summary(isDry, gone.length, bytes));
+    return failed > 0 ? 1 : 0;
+  },
+};
+
+/** What was taken into use between the listing and now is skipped, as it would have been a moment later. */
+const removed = async (one: Leftover): Promise<Row> => {
+  try {
+    await removeLeftover(one);
+    return { ...one, action: 'del' };
+  } catch (error) {
+    return { ...one, action: 'fail', reason: removalProblem(error) };
+  }
+};
+
+const asLine = ({ action, kind, path, bytes, reason }: Row): string =>
+  `${action.toUpperCase().padEnd(4)}  ${kind.padEnd(16)}  ${formatBytes(bytes).padStart(9)}  ${path}${reason ? `  (${reason})` : ''}`;
+
+const summary = (isDry: boolean, count: number, bytes: number): string => {
+  if (count === 0) return 'nothing to remove';
+  const what = `${count} ${count === 1 ? 'leftover' : 'leftovers'}, ${formatBytes(bytes)}`;
+  return isDry ? `dry run: nothing was removed; \`forkd cleanup --yes\` removes ${what}` : `removed ${what}`;
+};

@@ -1,0 +1,233 @@
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { startTime } from '../../src/main/host/process.js';
+import { native } from '../../src/native/binding.js';
+import { forkd } from '../support/cli.js';
+
+interface Item {
+  action: 'del' | 'skip' | 'fail';
+  kind: string;
+  path: string;
+  bytes: number;
+  reason?: string;
+}
+
+interface Context {
+  root: string;
+  temp: string;
+  data: string;
+  images: string;
+  env: Record<string, string>;
+}
+
+const test = suite<Context>('forkd cleanup');
+
+test.before.each((context) => {
+  context.root = realpathSync(mkdtempSync(join(tmpdir(), 'cleanup-test-')));
+  context.temp = join(context.root, 'tmp');
+  context.data = join(context.root, 'data/forkd');
+  context.images = join(context.root, 'cache/images');
+  for (const dir of [context.temp, context.data, context.images]) mkdirSync(dir, { recursive: true });
+  context.env = {
+    HOME: context.root,
+    TMPDIR: context.temp,
+    XDG_DATA_HOME: join(context.root, 'data'),
+    FORKD_RUN_CACHE: join(context.root, 'cache'),
+  };
+});
+test.after.each(({ root }) => rmSync(root, { recursive: true, force: true }));
+
+/** The pid of a process that has ended. */
+const deadPid = (): number => spawnSync('/bin/true').pid;
+
+const makeDir = (parent: string, name: string, lockPid?: number): string => {
+  const dir = join(parent, name);
+  mkdirSync(join(dir, 'inside'), { recursive: true });
+  writeFileSync(join(dir, 'inside/file'), 'x'.repeat(10_000));
+  if (lockPid !== undefined) writeFileSync(join(dir, '.lock'), String(lockPid));
+  return dir;
+};
+
+/** Items below the test's own directories: the host may have other leftovers, which are not the test's. */
+const clean = async ({ env, root }: Context, ...args: string[]): Promise<Item[]> => {
+  const { code, stdout, stderr } = await forkd(['cleanup', '--json', ...args], { env });
+  assert.is(code, 0, stderr);
+  return (JSON.parse(stdout) as { items: Item[] }).items.filter(({ path }) => path.includes(root));
+};
+
+const summary = (items: Item[]) => Object.fromEntries(items.map(({ path, action }) => [path, action]));
+
+test('a dry run lists and removes nothing; --yes removes exactly what was listed', async (context) => {
+  const dead = makeDir(context.temp, 'forkd-fork-base-AAAAAA', deadPid());
+  const pulled = makeDir(context.temp, 'forkd-pull-123');
+  const foreign = ['forkd', 'forkd-notes', 'forkd-daemon-x', 'other-forkd-fork-x'].map((name) =>
+    makeDir(context.temp, name),
+  );
+  writeFileSync(join(context.temp, 'forkd-fork-file'), 'not a directory');
+
+  const listed = await clean(context);
+  assert.equal(summary(listed), { [dead]: 'del', [pulled]: 'del' });
+  assert.ok(listed.every(({ bytes }) => bytes >= 10_000));
+  assert.ok(existsSync(dead) && existsSync(pulled), 'a dry run removed something');
+
+  assert.equal(summary(await clean(context, '--yes')), { [dead]: 'del', [pulled]: 'del' });
+  assert.not(existsSync(dead) || existsSync(pulled));
+  for (const path of foreign) assert.ok(existsSync(join(path, 'inside/file')), path);
+  assert.ok(existsSync(join(context.temp, 'forkd-fork-file')));
+  assert.equal(await clean(context), []);
+});
+
+test('the text says what a dry run is, and the size', async (context) => {
+  makeDir(context.temp, 'forkd-parent-base-AAAAAA', deadPid());
+  const { stdout } = await forkd(['cleanup'], { env: context.env });
+  assert.match(stdout, /^DEL {3}work dir .* KiB .*forkd-parent-base-AAAAAA$/m);
+  assert.match(stdout, /^dry run: nothing was removed/m);
+});
+
+test('a directory whose lock is held is skipped, whatever pid is in it', async (context) => {
+  const dir = makeDir(context.temp, 'forkd-fork-live-AAAAAA', deadPid());
+  const lock = openSync(join(dir, '.lock'), 'r+');
+  assert.ok(native.flockTry(lock, 'exclusive'));
+  try {
+    assert.equal(summary(await clean(context, '--yes')), { [dir]: 'skip' });
+    assert.ok(existsSync(join(dir, 'inside/file')));
+  } finally {
+    closeSync(lock);
+  }
+  assert.equal(summary(await clean(context, '--yes')), { [dir]: 'del' });
+});
+
+test('a directory whose maker lives and has not locked it yet is skipped', async (context) => {
+  const dir = makeDir(context.temp, 'forkd-fork-young-AAAAAA', process.pid);
+  assert.equal(summary(await clean(context, '--yes')), { [dir]: 'skip' });
+  assert.ok(existsSync(dir));
+});
+
+test('a directory without a lock is skipped while a process has something open in it', async (context) => {
+  const dir = makeDir(context.temp, 'forkd-unpack-7');
+  const open = openSync(join(dir, 'inside/file'), 'r');
+  try {
+    assert.equal(summary(await clean(context, '--yes')), { [dir]: 'skip' });
+  } finally {
+    closeSync(open);
+  }
+  assert.ok(existsSync(dir));
+});
+
+test("an image builder's temporary directory of this hour is skipped", async (context) => {
+  const dir = makeDir(context.temp, 'forkd-agent-AAAAAA');
+  assert.equal(summary(await clean(context, '--yes')), { [dir]: 'skip' });
+});
+
+test('links are neither removed nor followed', async (context) => {
+  const outside = makeDir(context.root, 'precious');
+  symlinkSync(outside, join(context.temp, 'forkd-fork-link-AAAAAA'));
+  const dead = makeDir(context.temp, 'forkd-fork-dead-AAAAAA', deadPid());
+  symlinkSync(outside, join(dead, 'link'));
+  mkdirSync(join(context.data, 'snapshots'), { recursive: true });
+  symlinkSync(outside, join(context.data, 'snapshots/.staging-base-AAAAAA'));
+  symlinkSync(outside, join(context.images, `.staging-${deadPid()}-AAAAAA`));
+
+  const items = await clean(context, '--yes');
+  assert.is(summary(items)[dead], 'del');
+  assert.equal(
+    items.filter(({ action }) => action === 'del').map(({ path }) => path),
+    [dead],
+  );
+  assert.not(existsSync(dead));
+  assert.ok(existsSync(join(outside, 'inside/file')));
+  assert.ok(existsSync(join(context.temp, 'forkd-fork-link-AAAAAA')));
+});
+
+test("another user's directory is skipped", async (context) => {
+  if (process.getuid?.() !== 0) return;
+  const dir = makeDir(context.temp, 'forkd-fork-theirs-AAAAAA', deadPid());
+  assert.is(spawnSync('chown', ['65534', dir]).status, 0);
+  const [item] = await clean(context, '--yes');
+  assert.is(item?.action, 'skip');
+  assert.match(item?.reason ?? '', /another user/);
+  assert.ok(existsSync(dir));
+});
+
+test('abandoned staging directories go, those of a live writer stay', async (context) => {
+  const snapshots = join(context.data, 'snapshots');
+  const abandoned = makeDir(snapshots, '.staging-old-AAAAAA');
+  const written = makeDir(snapshots, '.staging-new-BBBBBB');
+  const snapshot = makeDir(snapshots, 'old');
+  mkdirSync(join(snapshots, '.locks'));
+  const lock = openSync(join(snapshots, '.locks/new.lock'), 'a+');
+  assert.ok(native.flockTry(lock, 'exclusive'));
+  const unbuilt = makeDir(context.images, `.staging-${deadPid()}-AAAAAA`);
+  const building = makeDir(context.images, `.staging-${process.pid}-BBBBBB`);
+  const image = makeDir(context.images, '5a1191faa684a607c8372c8991fb7ed6');
+  try {
+    assert.equal(summary(await clean(context, '--yes')), { [abandoned]: 'del', [unbuilt]: 'del', [building]: 'skip' });
+  } finally {
+    closeSync(lock);
+  }
+  assert.equal([abandoned, unbuilt].map(existsSync), [false, false]);
+  assert.equal([written, snapshot, building, image].map(existsSync), [true, true, true, true]);
+});
+
+test('records of ended sandboxes go, those of live ones stay', async (context) => {
+  const dir = join(context.data, 'sandboxes');
+  mkdirSync(dir);
+  const record = (id: string, pid: number, start: number): string => {
+    writeFileSync(join(dir, `${id}.json`), JSON.stringify({ id, pid, start_time: start }));
+    return join(dir, `${id}.json`);
+  };
+  const start = startTime(process.pid) ?? 0;
+  const live = record('sb-aa-0001', process.pid, start);
+  const ended = record('sb-aa-0002', deadPid(), 1);
+  const reused = record('sb-aa-0003', process.pid, start - 1);
+  writeFileSync(join(dir, 'notes.json'), '{}');
+  assert.equal(summary(await clean(context, '--yes')), { [ended]: 'del', [reused]: 'del' });
+  assert.ok(existsSync(live) && existsSync(join(dir, 'notes.json')));
+});
+
+/** A process that looks like a VM of ours. */
+const fakeQemu = (dir: string): ChildProcess =>
+  spawn(
+    process.execPath,
+    ['-e', 'setInterval(() => {}, 1000)', '--', '-chardev', `file,id=console,path=${dir}/child-1.console,append=on`],
+    { argv0: 'qemu-system-x86_64', stdio: 'ignore' },
+  );
+
+test('a VM whose engine is gone is ended with --yes only, and then its directory goes; one of a live engine stays', async (context) => {
+  const orphaned = makeDir(context.temp, 'forkd-fork-orphan-AAAAAA', deadPid());
+  const held = makeDir(context.temp, 'forkd-fork-held-BBBBBB', process.pid);
+  const lock = openSync(join(held, '.lock'), 'r+');
+  assert.ok(native.flockTry(lock, 'exclusive'));
+  const [orphan, child] = [fakeQemu(orphaned), fakeQemu(held)];
+  const ended = once(orphan, 'exit') as Promise<[number | null, string | null]>;
+  try {
+    const label = `pid ${orphan.pid} (${orphaned})`;
+    assert.equal(summary(await clean(context)), { [label]: 'del', [orphaned]: 'del', [held]: 'skip' });
+    assert.is(orphan.exitCode ?? orphan.signalCode, null, 'a dry run killed it');
+    assert.equal(summary(await clean(context, '--yes')), { [label]: 'del', [orphaned]: 'del', [held]: 'skip' });
+    assert.equal(await ended, [null, 'SIGKILL']);
+    assert.not(existsSync(orphaned));
+    assert.is(child.exitCode ?? child.signalCode, null, 'a VM of a live engine was killed');
+  } finally {
+    orphan.kill('SIGKILL');
+    child.kill('SIGKILL');
+    closeSync(lock);
+  }
+});
+
+test.run();

@@ -1,0 +1,37 @@
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { encodeRequest, FrameDecoder, parsePayload } from '../../src/contract/frames.js';
+
+const frames = suite('frames');
+
+/** The bytes of `{"action":"ping"}` with id 7, written down by hand: the guest's side is Python and shares no code with ours. */
+const PING = Buffer.from(`464b0100070000001100000${'0'}${Buffer.from('{"action":"ping"}').toString('hex')}`, 'hex');
+
+frames('a request is these bytes', () => {
+  assert.equal(Buffer.from(encodeRequest(7, { action: 'ping' })), PING);
+});
+
+frames('frames come out whole however the bytes are cut', () => {
+  const two = Buffer.concat([PING, PING]);
+  for (let cut = 0; cut <= two.length; cut++) {
+    const decoder = new FrameDecoder();
+    const got = [...decoder.push(two.subarray(0, cut)), ...decoder.push(two.subarray(cut))];
+    assert.is(got.length, 2);
+    for (const frame of got) assert.equal([frame.id, parsePayload(frame)], [7, { action: 'ping' }]);
+  }
+});
+
+frames('bytes that are not the protocol are refused', () => {
+  assert.throws(() => new FrameDecoder().push(Buffer.alloc(12)), /magic/);
+  const huge = Buffer.from(PING);
+  huge.writeUInt32LE(0xffff_ffff, 8);
+  assert.throws(() => new FrameDecoder().push(huge), /frame of/);
+});
+
+frames('a payload that is not an object is refused', () => {
+  for (const text of ['[]', 'null', '1', '{']) {
+    assert.throws(() => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) }));
+  }
+});
+
+frames.run();

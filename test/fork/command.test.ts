@@ -1,0 +1,140 @@
+/** `forkd fork` as a user runs it. */
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { forkd, jsonLines, startCli } from '../support/cli.js';
+import { BASE_TAG, eventually, makeWorld, qemusOf, sharedData, type World } from '../support/world.js';
+
+interface Line {
+  index: number;
+  ok: boolean;
+  stdout: string;
+  exit_code: number;
+}
+
+const command = suite<{ world: World; env: Record<string, string> }>('fork');
+
+command.before.each((context) => {
+  context.world = makeWorld();
+  // The shared snapshot is only read; work directories go to a temp directory of this test.
+  context.env = { ...context.world.env, XDG_DATA_HOME: sharedData() };
+});
+command.after.each(({ world }) => world.close());
+
+const nothingLeft = (temp: string): void => {
+  assert.equal(readdirSync(temp), []);
+  assert.equal(qemusOf(temp), []);
+};
+
+command('ten right answers from ten VMs', async ({ env }) => {
+  const ended = await forkd(['fork', '--tag', BASE_TAG, '-n', '10', '--json', '--', 'python3', '-c', 'print({index})'], { env });
+  assert.is(ended.code, 0, ended.stderr);
+  const lines = jsonLines<Line>(ended).sort((a, b) => a.index - b.index);
+  assert.equal(lines.map((l) => l.stdout), Array.from({ length: 10 }, (_, i) => `${i + 1}\n`));
+  nothingLeft(env['TMPDIR'] as string);
+});
+
+command('one line of the input a child, and the exit status counts failures', async ({ env, world }) => {
+  const input = join(world.root, 'input');
+  writeFileSync(input, 'alpha\nbeta gamma\n$(reboot)\n');
+  const ended = await forkd(
+    ['fork', '--tag', BASE_TAG, '--input', input, '--json', '--', 'sh', '-c', 'printf %s "$0"; [ {index} = 1 ]', '{line}'],
+    { env },
+  );
+  const lines = jsonLines<Line>(ended).sort((a, b) => a.index - b.index);
+  assert.equal(lines.map((l) => l.stdout), ['alpha', 'beta gamma', '$(reboot)']);
+  assert.equal(lines.map((l) => l.ok), [true, false, false]);
+  assert.is(ended.code, 2);
+});
+
+command('without a command: the lines that scripts parse', async ({ env }) => {
+  const ended = await forkd(['fork', '--tag', BASE_TAG, '-n', '2', '--settle-secs', '0'], { env });
+  assert.is(ended.code, 0, ended.stderr);
+  const total = ended.stdout.split('\n').find((l) => l.includes('total wall-clock'));
+  assert.ok(Number(total?.split(/\s+/)[3]) > 0, total);
+  assert.match(ended.stdout, /^✓ 2 \/ 2 children alive$/m);
+});
+
+command('another process reaches a sandbox by its id while the fork settles', async ({ env }) => {
+  const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '1', '--settle-secs', '60'], { env });
+  await fork.says('forkd exec --target');
+  const [file] = readdirSync(join(sharedData(), 'forkd/sandboxes'));
+  const { id, socket } = JSON.parse(readFileSync(join(sharedData(), 'forkd/sandboxes', file as string), 'utf8'));
+  const [byId, byPath, evaluated, failing] = await Promise.all([
+    forkd(['ping', '--target', id], { env }),
+    forkd(['exec', '--target', `unix:${socket}`, '--', 'hostname'], { env }),
+    forkd(['eval', '--target', id, '--', 'x = 20', '\nprint("hi")\nx + 22'], { env }),
+    forkd(['exec', '--target', id, '--', 'sh', '-c', 'echo out; echo err >&2; exit 3'], { env }),
+  ]);
+  assert.is(JSON.parse(byId.stdout).pong, true);
+  assert.is(byPath.stdout.trim(), id);
+  assert.is(evaluated.stdout, 'hi\n42\n');
+  assert.equal([failing.code, failing.stdout, failing.stderr], [3, 'out\n', 'err\n']);
+  fork.kill('SIGINT');
+  assert.is((await fork.ended).code, 130);
+  assert.not.ok(existsSync(join(sharedData(), 'forkd/sandboxes', file as string)));
+  const gone = await forkd(['ping', '--target', id], { env });
+  assert.is(gone.code, 1);
+  assert.match(gone.stderr, /not found/);
+  nothingLeft(env['TMPDIR'] as string);
+});
+
+command('interrupted at any moment it leaves nothing', async ({ env }) => {
+  const temp = env['TMPDIR'] as string;
+  for (const delay of [150, 400, 700, 1100]) {
+    const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '6', '--', 'sleep', '60'], { env });
+    await new Promise((resolve) => setTimeout(resolve, delay));
+    fork.kill('SIGINT');
+    const ended = await fork.ended;
+    assert.ok(ended.code === 130 || ended.signal === 'SIGINT', `${delay} ms: code ${ended.code} ${ended.stderr}`);
+    assert.equal(readdirSync(temp), [], `after ${delay} ms`);
+    assert.equal(qemusOf(temp), [], `after ${delay} ms`);
+  }
+});
+
+command('kill -9: the VMs end with it, and cleanup takes the directory', async ({ env }) => {
+  const temp = env['TMPDIR'] as string;
+  const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '3', '--settle-secs', '60'], { env });
+  await fork.says('forkd exec --target');
+  assert.is(qemusOf(temp).length, 3);
+  fork.kill('SIGKILL');
+  await fork.ended;
+  assert.ok(await eventually(() => qemusOf(temp).length === 0), 'orphans');
+  assert.is(readdirSync(temp).length, 1);
+  const cleanup = await forkd(['cleanup', '--yes'], { env });
+  assert.is(cleanup.code, 0, cleanup.stderr);
+  assert.equal(readdirSync(temp), []);
+  assert.equal(readdirSync(join(sharedData(), 'forkd/sandboxes')), []);
+});
+
+command('two fan-outs of one tag at once', async ({ env }) => {
+  const args = ['fork', '--tag', BASE_TAG, '-n', '3', '--json', '--', 'echo', '{index}'];
+  const both = await Promise.all([forkd(args, { env }), forkd(args, { env })]);
+  for (const ended of both) {
+    assert.is(ended.code, 0, ended.stderr);
+    assert.is(jsonLines<Line>(ended).filter((l) => l.ok).length, 3);
+  }
+  nothingLeft(env['TMPDIR'] as string);
+});
+
+command('a command that takes too long is ended with what it had said', async ({ env }) => {
+  const ended = await forkd(
+    ['fork', '--tag', BASE_TAG, '-n', '1', '--timeout-secs', '2', '--json', '--', 'sh', '-c', 'echo begun; sleep 600'],
+    { env, timeoutMs: 60_000 },
+  );
+  const [line] = jsonLines<Line & { timed_out?: boolean }>(ended);
+  assert.equal([line?.ok, line?.stdout, line?.timed_out], [false, 'begun\n', true]);
+  assert.is(ended.code, 1);
+});
+
+command('a memory limit is the child’s own', async ({ env }) => {
+  const ended = await forkd(['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '300', '--json', '--', 'echo', 'ok'], { env });
+  assert.is(ended.code, 0, ended.stderr);
+  const tiny = await forkd(['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '4', '--json', '--', 'echo', 'ok'], { env });
+  assert.is.not(tiny.code, 0);
+  assert.match(tiny.stderr, /child 1|Error/);
+  nothingLeft(env['TMPDIR'] as string);
+});
+
+command.run();
