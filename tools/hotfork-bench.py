@@ -345,7 +345,7 @@ def measure(template, count, trials, options):
         perf = subprocess.Popen(['perf', 'record', '-q', '-F', '20000', '-g', '-p', str(template.pid), '-o', options.perf])
         time.sleep(1)
     for _ in range(trials):
-        children, ready_s, forked_s = fan_out(template, entries, count)
+        children, ready_s, forked_s = fan_out(template, entries, count, options.fork_flags)
         ready.append(ready_s * 1e3)
         forked.append(forked_s * 1e3)
         fork_us += [child.fork_us for child in children]
@@ -426,6 +426,7 @@ def main():
     parser.add_argument('--perf', help='record a profile of the fan-outs into this file')
     parser.add_argument('--actions', action='store_true', help='CPU time of the agent\'s answers in the warm template itself')
     parser.add_argument('--realtime', action='store_true', help='SCHED_RR while measuring')
+    parser.add_argument('--fork-flags', type=int, default=0)
     parser.add_argument('--branch', action='store_true')
     parser.add_argument('--idle', type=float, default=0)
     parser.add_argument('--console', default='/tmp/hotfork-console.txt')

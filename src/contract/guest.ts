@@ -39,8 +39,19 @@ export type GuestRequest =
   | { action: 'ping' }
   | { action: 'exec'; args: string[]; timeout?: number; env?: Record<string, string>; cwd?: string; stdin?: string }
   | { action: 'eval'; code: string }
+  | ClockRequest
   | SealRequest
   | ForkRequest;
+
+/**
+ * Sets the wall clock again. A child whose code was still cold took long over its `fork`, and so did the time in it to
+ * arrive: the host then sends this, which takes far less.
+ */
+export interface ClockRequest {
+  action: 'clock';
+  /** Host wall clock, nanoseconds since the epoch as a decimal string. */
+  clock_ns: string;
+}
 
 /**
  * Sent to a parent as the last thing before it is frozen: from then on exec and eval are refused (error `NotReleased: ...`)

@@ -197,42 +197,49 @@ export class Engine {
     return (await this.sandbox(id).call(request, timeoutSecs * 1000 + CALL_GRACE_MS)) as ExecReply;
   }
 
-  /** One call to each of many sandboxes, all at once, on the worker pool. `onResult` hears of each as it comes. */
+  /**
+   * One call to each of many sandboxes, all at once. `onResult` hears of each as it comes. Fresh children are called by
+   * the worker pool; one whose socket the main thread has taken over already is called from there.
+   */
   async callAll(
     sandboxes: Sandbox[],
-    requestFor: (sandbox: Sandbox, position: number) => GuestRequest,
+    requestFor: (sandbox: Sandbox) => GuestRequest,
     timeoutSecs: number,
     onResult?: (result: CallResult) => void,
   ): Promise<CallResult[]> {
-    const results = new Map<number, CallResult>();
-    const byIndex = new Map(sandboxes.map((s) => [s.birth.index, s]));
-    const settle = (index: number, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => {
-      const result = { index, id: byIndex.get(index)?.id ?? '', ms, ...outcome };
-      results.set(index, result);
+    const timeoutMs = timeoutSecs * 1000 + CALL_GRACE_MS;
+    const results: CallResult[] = [];
+    const settle = ({ id, birth }: Sandbox, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => {
+      const result = { index: birth.index, id, ms, ...outcome };
+      results.push(result);
       onResult?.(result);
     };
-    const calls = sandboxes.map((sandbox, position) => ({
-      index: sandbox.birth.index,
-      name: `child ${sandbox.birth.index}`,
-      agentFd: sandbox.vmm.agentFd,
-      request: requestFor(sandbox, position),
-      timeoutMs: timeoutSecs * 1000 + CALL_GRACE_MS,
-    }));
-    const lanes = Array.from({ length: this.pool.width }, (_, w) => calls.filter((_, i) => i % this.pool.width === w));
-    await Promise.all(
-      lanes.map((lane) =>
-        this.pool.run('call', { calls: lane }, (event) => {
-          if (event.type === 'reply') settle(event.index, event.ms, { reply: event.reply });
-          if (event.type === 'failed') settle(event.index, event.ms, { error: this.#nameDeath(byIndex.get(event.index), event.error) });
-        }),
-      ),
-    );
-    return [...results.values()].sort((a, b) => a.index - b.index);
+    const attached = sandboxes.filter((s) => s.isAttached).map((s) => callOne(s, requestFor(s), timeoutMs, settle));
+    const fresh = sandboxes.filter((s) => !s.isAttached);
+    const lanes = Array.from({ length: this.pool.width }, (_, w) => fresh.filter((_, i) => i % this.pool.width === w));
+    await Promise.all([...attached, ...lanes.map((lane) => this.#callLane(lane, requestFor, timeoutMs, settle))]);
+    return results.sort((a, b) => a.index - b.index);
   }
 
-  /** A broken connection of a VM that died is told as the death it was. */
-  #nameDeath(sandbox: Sandbox | undefined, error: ErrorData): ErrorData {
-    return sandbox?.state === 'dead' ? sandbox.death().toData() : error;
+  async #callLane(lane: Sandbox[], requestFor: (s: Sandbox) => GuestRequest, timeoutMs: number, settle: Settle): Promise<void> {
+    const byIndex = new Map(lane.map((s) => [s.birth.index, s]));
+    const explained: Promise<void>[] = [];
+    const calls = lane.map((s) => ({
+      index: s.birth.index,
+      name: `child ${s.birth.index}`,
+      agentFd: s.vmm.agentFd,
+      request: requestFor(s),
+      timeoutMs,
+    }));
+    await this.pool.run('call', { calls }, (event) => {
+      const sandbox = 'index' in event ? byIndex.get(event.index) : undefined;
+      if (!sandbox) return;
+      if (event.type === 'reply') settle(sandbox, event.ms, { reply: event.reply });
+      if (event.type !== 'failed') return;
+      const told = sandbox.explain(ForkdError.fromData(event.error));
+      explained.push(told.then((error) => settle(sandbox, event.ms, { error: error.toData() })));
+    });
+    await Promise.all(explained);
   }
 
   /** Ends sandboxes and waits until they are gone. */
@@ -253,5 +260,17 @@ export class Engine {
     await this.pool.close();
   }
 }
+
+type Settle = (sandbox: Sandbox, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => void;
+
+const callOne = async (sandbox: Sandbox, request: GuestRequest, timeoutMs: number, settle: Settle): Promise<void> => {
+  const began = performance.now();
+  try {
+    const reply = (await sandbox.call(request, timeoutMs)) as ExecReply | EvalReply;
+    settle(sandbox, performance.now() - began, { reply });
+  } catch (error) {
+    settle(sandbox, performance.now() - began, { error: ForkdError.from(error).toData() });
+  }
+};
 
 const NOT_ASKED: KvmVerdict = { usable: false, reason: 'it was not asked for' };

@@ -1,5 +1,6 @@
-// Drives the shim in a subject process and checks what its children show. One check a run: `driver SHIM SUBJECT CHECK`.
-// Exit 0 and a line `ok` when it holds; exit 1 and what went wrong otherwise. driver.test.ts runs them all.
+// Drives the shim in a subject process and checks what its children show. One check a run: `driver SHIM
+// SUBJECT CHECK`. Exit 0 and a line `ok` when it holds; exit 1 and what went wrong otherwise. driver.test.ts
+// runs them all.
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -24,10 +25,10 @@
 
 enum { COMMAND_FD = 10, CONTROL_FD = 11, REPLY_MS = 20000, FDS_MAX = 16 };
 
-static const char *shim;
-static const char *subject;
+static const char* shim;
+static const char* subject;
 
-_Noreturn static void die(const char *format, ...) {
+_Noreturn static void die(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   vprintf(format, arguments);
@@ -59,7 +60,7 @@ static size_t reply_bytes;
 static int reply_fds[FDS_MAX];
 static int reply_fd_count;
 
-static void await_readable(int fd, const char *what) {
+static void await_readable(int fd, const char* what) {
   struct pollfd one = {.fd = fd, .events = POLLIN};
   if (poll(&one, 1, REPLY_MS) != 1) die("no answer: %s", what);
 }
@@ -70,13 +71,14 @@ static void receive(int control) {
     struct cmsghdr align;
   } data;
   struct iovec vector = {&reply, sizeof reply};
-  struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &data, .msg_controllen = sizeof data};
+  struct msghdr message = {
+      .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &data, .msg_controllen = sizeof data};
   await_readable(control, "control socket");
   const ssize_t bytes = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
   if (bytes <= 0) die("control socket: %s", bytes == 0 ? "closed" : strerror(errno));
   reply_bytes = (size_t)bytes;
   reply_fd_count = 0;
-  struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+  struct cmsghdr* rights = CMSG_FIRSTHDR(&message);
   if (rights == NULL) return;
   reply_fd_count = (int)((rights->cmsg_len - CMSG_LEN(0)) / sizeof(int));
   memcpy(reply_fds, CMSG_DATA(rights), sizeof(int) * (size_t)reply_fd_count);
@@ -91,17 +93,17 @@ static void expect_type(enum hf_type type) {
   die("reply of type %d instead of %d", reply.header.type, type);
 }
 
-static void request(int control, const void *packet, size_t bytes, const int *fds, int count) {
+static void request(int control, const void* packet, size_t bytes, const int* fds, int count) {
   union {
     char bytes[CMSG_SPACE(sizeof(int) * FDS_MAX)];
     struct cmsghdr align;
   } data;
-  struct iovec vector = {(void *)packet, bytes};
+  struct iovec vector = {(void*)packet, bytes};
   struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
   if (count > 0) {
     message.msg_control = &data;
     message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    struct cmsghdr* rights = CMSG_FIRSTHDR(&message);
     rights->cmsg_level = SOL_SOCKET;
     rights->cmsg_type = SCM_RIGHTS;
     rights->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
@@ -122,12 +124,12 @@ static void simple(int control, enum hf_type type) {
   if (reply.header.id != packet.header.id) die("a reply to another request");
 }
 
-static void freeze(const struct process *one) {
+static void freeze(const struct process* one) {
   simple(one->control, HF_FREEZE);
   expect_type(HF_FROZEN);
 }
 
-static void release(const struct process *one) {
+static void release(const struct process* one) {
   simple(one->control, HF_RELEASE);
   expect_type(HF_RELEASED);
 }
@@ -136,8 +138,9 @@ static void ask_fork(int control, enum hf_type type, uint32_t count, uint32_t fl
   struct {
     struct hf_fork fork;
     struct hf_entry entry[2];
-  } packet = {.fork = {.header = header(type), .flags = flags, .count = count, .first_index = 1, .entries = 2},
-              .entry = {{COMMAND_FD, HF_PAIR_STREAM}, {CONTROL_FD, HF_PAIR_SEQPACKET}}};
+  } packet = {
+      .fork = {.header = header(type), .flags = flags, .count = count, .first_index = 1, .entries = 2},
+      .entry = {{COMMAND_FD, HF_PAIR_STREAM}, {CONTROL_FD, HF_PAIR_SEQPACKET}}};
   request(control, &packet, sizeof packet.fork + sizeof packet.entry, NULL, 0);
 }
 
@@ -145,13 +148,11 @@ static struct process take_child(int control) {
   receive(control);
   expect_type(HF_CHILD);
   if (reply_fd_count != 3) die("a child came with %d descriptors", reply_fd_count);
-  return (struct process){.pid = (int)reply.child.pid,
-                          .pidfd = reply_fds[0],
-                          .command = reply_fds[1],
-                          .control = reply_fds[2]};
+  return (struct process){
+      .pid = (int)reply.child.pid, .pidfd = reply_fds[0], .command = reply_fds[1], .control = reply_fds[2]};
 }
 
-static struct process fork_one(const struct process *from, enum hf_type type, uint32_t flags) {
+static struct process fork_one(const struct process* from, enum hf_type type, uint32_t flags) {
   ask_fork(from->control, type, 1, flags);
   const struct process child = take_child(from->control);
   receive(from->control);
@@ -159,7 +160,7 @@ static struct process fork_one(const struct process *from, enum hf_type type, ui
   return child;
 }
 
-static const char *ask(const struct process *one, const char *command) {
+static const char* ask(const struct process* one, const char* command) {
   static char line[300];
   if (dprintf(one->command, "%s\n", command) < 0) die("%s: %s", command, strerror(errno));
   await_readable(one->command, command);
@@ -170,11 +171,12 @@ static const char *ask(const struct process *one, const char *command) {
   return line;
 }
 
-static void end(struct process *one) {
+static void end(struct process* one) {
   kill(one->pid, SIGKILL);
   int status;
   if (waitpid(one->pid, &status, 0) != one->pid) die("child %d is not ours: %s", one->pid, strerror(errno));
-  if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) die("child %d had ended with status %x", one->pid, status);
+  if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+    die("child %d had ended with status %x", one->pid, status);
   close(one->control);
   close(one->command);
   if (one->pidfd >= 0) close(one->pidfd);
@@ -190,7 +192,8 @@ static struct process start_with(void (*prepare)(void)) {
     const int null = open("/dev/null", O_RDWR);
     dup2(null, 0);
     dup2(null, 1);
-    // Standard error stays ours: it is a pipe or a file, which the shim would want replaced. Send it nowhere too.
+    // Standard error stays ours: it is a pipe or a file, which the shim would want replaced. Send it nowhere
+    // too.
     if (getenv("HOTFORK_TEST_STDERR") == NULL) dup2(null, 2);
     dup2(command[1], 200);
     dup2(control[1], 201);
@@ -214,12 +217,14 @@ static struct process start_with(void (*prepare)(void)) {
   return one;
 }
 
-static struct process start(void) { return start_with(NULL); }
+static struct process start(void) {
+  return start_with(NULL);
+}
 
-static int count_entries(int pid, const char *what) {
+static int count_entries(int pid, const char* what) {
   char path[64];
   snprintf(path, sizeof path, "/proc/%d/%s", pid, what);
-  DIR *directory = opendir(path);
+  DIR* directory = opendir(path);
   if (directory == NULL) return -1;
   int count = 0;
   while (readdir(directory) != NULL) count++;
@@ -227,11 +232,11 @@ static int count_entries(int pid, const char *what) {
   return count - 2;
 }
 
-static long status_kib(int pid, const char *file, const char *name) {
+static long status_kib(int pid, const char* file, const char* name) {
   char path[64];
   char line[200];
   snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
-  FILE *stream = fopen(path, "r");
+  FILE* stream = fopen(path, "r");
   if (stream == NULL) return -1;
   long value = -1;
   while (fgets(line, sizeof line, stream) != NULL) {
@@ -241,7 +246,8 @@ static long status_kib(int pid, const char *file, const char *name) {
   return value;
 }
 
-// --- the checks -----------------------------------------------------------------------------------------------
+// --- the checks
+// -----------------------------------------------------------------------------------------------
 
 /** The shim alone changes nothing; freezing and releasing changes nothing. */
 static void check_park(void) {
@@ -267,7 +273,8 @@ static void check_children(void) {
     ask(&child, "check");
     char expected[64];
     snprintf(expected, sizeof expected, "ok pid=%d ppid=%d pgid=%d", child.pid, getpid(), child.pid);
-    if (strncmp(ask(&child, "ids"), expected, strlen(expected)) != 0) die("ids: %s, not %s", ask(&child, "ids"), expected);
+    if (strncmp(ask(&child, "ids"), expected, strlen(expected)) != 0)
+      die("ids: %s, not %s", ask(&child, "ids"), expected);
     if (count_entries(child.pid, "fd") != count_entries(one.pid, "fd")) die("a child has other descriptors");
     if (count_entries(child.pid, "task") != count_entries(one.pid, "task")) die("a child has other threads");
     end(&child);
@@ -316,7 +323,8 @@ static void check_frozen(void) {
   simple(copy.control, HF_STATUS);
   expect_type(HF_STATE);
   if (reply.state.phase != HF_PHASE_FROZEN) die("the copy is not frozen");
-  if (count_entries(copy.pid, "task") != 1) die("a frozen child has %d threads", count_entries(copy.pid, "task"));
+  if (count_entries(copy.pid, "task") != 1)
+    die("a frozen child has %d threads", count_entries(copy.pid, "task"));
   struct process copy2 = fork_one(&copy, HF_FORK, HF_FORK_FROZEN);
   struct process child = fork_one(&copy2, HF_FORK, 0);
   ask(&child, "check");
@@ -344,19 +352,20 @@ static void check_dontfork(void) {
   end(&one);
 }
 
-static void expect_refusal(enum hf_code code, const char *word) {
+static void expect_refusal(enum hf_code code, const char* word) {
   if (reply.header.type != HF_REFUSED) die("not refused: reply of type %d", reply.header.type);
   char reason[200] = "";
   memcpy(reason, reply.refused.reason, reply_bytes - sizeof reply.refused);
-  if (reply.refused.code != code || strstr(reason, word) == NULL) die("code %u: %s", reply.refused.code, reason);
+  if (reply.refused.code != code || strstr(reason, word) == NULL)
+    die("code %u: %s", reply.refused.code, reason);
 }
 
 /** What cannot be copied is refused by name, and the process goes on unharmed. */
 static void check_refusals(void) {
   static const struct {
-    const char *what;
+    const char* what;
     enum hf_code code;
-    const char *word;
+    const char* word;
   } cases[] = {
       {"epoll", HF_DESCRIPTOR, "epoll"},
       {"timerfd", HF_DESCRIPTOR, "timerfd"},
@@ -378,7 +387,7 @@ static void check_refusals(void) {
     ask(&one, "check");
     end(&one);
   }
-  static const char *const unreplaced[] = {"odd pipe", "odd file"};
+  static const char* const unreplaced[] = {"odd pipe", "odd file"};
   for (size_t i = 0; i < 2; i++) {
     struct process one = start();
     ask(&one, unreplaced[i]);
@@ -428,7 +437,8 @@ static void check_protocol(void) {
   struct {
     struct hf_fork fork;
     struct hf_entry entry[2];
-  } packet = {.fork = {.header = header(HF_FORK), .count = 1, .entries = 1}, .entry = {{COMMAND_FD, HF_PAIR_STREAM}}};
+  } packet = {.fork = {.header = header(HF_FORK), .count = 1, .entries = 1},
+              .entry = {{COMMAND_FD, HF_PAIR_STREAM}}};
   request(one.control, &packet, sizeof packet.fork + sizeof *packet.entry, NULL, 0);
   receive(one.control);
   expect_refusal(HF_MALFORMED, "control socket");
@@ -508,15 +518,19 @@ static void check_leaks(void) {
       rss = status_kib(one.pid, "status", "VmRSS:");
     }
   }
-  if (count_entries(one.pid, "fd") != fds) die("%d descriptors instead of %d", count_entries(one.pid, "fd"), fds);
-  if (status_kib(one.pid, "status", "VmRSS:") > rss + 64) die("grew from %ld KiB to %ld", rss, status_kib(one.pid, "status", "VmRSS:"));
+  if (count_entries(one.pid, "fd") != fds)
+    die("%d descriptors instead of %d", count_entries(one.pid, "fd"), fds);
+  if (status_kib(one.pid, "status", "VmRSS:") > rss + 64)
+    die("grew from %ld KiB to %ld", rss, status_kib(one.pid, "status", "VmRSS:"));
   if (count_entries(one.pid, "task") != 14) die("%d threads", count_entries(one.pid, "task"));
   release(&one);
   ask(&one, "check");
   end(&one);
 }
 
-static void die_with_parent(void) { prctl(PR_SET_PDEATHSIG, SIGKILL); }
+static void die_with_parent(void) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
 
 /** A child dies with the engine, when its template was told to. */
 static void check_death(void) {
@@ -587,7 +601,7 @@ static void check_failed(void) {
 }
 
 static const struct {
-  const char *name;
+  const char* name;
   void (*run)(void);
 } checks[] = {
     {"park", check_park},         {"children", check_children}, {"siblings", check_siblings},
@@ -597,7 +611,7 @@ static const struct {
     {"failed", check_failed},
 };
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 4) die("usage: driver SHIM SUBJECT CHECK");
   shim = argv[1];
   subject = argv[2];

@@ -1,5 +1,5 @@
-// The program that is forked: one thread for each state a thread can be parked in, each of which shows that it goes on.
-// Commands come as lines on descriptor 10, one answer a line: `ok ...` or `fail ...`.
+// The program that is forked: one thread for each state a thread can be parked in, each of which shows that
+// it goes on. Commands come as lines on descriptor 10, one answer a line: `ok ...` or `fail ...`.
 #include <errno.h>
 #include <immintrin.h>
 #include <poll.h>
@@ -24,15 +24,29 @@
 
 enum { COMMAND_FD = 10, WAIT_MS = 5000, PROBE_COUNT = 7 };
 
-enum role { COND, SLEEP, HAMMER_A, HAMMER_B, PING, PONG, COMPUTE, RECURSIVE_A, RECURSIVE_B, WRITER, POLL, ROLES };
-static const char *const role_names[ROLES] = {"cond",    "sleep",       "hammer-a",    "hammer-b", "ping", "pong",
-                                              "compute", "recursive-a", "recursive-b", "writer",   "poll"};
+enum role {
+  COND,
+  SLEEP,
+  HAMMER_A,
+  HAMMER_B,
+  PING,
+  PONG,
+  COMPUTE,
+  RECURSIVE_A,
+  RECURSIVE_B,
+  WRITER,
+  POLL,
+  ROLES
+};
+static const char* const role_names[ROLES] = {"cond",        "sleep",  "hammer-a", "hammer-b",
+                                              "ping",        "pong",   "compute",  "recursive-a",
+                                              "recursive-b", "writer", "poll"};
 
 static volatile uint64_t progress[ROLES];
 static char failure[200];
 static pthread_t thread_of[ROLES];
 static __thread uint64_t local_magic;
-static __thread uint8_t *local_block;
+static __thread uint8_t* local_block;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
@@ -44,7 +58,7 @@ static pthread_t leaver;
 static int leave_generation;
 static volatile sig_atomic_t signals_seen;
 
-static void fail(const char *format, ...) {
+static void fail(const char* format, ...) {
   if (failure[0] != '\0') return;
   va_list arguments;
   va_start(arguments, format);
@@ -52,7 +66,7 @@ static void fail(const char *format, ...) {
   va_end(arguments);
 }
 
-static void expect(int result, const char *what) {
+static void expect(int result, const char* what) {
   if (result != 0) fail("%s: %s", what, strerror(result > 0 ? result : errno));
 }
 
@@ -64,12 +78,13 @@ static void step(enum role role) {
     local_block = malloc(64);
     memset(local_block, (int)role + 1, 64);
   }
-  if (local_magic != magic || local_block[63] != role + 1) fail("thread-local data of %s changed", role_names[role]);
+  if (local_magic != magic || local_block[63] != role + 1)
+    fail("thread-local data of %s changed", role_names[role]);
   if (!pthread_equal(pthread_self(), thread_of[role])) fail("%s is not itself", role_names[role]);
   progress[role]++;
 }
 
-__attribute__((noreturn)) static void *run_cond(void *unused) {
+__attribute__((noreturn)) static void* run_cond(void* unused) {
   (void)unused;
   int seen = 0;
   for (;;) {
@@ -81,7 +96,7 @@ __attribute__((noreturn)) static void *run_cond(void *unused) {
   }
 }
 
-__attribute__((noreturn)) static void *run_sleep(void *unused) {
+__attribute__((noreturn)) static void* run_sleep(void* unused) {
   (void)unused;
   for (;;) {
     struct timespec left = {.tv_nsec = 2000000};
@@ -92,9 +107,9 @@ __attribute__((noreturn)) static void *run_sleep(void *unused) {
   }
 }
 
-__attribute__((noreturn)) static void *run_hammer(void *argument) {
+__attribute__((noreturn)) static void* run_hammer(void* argument) {
   const enum role role = (enum role)(intptr_t)argument;
-  uint8_t *blocks[16] = {0};
+  uint8_t* blocks[16] = {0};
   unsigned seed = role;
   for (;;) {
     const unsigned i = (unsigned)rand_r(&seed) % 16;
@@ -107,7 +122,7 @@ __attribute__((noreturn)) static void *run_hammer(void *argument) {
   }
 }
 
-__attribute__((noreturn)) static void *run_ping(void *unused) {
+__attribute__((noreturn)) static void* run_ping(void* unused) {
   (void)unused;
   for (uint64_t token = 1;; token++) {
     if (write(ping_fd, &token, sizeof token) != sizeof token) fail("ping write: %s", strerror(errno));
@@ -117,7 +132,7 @@ __attribute__((noreturn)) static void *run_ping(void *unused) {
   }
 }
 
-__attribute__((noreturn)) static void *run_pong(void *unused) {
+__attribute__((noreturn)) static void* run_pong(void* unused) {
   (void)unused;
   for (;;) {
     uint64_t token;
@@ -128,7 +143,7 @@ __attribute__((noreturn)) static void *run_pong(void *unused) {
 }
 
 /** Keeps values in vector registers over long loops: a lost floating point state changes the sum. */
-__attribute__((noreturn)) static void *run_compute(void *unused) {
+__attribute__((noreturn)) static void* run_compute(void* unused) {
   (void)unused;
   for (;;) {
     __m128d sum = _mm_setzero_pd();
@@ -145,7 +160,7 @@ __attribute__((noreturn)) static void *run_compute(void *unused) {
 }
 
 /** Holds the recursive mutex nearly always, twice over: a copy with another tid must still be its owner. */
-__attribute__((noreturn)) static void *run_recursive(void *argument) {
+__attribute__((noreturn)) static void* run_recursive(void* argument) {
   const enum role role = (enum role)(intptr_t)argument;
   for (;;) {
     expect(pthread_mutex_lock(&recursive), "recursive lock");
@@ -158,7 +173,7 @@ __attribute__((noreturn)) static void *run_recursive(void *argument) {
   }
 }
 
-__attribute__((noreturn)) static void *run_writer(void *unused) {
+__attribute__((noreturn)) static void* run_writer(void* unused) {
   (void)unused;
   for (;;) {
     expect(pthread_rwlock_wrlock(&rwlock), "wrlock");
@@ -170,30 +185,31 @@ __attribute__((noreturn)) static void *run_writer(void *unused) {
   }
 }
 
-__attribute__((noreturn)) static void *run_poll(void *unused) {
+__attribute__((noreturn)) static void* run_poll(void* unused) {
   (void)unused;
   for (;;) {
     struct pollfd one = {.fd = poll_fd, .events = POLLIN};
     const int ready = poll(&one, 1, 20);
     if (ready < 0 && errno != EINTR) fail("poll: %s", strerror(errno));
     uint64_t value;
-    if (ready > 0 && read(poll_fd, &value, sizeof value) != sizeof value) fail("poll woke for another's event");
+    if (ready > 0 && read(poll_fd, &value, sizeof value) != sizeof value)
+      fail("poll woke for another's event");
     step(POLL);
   }
 }
 
 /** Ends when told, in the process where it was told. */
-static void *run_leaver(void *unused) {
+static void* run_leaver(void* unused) {
   (void)unused;
   pthread_mutex_lock(&mutex);
   while (leave_generation == 0) pthread_cond_wait(&cond, &mutex);
   pthread_mutex_unlock(&mutex);
-  return (void *)42;
+  return (void*)42;
 }
 
-static void *run_new(void *argument) {
+static void* run_new(void* argument) {
   local_magic = 99;
-  *(int *)argument = (int)syscall(SYS_gettid);
+  *(int*)argument = (int)syscall(SYS_gettid);
   free(malloc(100000));
   return argument;
 }
@@ -205,7 +221,7 @@ static void on_signal(int signal) {
 
 static void check_progress(void) {
   uint64_t before[ROLES];
-  memcpy(before, (const void *)progress, sizeof before);
+  memcpy(before, (const void*)progress, sizeof before);
   for (int waited = 0; waited < WAIT_MS; waited++) {
     pthread_mutex_lock(&mutex);
     cond_generation++;
@@ -244,15 +260,17 @@ static void check_signals(void) {
   struct signalfd_siginfo info;
   kill(getpid(), SIGUSR2);
   struct pollfd one = {.fd = signal_fd, .events = POLLIN};
-  if (poll(&one, 1, WAIT_MS) != 1 || read(signal_fd, &info, sizeof info) != sizeof info) fail("signalfd is silent");
-  else if (info.ssi_signo != SIGUSR2) fail("signalfd gave signal %u", info.ssi_signo);
+  if (poll(&one, 1, WAIT_MS) != 1 || read(signal_fd, &info, sizeof info) != sizeof info)
+    fail("signalfd is silent");
+  else if (info.ssi_signo != SIGUSR2)
+    fail("signalfd gave signal %u", info.ssi_signo);
 }
 
 static void check_new_thread(void) {
   int tid = 0;
   pthread_t thread;
   expect(pthread_create(&thread, NULL, run_new, &tid), "pthread_create");
-  void *result = NULL;
+  void* result = NULL;
   expect(pthread_join(thread, &result), "pthread_join");
   if (result != &tid || tid == 0) fail("a new thread did not run");
 }
@@ -263,12 +281,12 @@ static void check_leaver(void) {
   leave_generation = 1;
   pthread_cond_broadcast(&cond);
   pthread_mutex_unlock(&mutex);
-  void *result = NULL;
+  void* result = NULL;
   struct timespec limit;
   clock_gettime(CLOCK_REALTIME, &limit);
   limit.tv_sec += 5;
   expect(pthread_timedjoin_np(leaver, &result, &limit), "join of a rebuilt thread");
-  if (result != (void *)42) fail("a rebuilt thread returned something else");
+  if (result != (void*)42) fail("a rebuilt thread returned something else");
   leave_generation = 0;
   expect(pthread_create(&leaver, NULL, run_leaver, NULL), "pthread_create");
 }
@@ -281,15 +299,17 @@ static void check_eventfds(void) {
   value = PROBE_COUNT;
   if (write(probe_alias_fd, &value, sizeof value) != sizeof value) fail("probe alias: %s", strerror(errno));
   for (int i = 0; i < 3; i++) {
-    if (read(semaphore_fd, &value, sizeof value) != sizeof value || value != 1) fail("the semaphore lost its flag");
+    if (read(semaphore_fd, &value, sizeof value) != sizeof value || value != 1)
+      fail("the semaphore lost its flag");
   }
-  if (read(semaphore_fd, &value, sizeof value) >= 0 || errno != EAGAIN) fail("the semaphore is not non-blocking");
+  if (read(semaphore_fd, &value, sizeof value) >= 0 || errno != EAGAIN)
+    fail("the semaphore is not non-blocking");
   value = 3;
   if (write(semaphore_fd, &value, sizeof value) != sizeof value) fail("semaphore: %s", strerror(errno));
 }
 
 /** Makes this process one that cannot be copied. */
-static void make_odd(const char *what) {
+static void make_odd(const char* what) {
   struct itimerspec never = {.it_value.tv_sec = 1000};
   if (strcmp(what, "epoll") == 0) {
     struct epoll_event event = {.events = EPOLLIN};
@@ -318,8 +338,8 @@ static void make_odd(const char *what) {
   }
 }
 
-static void make_thread(enum role role, void *(*run)(void *)) {
-  expect(pthread_create(&thread_of[role], NULL, run, (void *)(intptr_t)role), "pthread_create");
+static void make_thread(enum role role, void* (*run)(void*)) {
+  expect(pthread_create(&thread_of[role], NULL, run, (void*)(intptr_t)role), "pthread_create");
   pthread_setname_np(thread_of[role], role_names[role]);
 }
 
@@ -362,9 +382,9 @@ static void set_up(void) {
   expect(pthread_create(&leaver, NULL, run_leaver, NULL), "pthread_create");
 }
 
-static void answer(const char *command) {
+static void answer(const char* command) {
   char reply[300] = "ok\n";
-  uint8_t *heap;
+  uint8_t* heap;
   if (strcmp(command, "check") == 0) {
     check_progress();
     check_main_thread();
@@ -382,7 +402,7 @@ static void answer(const char *command) {
     heap[0] = 77;
     snprintf(reply, sizeof reply, "ok %lu\n", (unsigned long)heap);
   } else if (strncmp(command, "peek ", 5) == 0) {
-    snprintf(reply, sizeof reply, "ok %d\n", *(uint8_t *)strtoul(command + 5, NULL, 10));
+    snprintf(reply, sizeof reply, "ok %d\n", *(uint8_t*)strtoul(command + 5, NULL, 10));
   } else if (strncmp(command, "odd ", 4) == 0) {
     make_odd(command + 4);
   } else {

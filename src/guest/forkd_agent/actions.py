@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Optional
 from . import wire
 from .evaluate import Evaluator
 from .execute import Executor
-from .identity import Identity, failure
+from .identity import Identity, failure, set_clock
 from .recipe import Warmup
 
 Reply = Callable[[Dict[str, Any]], None]
@@ -47,6 +47,9 @@ class Actions:
             return None
         if action == 'fork':
             return self._fork(request)
+        if action == 'clock':
+            set_clock(request['clock_ns'])
+            return {'exit_code': 0}
         if action == 'seal':
             return self._seal()
         return {'error': f'unknown action: {action}', 'exit_code': 1}

@@ -140,7 +140,7 @@ class Identity:
         fcntl.ioctl(self._random_fd, RNDRESEEDCRNG)
 
     def _clock(self, request: Request) -> None:
-        time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
+        set_clock(request.clock_ns)
 
     def _hostname(self, request: Request) -> None:
         socket.sethostname(request.hostname)
@@ -206,6 +206,10 @@ class Identity:
         for hook in hooks:
             run_hook(hook, request)
         return None
+
+
+def set_clock(clock_ns: Any) -> None:
+    time.clock_settime_ns(time.CLOCK_REALTIME, int(clock_ns))
 
 
 def find_hooks() -> List[str]:

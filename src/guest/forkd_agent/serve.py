@@ -3,10 +3,12 @@
 The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. If
 more requests come while it is busy, a helper thread reads them. Nobody watches a clock for that: both threads wait for the
 port through an epoll of their own, registered exclusively, and the kernel wakes the second only if nobody waits in the
-first. Evals stay on the main thread as far as possible, because Python allows signal handlers only there.
+first. A helper that was woken just as the main thread finished leaves the request to it: Python allows signal handlers only
+on the main thread, so evals belong there.
 """
 import select
 import threading
+import time
 from typing import List
 
 from . import wire
@@ -19,6 +21,8 @@ LEVEL = select.EPOLLIN | EXCLUSIVE
 # A port whose host hung up is always "ready" (EPOLLHUP): then only changes count, or the agent would spin.
 EDGE = LEVEL | select.EPOLLET
 IDLE_HELPERS_MAX = 2
+# For the main thread to come back to its epoll after an answer.
+YIELD_SECONDS = 0.001
 
 
 class Server:
@@ -32,6 +36,8 @@ class Server:
         self._main = select.epoll()
         self._helpers = select.epoll()
         self._edge = False
+        self._main_thread = threading.get_ident()
+        self._main_busy = False
         self._idle_helpers = 0
         self._count_lock = threading.Lock()
         # The order of registration is the order in which the kernel offers a wake-up.
@@ -44,7 +50,9 @@ class Server:
         self._send_hello()
         while True:
             try:
+                self._main_busy = False
                 self._main.poll()
+                self._main_busy = True
                 self._turn(is_helper=False)
             except BaseException as error:  # Evaluated code may raise anything, in any thread, at any time.
                 log(f'serve: {type(error).__name__}: {error}')
@@ -59,7 +67,10 @@ class Server:
             with self._count_lock:
                 self._idle_helpers -= 1
             try:
-                self._turn(is_helper=True)
+                if self._main_busy:
+                    self._turn(is_helper=True)
+                else:
+                    time.sleep(YIELD_SECONDS)
             except BaseException as error:
                 log(f'serve: {type(error).__name__}: {error}')
             with self._count_lock:
@@ -123,6 +134,8 @@ class Server:
 
     def _do(self, frame: wire.Frame, is_helper: bool) -> None:
         kind, ident, payload = frame
+        if threading.get_ident() == self._main_thread:
+            self._main_busy = True
         if is_helper and self._idle_helpers == 0:
             # Main is busy and this thread may become so: someone must remain who reads.
             self._add_helper()
@@ -138,4 +151,7 @@ class Server:
         self._actions.handle(request, lambda answer: self._reply(ident, answer))
 
     def _reply(self, ident: int, answer: dict) -> None:
+        # Before the answer leaves: the host's next request may be here before this thread is back at its epoll.
+        if threading.get_ident() == self._main_thread:
+            self._main_busy = False
         self._port.send(wire.REPLY, ident, wire.encode_json(answer))

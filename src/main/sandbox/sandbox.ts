@@ -6,6 +6,7 @@
  */
 import { closeSync } from 'node:fs';
 import { constants } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError } from '../../contract/errors.js';
 import type { ForkReceipt, GuestReply, GuestRequest } from '../../contract/guest.js';
 import type { Isolation } from '../../contract/snapshot.js';
@@ -37,6 +38,9 @@ export interface Birth {
   netns?: string;
   memoryLimitMib?: number;
 }
+
+/** Time between a VM's last word and its end: QEMU closes its sockets while it exits. */
+const DEATH_WAIT_MS = 2000;
 
 export class Sandbox {
   state: 'starting' | 'ready' | 'dead' = 'starting';
@@ -92,14 +96,21 @@ export class Sandbox {
     try {
       return await this.agent.call(request, timeoutMs);
     } catch (error) {
-      const failure = ForkdError.from(error);
-      if (failure.code !== 'AGENT_UNREACHABLE') throw failure;
-      await this.ended;
-      throw this.death();
+      throw await this.explain(ForkdError.from(error));
     }
   }
 
-  /** Why it ended, with the console's last lines. */
+  /** A VM that broke its connection has ended, or is about to: then its death is told, and not the broken connection. */
+  async explain(failure: ForkdError): Promise<ForkdError> {
+    if (failure.code !== 'AGENT_UNREACHABLE') return failure;
+    // A timer, because a pidfd watch alone does not keep the process alive.
+    await Promise.race([this.ended, sleep(DEATH_WAIT_MS)]);
+    return this.state === 'dead' ? this.death() : failure;
+  }
+
+  /**
+   * Why it ended, with the console's last lines.
+   */
   death(): ForkdError {
     const vm = `child ${this.birth.index}`;
     const panic = panicOf(this.birth.consolePath);

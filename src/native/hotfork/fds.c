@@ -234,6 +234,21 @@ bool fds_scan(struct refusal* why) {
   return each_descriptor(add_descriptor, why);
 }
 
+/** What a running program changes behind its descriptors and a copy needs exactly: the counters of eventfds.
+ */
+static bool settle_count(struct descriptor* one, struct refusal* why) {
+  char path[48];
+  char info[512];
+  proc_path(path, "/proc/self/fdinfo/", one->fd);
+  const long result = read_small(path, info, sizeof info);
+  if (result > 0 && fdinfo_value(info, "eventfd-id:", 10) == one->eventfd_id) {
+    one->count = (uint64_t)fdinfo_value(info, "eventfd-count:", 16);
+    return true;
+  }
+  *why = (struct refusal){HF_DESCRIPTOR, one->fd, "descriptors were opened or closed meanwhile: try again"};
+  return false;
+}
+
 static uint32_t settled;
 
 static bool settle_descriptor(int fd, struct refusal* why) {
@@ -243,7 +258,7 @@ static bool settle_descriptor(int fd, struct refusal* why) {
     return false;
   }
   struct descriptor* one = &descriptors.descriptor[settled++];
-  return one->kind != HF_KIND_EVENTFD || sort_out(one, why);
+  return one->kind != HF_KIND_EVENTFD || settle_count(one, why);
 }
 
 bool fds_settle(struct refusal* why) {

@@ -7,6 +7,8 @@
 //   fds.c       what each descriptor is, and what a child gets in its place
 //   thread.c    where libc keeps a thread's tid; rseq
 //   locks.c     owner fields of locks that hold a tid
+//   affinity.c  a child's first moments on one processor
+//   tasks.c     lists the threads of this process
 //   clock.c     stops the guest's clocks while frozen
 //   memory.c    makes the next forks cheap
 //   intercept.c calls of the host program that would break all this
@@ -76,6 +78,10 @@ HF_INTERNAL void park_release(void);
 HF_INTERNAL void park_forget_round(void);
 HF_INTERNAL struct thread* park_main_thread(void);
 
+// tasks.c
+/** Calls `visit` with the tid of each thread but the caller, until it returns false. Returns 0 or -errno. */
+HF_INTERNAL long each_other_thread(bool (*visit)(int tid));
+
 // thread.c
 HF_INTERNAL bool thread_learn_layout(void);
 HF_INTERNAL uintptr_t thread_tcb(void);
@@ -142,6 +148,9 @@ HF_INTERNAL bool fds_apply(const struct fd_sources* sources, struct refusal* why
 struct birth {
   struct fd_sources sources;
   bool frozen;
+  /** Keep the child on one processor while it starts: its number in a batch, or -1 for where it is born. */
+  bool pin;
+  int spread;
   /** Directory of a cgroup v2 to be born in, or -1. */
   int cgroup_into;
   int pidfd;
@@ -161,6 +170,14 @@ _Noreturn HF_INTERNAL void rebuild_all(void* unused);
 HF_INTERNAL void rebuild_settle(void);
 /** Top of a stack nobody else uses: the rebuilder's own. */
 HF_INTERNAL uintptr_t nursery_top(void);
+
+// affinity.c
+/** In a child: all threads to come stay on one processor, until affinity_unpin. `spread`: see struct birth.
+ */
+HF_INTERNAL void affinity_pin(int spread);
+HF_INTERNAL void affinity_unpin(void);
+/** Milliseconds until the pin should be lifted, or -1 when there is none. */
+HF_INTERNAL int affinity_due_ms(void);
 
 // memory.c
 HF_INTERNAL void memory_trim(void);

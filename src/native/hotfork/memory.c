@@ -65,9 +65,10 @@ static void trim_mapping(int pagemap, uintptr_t start, uintptr_t end) {
 }
 
 /**
- * Makes huge pages of the program's own memory: one entry to copy instead of 512, and one page descriptor to touch. A child that
- * writes to one gets it split first (do_huge_pmd_wp_page), a few microseconds, and copies 4 KiB as before. Fails with
- * EINVAL before Linux 6.1 and where fewer than 2 MiB hang together: then all stays as it is.
+ * Makes huge pages of the program's own memory: one entry to copy instead of 512, and one page descriptor to
+ * touch. A child that writes to one gets it split first (do_huge_pmd_wp_page), a few microseconds, and copies
+ * 4 KiB as before. Fails with EINVAL before Linux 6.1 and where fewer than 2 MiB hang together: then all
+ * stays as it is.
  */
 static void collapse(uintptr_t start, uintptr_t end) {
   start = (start + HUGE_BYTES - 1) & ~(uintptr_t)(HUGE_BYTES - 1);

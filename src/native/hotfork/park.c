@@ -74,19 +74,23 @@ bool park_init(void) {
   return sigaction(park_signal(), &action, NULL) == 0;
 }
 
-struct linux_dirent64 {
-  uint64_t ino;
-  int64_t off;
-  uint16_t reclen;
-  uint8_t type;
-  char name[];
-};
+static bool too_many;
+static int fresh;
+static bool alive[THREADS_MAX];
 
-static bool was_signalled(int tid) {
+static bool signal_newcomer(int tid) {
   for (uint32_t i = 0; i < signalled.count; i++) {
-    if (signalled.tid[i] == tid) return true;
+    if (signalled.tid[i] != tid) continue;
+    alive[i] = true;
+    return true;
   }
-  return false;
+  too_many = signalled.count == THREADS_MAX;
+  if (too_many) return false;
+  alive[signalled.count] = true;
+  signalled.tid[signalled.count++] = tid;
+  __atomic_store_n(&expected, signalled.count, __ATOMIC_RELEASE);
+  if (sys(SYS_tgkill, control.pid, tid, park_signal()) == 0) fresh++;
+  return true;
 }
 
 /**
@@ -94,38 +98,11 @@ static bool was_signalled(int tid) {
  * number newly signalled, or -errno.
  */
 static int signal_newcomers(void) {
-  char buffer[4096] __attribute__((aligned(8)));
-  const int self = (int)sys(SYS_gettid);
-  const int directory = open_ro("/proc/self/task", O_DIRECTORY);
-  if (directory < 0) return directory;
-  bool alive[THREADS_MAX] = {false};
-  int fresh = 0;
-  long bytes;
-  while ((bytes = sys(SYS_getdents64, directory, buffer, sizeof buffer)) > 0) {
-    for (long at = 0; at < bytes;) {
-      const struct linux_dirent64* entry = (const void*)(buffer + at);
-      at += entry->reclen;
-      int tid = 0;
-      for (const char* digit = entry->name; *digit >= '0' && *digit <= '9'; digit++)
-        tid = tid * 10 + (*digit - '0');
-      if (tid == 0 || tid == self) continue;
-      if (was_signalled(tid)) {
-        for (uint32_t i = 0; i < signalled.count; i++) alive[i] |= signalled.tid[i] == tid;
-        continue;
-      }
-      if (signalled.count == THREADS_MAX) {
-        bytes = -E2BIG;
-        break;
-      }
-      alive[signalled.count] = true;
-      signalled.tid[signalled.count++] = tid;
-      __atomic_store_n(&expected, signalled.count, __ATOMIC_RELEASE);
-      if (sys(SYS_tgkill, control.pid, tid, park_signal()) == 0) fresh++;
-    }
-    if (bytes < 0) break;
-  }
-  sys(SYS_close, directory);
-  if (bytes < 0) return (int)bytes;
+  memset(alive, 0, sizeof alive);
+  fresh = 0;
+  too_many = false;
+  const long result = each_other_thread(signal_newcomer);
+  if (result < 0 || too_many) return too_many ? -E2BIG : (int)result;
   uint32_t kept = 0;
   for (uint32_t i = 0; i < signalled.count; i++) {
     if (alive[i]) signalled.tid[kept++] = signalled.tid[i];
@@ -171,15 +148,15 @@ bool park_all(struct refusal* why) {
   arrived = parked = expected = 0;
   __atomic_add_fetch(&gate, 1, __ATOMIC_ACQ_REL);
   for (;;) {
-    const int fresh = signal_newcomers();
-    if (fresh < 0) {
-      *why = fresh == -E2BIG ? (struct refusal){HF_THREAD, THREADS_MAX, "too many threads"}
-                             : (struct refusal){HF_SYSCALL, -fresh, "cannot list the threads"};
+    const int newcomers = signal_newcomers();
+    if (newcomers < 0) {
+      *why = newcomers == -E2BIG ? (struct refusal){HF_THREAD, THREADS_MAX, "too many threads"}
+                                 : (struct refusal){HF_SYSCALL, -newcomers, "cannot list the threads"};
       break;
     }
     // Done when a whole pass finds nobody new: a thread that was just being made is seen by the pass after
     // it.
-    if (fresh == 0 && parked == signalled.count) {
+    if (newcomers == 0 && parked == signalled.count) {
       threads.count = parked;
       threads.park_us = (uint32_t)((now_ns() - start) / 1000);
       if (!check_threads(why)) break;

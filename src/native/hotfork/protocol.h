@@ -152,8 +152,14 @@ struct hf_fork {
   struct hf_entry entry[];
 };
 
-/** The child stays frozen: one thread, nothing rebuilt. It can be forked again, and RELEASEd at any time. */
-enum { HF_FORK_FROZEN = 1 };
+enum {
+  /** The child stays frozen: one thread, nothing rebuilt. It can be forked again, and RELEASEd at any time.
+   */
+  HF_FORK_FROZEN = 1,
+  /** For its first quarter of a second the child stays on one processor: where it is born, or in turn for
+     count > 1. */
+  HF_FORK_PIN = 2,
+};
 
 /** Descriptors with it: the pidfd, then one for each PAIR or PIPE entry in the order of the request. */
 struct hf_child {

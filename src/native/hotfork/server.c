@@ -39,9 +39,12 @@ static struct hf_header header_for(enum hf_type type, uint32_t id) {
 }
 
 /** Waits until the socket can be read or written: children's control sockets are non-blocking. */
-static long wait_for(short events) {
+static void wait_for(short events) {
   struct pollfd one = {.fd = control.fd, .events = events};
-  return sys(SYS_ppoll, &one, 1, NULL, NULL, KERNEL_SIGSET_BYTES);
+  const int due_ms = affinity_due_ms();
+  const struct timespec limit = {.tv_sec = due_ms / 1000, .tv_nsec = due_ms % 1000 * 1000000};
+  if (due_ms == 0 || sys(SYS_ppoll, &one, 1, due_ms > 0 ? &limit : NULL, NULL, KERNEL_SIGSET_BYTES) == 0)
+    affinity_unpin();
 }
 
 /** Sends one packet. Returns false when the engine is gone. */
@@ -116,6 +119,8 @@ static void thaw(void) {
 static bool freeze(uint32_t flags, struct refusal* why) {
   // The threads of a child that has just begun may still be on their way into their frames.
   rebuild_settle();
+  // A copy must not take a starting child's one processor for its threads' own wish.
+  affinity_unpin();
   for (int attempt = 1;; attempt++) {
     // Looked at before the threads stop, so that a branched source does not wait for it; what may have
     // changed in between is looked at again.
@@ -225,6 +230,9 @@ static void close_reported(void) {
 static void prepare_birth(const struct hf_fork* request) {
   birth.frozen = (request->flags & HF_FORK_FROZEN) != 0;
   birth.cgroup_into = -1;
+  birth.pin = (request->flags & HF_FORK_PIN) != 0 && !birth.frozen;
+  birth.spread = -1; extern int hack; hack = request->flags; extern void affinity_slice(uint64_t, int);
+  if (hack & 16) affinity_slice(100000, 0);
   uint32_t next = 0;
   for (uint32_t i = 0; i < request->entries; i++) {
     const uint32_t how = request->entry[i].how;
@@ -243,6 +251,7 @@ static void on_fork(uint32_t id) {
   for (; fine && made < request->count; made++) {
     int64_t fork_ns;
     long pid;
+    if (request->count > 1) birth.spread = (int)made;
     fine = make_child(&fork_ns, &pid, &why);
     if (!fine) break;
     send_child(id, request->first_index + made, pid, fork_ns, 0);
@@ -430,3 +439,5 @@ __attribute__((constructor)) static void start(void) {
     _exit(CHILD_FAILED_STATUS);
   }
 }
+
+int hack;

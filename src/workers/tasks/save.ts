@@ -6,7 +6,7 @@ import type { TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
-import { takeIdentity } from '../vmm/identity.js';
+import { setClock, takeIdentity } from '../vmm/identity.js';
 import { explain } from '../vmm/obituary.js';
 import { Qmp } from '../vmm/qmp.js';
 
@@ -49,6 +49,7 @@ const warm = (input: TaskInput<'save'>): void => {
   }
   for (let i = 0; i < input.rehearsals; i++) {
     takeIdentity(agent, input.rehearsal, new Deadline(limits.firstAnswerSecs * 1000));
+    setClock(agent, deadline);
     agent.call({ action: 'eval', code: REHEARSED_EVAL }, deadline);
   }
   agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
