@@ -250,8 +250,8 @@ class Template(Machine):
         return out
 
 
-def fork_body(flags, count, entries):
-    return struct.pack('<IIII', flags, count, 1, len(entries)) + b''.join(struct.pack('<iI', fd, how) for fd, how, _ in entries)
+def fork_body(flags, count, entries, first=1):
+    return struct.pack('<IIII', flags, count, first, len(entries)) + b''.join(struct.pack('<iI', fd, how) for fd, how, _ in entries)
 
 
 class Child:
@@ -275,22 +275,34 @@ class Child:
         os.close(self.pidfd)
 
 
-def fan_out(template, entries, count, flags=0):
-    """From the request until the last child has taken its identity and answered an eval."""
+def fan_out(template, entries, count, flags=0, window=0):
+    """
+    From the request until the last child has taken its identity and answered an eval. With a window, no more than so many
+    children are under way at once: each then runs nearly to completion, where a hundred would preempt each other.
+    """
     epoll = select.epoll()
     control = template.control
     epoll.register(control.sock, select.EPOLLIN)
     children, waiting, forked = {}, count, None
+    batch = window or count
+    asked = 0
     started = time.monotonic()
-    control.send(FORK, fork_body(flags, count, entries))
-    done = False
-    while waiting or not done:
+
+    def ask(more):
+        nonlocal asked
+        more = min(more, count - asked)
+        if more > 0:
+            control.send(FORK, fork_body(flags, more, entries, asked + 1))
+            asked += more
+
+    ask(batch)
+    while waiting or forked is None:
         for fd, _ in epoll.poll(30) or sys.exit(f'{waiting} of {count} children did not answer'):
             if fd == control.sock.fileno():
                 kind, body, fds = control.receive(CHILD, DONE)
                 if kind == DONE:
-                    forked = time.monotonic() - started
-                    done = True
+                    if len(children) == count:
+                        forked = time.monotonic() - started
                     continue
                 child = Child(body, fds, entries, started)
                 child.agent.sock.send(Agent.frame(1, fork_request(child.index)) + Agent.frame(2, EVAL))
@@ -307,6 +319,7 @@ def fan_out(template, entries, count, flags=0):
             if len(child.replies) == 2 and child.ready is None:
                 child.ready = time.monotonic() - started
                 waiting -= 1
+                ask(1)
     ready = time.monotonic() - started
     for child in children.values():
         assert child.replies[1].get('result') == '[0.0, 0.0, 0.0, 0.0, 0.0]', child.replies
@@ -345,7 +358,7 @@ def measure(template, count, trials, options):
         perf = subprocess.Popen(['perf', 'record', '-q', '-F', '20000', '-g', '-p', str(template.pid), '-o', options.perf])
         time.sleep(1)
     for _ in range(trials):
-        children, ready_s, forked_s = fan_out(template, entries, count, options.fork_flags)
+        children, ready_s, forked_s = fan_out(template, entries, count, options.fork_flags, options.window)
         ready.append(ready_s * 1e3)
         forked.append(forked_s * 1e3)
         fork_us += [child.fork_us for child in children]
@@ -427,6 +440,7 @@ def main():
     parser.add_argument('--actions', action='store_true', help='CPU time of the agent\'s answers in the warm template itself')
     parser.add_argument('--realtime', action='store_true', help='SCHED_RR while measuring')
     parser.add_argument('--fork-flags', type=int, default=0)
+    parser.add_argument('--window', type=int, default=0, help='children under way at once; 0: all')
     parser.add_argument('--branch', action='store_true')
     parser.add_argument('--idle', type=float, default=0)
     parser.add_argument('--console', default='/tmp/hotfork-console.txt')

@@ -11,6 +11,7 @@
  * Errors cross as data (contract/errors).
  */
 import type { ErrorData } from './errors.js';
+import type { TemplatePort } from './hotfork.js';
 import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
 
 /** How to start one VMM process; the worker adds the socket ends. */
@@ -38,12 +39,28 @@ export interface StartedVmm {
   pidfd: number;
   qmpFd: number;
   agentFd: number;
+  /** The hot-fork shim's socket, when there is one. */
+  controlFd?: number;
+}
+
+/** A child that is forked from a frozen process. */
+export interface HotChild {
+  index: number;
+  name: string;
+  consolePath: string;
+  cgroupProcs: string[];
+  identity: Omit<ForkRequest, 'clock_ns'>;
+}
+
+/** A process that can be copied: a template, or a running child whose descriptors are those of its template. */
+export interface SourcePort extends TemplatePort {
+  name: string;
 }
 
 export interface ChildTimes {
-  /** Milliseconds: process start to its first word on QMP. */
+  /** Milliseconds: process start to its first word on QMP; or, for a hot fork, from the request to the live process. */
   spawn_ms: number;
-  /** Milliseconds: device state loaded and the guest running. */
+  /** Milliseconds: device state loaded and the guest running. 0 for a hot fork: there is nothing to load. */
   load_ms: number;
   /** Milliseconds: identity taken (and the first eval answered, when one was asked for). */
   first_answer_ms: number;
@@ -95,6 +112,37 @@ export interface Tasks {
       cancel: Int32Array;
     };
     output: { failures: { index: number; error: ErrorData }[] };
+  };
+  /** Starts a VMM under the shim, loads device state, walks it `rounds` times through what a child does, and freezes it. */
+  template: {
+    input: {
+      vmm: VmmStart;
+      controlTarget: number;
+      stateFd: number;
+      stateTarget: number;
+      rehearsal: Omit<ForkRequest, 'clock_ns'>;
+      rounds: number;
+      firstEval?: string;
+      answerMs: number;
+    };
+    output: { port: TemplatePort; load_ms: number; warm_ms: number; park_us: number };
+  };
+  /** Forks a batch of children from a frozen process, gives each its identity, waits for each first answer. */
+  hotfork: {
+    input: {
+      port: TemplatePort;
+      children: HotChild[];
+      firstEval?: string;
+      answerMs: number;
+      /** Int32: set to 1 to stop before the next child. */
+      cancel: Int32Array;
+    };
+    output: { failures: { index: number; error: ErrorData }[]; fork_us: number[] };
+  };
+  /** Forks one copy that stays frozen: a second template, or (from a running source, which goes on) a branch. */
+  copy: {
+    input: { source: SourcePort; running: boolean; consolePath: string; name: string };
+    output: { port: TemplatePort; pause_us: number; fork_us: number };
   };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */
   call: {

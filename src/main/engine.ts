@@ -1,10 +1,12 @@
 /** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
 import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import type { Server } from 'node:net';
 import { type ErrorData, ForkdError } from '../contract/errors.js';
 import type { EvalReply, ExecReply, GuestRequest, PingReply } from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
+import { shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
@@ -14,11 +16,15 @@ import { LoadedSnapshot } from './memory/loaded.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { withParent } from './parent.js';
 import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
-import { type ForkRequest, type HostState, planFork } from './planner/plan.js';
-import { end, type FanOut, runFork } from './planner/run.js';
+import { type ForkRequest, type HostState, type Plan, planFork } from './planner/plan.js';
+import { type FanOut, type Origin, runFork } from './planner/run.js';
 import { Pool } from './pool.js';
+import { end } from './sandbox/end.js';
 import { publish, unpublish } from './sandbox/registry.js';
 import type { Sandbox } from './sandbox/sandbox.js';
+import { Template } from './template/template.js';
+import { Templates } from './template/templates.js';
+import { HOT_FROM, warmRounds } from './template/warmth.js';
 import { misfit } from './store/fit.js';
 import { Store } from './store/store.js';
 import { findQemu } from './vmm/find.js';
@@ -36,7 +42,9 @@ export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' |
 
 export interface ForkHooks extends Hooks {
   onLoad?: LoadProgress;
-  onReady?: (ready: number, failed: number) => void;
+  onReady?: (ready: number) => void;
+  /** Told the reason when children are restored cold though a hot fork was not ruled out by the request. */
+  onFallback?: (reason: string) => void;
   keepWorkDir?: boolean;
 }
 
@@ -61,13 +69,31 @@ export interface CallResult {
 /** Time beyond the guest's own for a call to come back: a busy host schedules late. */
 const CALL_GRACE_MS = 15_000;
 
+export interface EngineOptions {
+  /** The engine outlives its requests: templates are warmed in full and kept. */
+  resident?: boolean;
+}
+
+export interface Branch {
+  template: Template;
+  /** How long the source stood still, microseconds. */
+  pause_us: number;
+}
+
+/** What a template rehearses when the request names nothing: evaluates a name, and numpy where it is there. */
+const WARM_EVAL = "numpy.zeros(5).tolist() if 'numpy' in globals() else None";
+
 export class Engine {
   readonly store = new Store(snapshotsDir());
   readonly pool = new Pool();
+  readonly #templates = new Templates();
+  readonly #branches = new Set<Template>();
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #cleanups: (() => void)[] = [];
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
+
+  constructor(readonly options: EngineOptions = {}) {}
 
   driver(): Promise<QemuDriver> {
     this.#driver ??= findQemu();
@@ -128,36 +154,118 @@ export class Engine {
 
   /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
   async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
-    const { signal, onReady, onLoad, keepWorkDir } = hooks;
-    const manifest = this.store.open(parseTag(request.tag));
-    const plan = planFork(request, manifest, this.#hostState());
     const began = performance.now();
-    const loaded = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(onLoad ? { onLoad } : {}) });
+    const manifest = this.store.open(parseTag(request.tag));
+    const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest)));
+    const { fallback } = plan;
+    if (fallback !== undefined) hooks.onFallback?.(fallback);
+    if (plan.mechanism === 'cold-restore') return this.#forkCold(request, plan, hooks, began);
+    let template: Template;
     try {
-      const forking = performance.now();
-      const { workDir, ...fanOut } = await runFork(plan, request, {
-        pool: this.pool,
-        driver: await this.driver(),
-        snapshot: loaded,
-        onEnd: (sandbox) => this.#forget(sandbox),
-        ...(signal ? { signal } : {}),
-        ...(onReady ? { onReady } : {}),
-      });
-      const ready = performance.now();
-      for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
-      this.#cleanups.push(() => workDir.close(keepWorkDir));
-      const { tag, isolation, mechanism } = plan;
-      return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
+      template = await this.#template(manifest, request, hooks);
+    } catch (error) {
+      const failure = ForkdError.from(error);
+      if (!failure.code.startsWith('HOTFORK_')) throw failure;
+      hooks.onFallback?.(failure.message);
+      return this.#forkCold(request, { ...plan, mechanism: 'cold-restore', fallback: failure.message }, hooks, began);
+    }
+    return this.#forkHot(template, request, plan, hooks, began);
+  }
+
+  /** Forks `n` children from a template that the caller holds, e.g. a branch. */
+  async forkFrom(template: Template, request: Omit<ForkRequest, 'tag'>, hooks: ForkHooks = {}): Promise<ForkResult> {
+    const full = { ...request, tag: template.manifest.tag };
+    const plan = planFork(full, template.manifest, this.#hostState(true));
+    return this.#forkHot(template, full, plan, hooks, performance.now());
+  }
+
+  async #forkHot(template: Template, request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
+    const { snapshot } = template;
+    const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
+    return this.#run(plan, request, { lanes: template.lanes, ...(cold ? { cold } : {}) }, hooks, began);
+  }
+
+  async #forkCold(request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
+    const snapshot = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}) });
+    try {
+      return await this.#run(plan, request, { cold: { driver: await this.driver(), snapshot } }, hooks, began);
     } finally {
-      loaded.close();
+      snapshot.close();
     }
   }
 
-  #hostState(): HostState {
+  async #run(plan: Plan, request: ForkRequest, origin: Origin, hooks: ForkHooks, began: number): Promise<ForkResult> {
+    const { signal, onReady, onFallback, keepWorkDir } = hooks;
+    const forking = performance.now();
+    const { workDir, ...fanOut } = await runFork(plan, request, {
+      pool: this.pool,
+      origin,
+      onEnd: (sandbox) => this.#forget(sandbox),
+      ...(signal ? { signal } : {}),
+      ...(onReady ? { onReady } : {}),
+      ...(onFallback ? { onFallback } : {}),
+    });
+    const ready = performance.now();
+    for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
+    this.#cleanups.push(() => workDir.close(keepWorkDir));
+    const { tag, isolation, mechanism } = plan;
+    return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
+  }
+
+  /** The template of a tag: the one that is there, or a new one. It stays until the engine closes or memory runs short. */
+  async #template(manifest: SnapshotManifest, request: ForkRequest, hooks: ForkHooks): Promise<Template> {
+    await this.#templates.relieve(hostResources().memoryAvailable);
+    const { signal, onLoad } = hooks;
+    return this.#templates.obtain(manifest, async () => {
+      const snapshot = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(onLoad ? { onLoad } : {}) });
+      try {
+        return await Template.start({
+          pool: this.pool,
+          driver: await this.driver(),
+          snapshot,
+          rounds: warmRounds(request.n, this.options.resident ?? false),
+          width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
+          firstEval: request.firstEval ?? WARM_EVAL,
+          ...(signal ? { signal } : {}),
+        });
+      } catch (error) {
+        snapshot.close();
+        throw error;
+      }
+    });
+  }
+
+  /** Makes sure that a tag has a template before it is asked for: a daemon does so, and a benchmark. */
+  async warm(tag: string, hooks: ForkHooks = {}): Promise<Template> {
+    return this.#template(this.store.open(parseTag(tag)), { tag, n: this.pool.width }, hooks);
+  }
+
+  /**
+   * Forks a running sandbox without stopping it for longer than the fork itself takes. The copy stays frozen and is a
+   * template at once: `forkFrom` makes children of it. The caller retires it. Throws BRANCH_UNSUPPORTED.
+   */
+  async branch(id: string): Promise<Branch> {
+    const sandbox = this.sandbox(id);
+    const { source } = sandbox;
+    const { snapshot } = sandbox.birth;
+    if (!source || !snapshot) throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
+    const { template, pauseUs } = await Template.branch(source, snapshot, this.pool, 1);
+    this.#branches.add(template);
+    return { template, pause_us: pauseUs };
+  }
+
+  /** Ends a template that `branch` made. Its children live on. */
+  async retire(template: Template): Promise<void> {
+    this.#branches.delete(template);
+    await template.retire();
+  }
+
+  #hostState(hasTemplate: boolean): HostState {
     return {
       resources: hostResources(),
       netns: networkNamespaces(),
-      width: this.pool.width,
+      hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
+      hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
       newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),
       newMachineId: () => randomBytes(16).toString('hex'),
     };
@@ -256,6 +364,8 @@ export class Engine {
   /** Ends every sandbox, then the workers, and removes every work directory. */
   async close(): Promise<void> {
     await end(this.#sandboxes.values());
+    await Promise.all([...this.#branches].map((template) => this.retire(template)));
+    await this.#templates.close();
     for (const cleanup of this.#cleanups.splice(0).reverse()) cleanup();
     await this.pool.close();
   }

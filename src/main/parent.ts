@@ -6,8 +6,9 @@ import { MiB } from '../contract/units.js';
 import { native } from '../native/binding.js';
 import { WorkDir } from './host/workdir.js';
 import { MemoryImage } from './memory/image.js';
-import { end } from './planner/run.js';
+
 import type { Pool } from './pool.js';
+import { end } from './sandbox/end.js';
 import { Sandbox } from './sandbox/sandbox.js';
 import { Undo } from './undo.js';
 

@@ -150,4 +150,8 @@ function packageRoot(from: string): string {
 const addonPath =
   process.env.FORKD_NATIVE_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_native.node');
 
+/** The hot-fork shim, to be preloaded into QEMU. FORKD_SHIM_PATH names another build. */
+export const shimPath =
+  process.env.FORKD_SHIM_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_hotfork.so');
+
 export const native: Native = createRequire(import.meta.url)(addonPath);

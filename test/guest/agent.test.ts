@@ -15,14 +15,17 @@ let vm: GuestVm;
 let dir: string;
 
 const sha256 = (path: string) => createHash('sha256').update(readFileSync(path)).digest('hex');
-const sh = (script: string, extra: object = {}): Promise<Reply> => vm.call({ action: 'exec', args: ['sh', '-c', script], ...extra });
+const sh = (script: string, extra: object = {}): Promise<Reply> =>
+  vm.call({ action: 'exec', args: ['sh', '-c', script], ...extra });
 const py = (code: string): Promise<Reply> => vm.call({ action: 'eval', code });
 const out = async (script: string): Promise<string> => (await sh(script)).stdout.trim();
 
 const makeVolume = (path: string, text: string): string => {
   const tree = mkdtempSync(join(tmpdir(), 'volume-'));
   writeFileSync(join(tree, 'file'), text);
-  execFileSync('mkfs.ext4', ['-q', '-F', '-d', tree, path, '4M'], { env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin` } });
+  execFileSync('mkfs.ext4', ['-q', '-F', '-d', tree, path, '4M'], {
+    env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin` },
+  });
   rmSync(tree, { recursive: true });
   return path;
 };
@@ -58,7 +61,15 @@ test('ping', async () => {
   const reply = await vm.call({ action: 'ping' });
   assert.equal(
     { ...reply, numpy_version: typeof reply.numpy_version },
-    { pong: true, numpy_version: 'string', pid: 1, agent_lang: 'python', warmup_ready: false, generation: 1, released: true },
+    {
+      pong: true,
+      numpy_version: 'string',
+      pid: 1,
+      agent_lang: 'python',
+      warmup_ready: false,
+      generation: 1,
+      released: true,
+    },
   );
 });
 
@@ -68,7 +79,9 @@ test('eval of an expression', async () => {
 });
 
 test('eval of statements gives the last expression and what was printed', async () => {
-  const reply = await py('import sys\nfor i in range(2):\n    print("line", i)\nprint("bad", file=sys.stderr)\nx = 20\nx * 2 + 2');
+  const reply = await py(
+    'import sys\nfor i in range(2):\n    print("line", i)\nprint("bad", file=sys.stderr)\nx = 20\nx * 2 + 2',
+  );
   assert.equal(reply, { result: '42', exit_code: 0, stdout: 'line 0\nline 1\n', stderr: 'bad\n' });
   assert.is((await py('y = 3')).result, 'None');
   assert.is((await py('  1 + 1\n')).result, '2');
@@ -114,14 +127,22 @@ test('user code may use alarms and subprocesses', async () => {
     'import signal, time\nhits = []\nsignal.signal(signal.SIGALRM, lambda *a: hits.append(1))\nsignal.setitimer(signal.ITIMER_REAL, 0.05)\ntime.sleep(0.2)\nhits',
   );
   assert.is(alarm.result, '[1]', JSON.stringify(alarm));
-  const sub = await py('import subprocess, time\np = subprocess.Popen(["sh", "-c", "exit 7"])\ntime.sleep(2.5)\np.wait()');
+  const sub = await py(
+    'import subprocess, time\np = subprocess.Popen(["sh", "-c", "exit 7"])\ntime.sleep(2.5)\np.wait()',
+  );
   assert.is(sub.result, '7', 'the status was stolen by the reaper');
 });
 
 test('exec', async () => {
   assert.equal(await sh('echo out; echo err >&2; exit 3'), { stdout: 'out\n', stderr: 'err\n', exit_code: 3 });
   assert.is((await sh('kill -TERM $$')).exit_code, -15);
-  const reply = await vm.call({ action: 'exec', args: ['sh', '-c', 'echo $A; pwd; cat'], env: { A: 'b' }, cwd: '/tmp', stdin: 'input' });
+  const reply = await vm.call({
+    action: 'exec',
+    args: ['sh', '-c', 'echo $A; pwd; cat'],
+    env: { A: 'b' },
+    cwd: '/tmp',
+    stdin: 'input',
+  });
   assert.is(reply.stdout, 'b\n/tmp\ninput');
   assert.is((await sh("printf '\\377x'")).stdout, '\ufffdx');
 });
@@ -138,7 +159,8 @@ test('exec errors', async () => {
 });
 
 test('ordinary commands are there', async () => {
-  const commands = 'sh bash ls cat echo sleep ps kill head tail date hostname uname id env grep sed awk find tar gzip python3 wc sort';
+  const commands =
+    'sh bash ls cat echo sleep ps kill head tail date hostname uname id env grep sed awk find tar gzip python3 wc sort';
   for (const name of commands.split(' ')) assert.is((await sh(`command -v ${name} >/dev/null`)).exit_code, 0, name);
   assert.is((await sh('ls / >/dev/null && ps >/dev/null && date >/dev/null && id && uname -a && env')).exit_code, 0);
 });
@@ -176,11 +198,13 @@ test('a long eval, long execs and pings do not wait for one another', async () =
     return reply.result ?? reply.stdout;
   };
   const slow = py('import time\ntime.sleep(5)\n"slept"').then(note('slow'));
-  const busy = py('import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass\n"spun"').then(note('busy'));
+  const busy = py('import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass\n"spun"').then(
+    note('busy'),
+  );
   const execs = Array.from({ length: 3 }, (_, index) => sh(`sleep 0.3; echo ${index}`).then(note('exec')));
   for (let index = 0; index < 5; index++) {
     note('ping')(await vm.call({ action: 'ping' }));
-    assert.is((await py(`${index}`).then(note('eval'))), `${index}`);
+    assert.is(await py(`${index}`).then(note('eval')), `${index}`);
   }
   assert.equal(await Promise.all([slow, busy, ...execs]), ["'slept'", "'spun'", '0\n', '1\n', '2\n']);
   assert.equal(order.slice(-2).sort(), ['busy', 'slow'], `answered in the order ${order}`);
@@ -195,18 +219,27 @@ test('large output and large requests', async () => {
 });
 
 test('bytes that are no frame are skipped', async () => {
-  const [ping] = await vm.raw(Buffer.concat([Buffer.from('garbage FK\x46'), randomBytes(5000), request(1, { action: 'ping' })]), [1]);
+  const [ping] = await vm.raw(
+    Buffer.concat([Buffer.from('garbage FK\x46'), randomBytes(5000), request(1, { action: 'ping' })]),
+    [1],
+  );
   assert.is(ping?.pong, true);
 });
 
 test('frames in pieces, many at once, and with foreign types', async () => {
   const whole = request(2, { action: 'eval', code: '6*7' });
-  vm.raw(whole.subarray(0, 5), []);
+  await vm.raw(whole.subarray(0, 5), []);
   await new Promise((resolve) => setTimeout(resolve, 50));
   assert.is((await vm.raw(whole.subarray(5), [2]))[0]?.result, '42');
   const many = Array.from({ length: 50 }, (_, index) => request(100 + index, { action: 'eval', code: `${index}` }));
-  const replies = await vm.raw(Buffer.concat(many), Array.from(many.keys(), (index) => 100 + index));
-  assert.equal(replies.map((reply) => reply.result), Array.from(many.keys(), String));
+  const replies = await vm.raw(
+    Buffer.concat(many),
+    Array.from(many.keys(), (index) => 100 + index),
+  );
+  assert.equal(
+    replies.map((reply) => reply.result),
+    Array.from(many.keys(), String),
+  );
   const foreign = Buffer.from(request(3, {}));
   foreign[2] = 9;
   assert.is((await vm.raw(foreign, [3]))[0]?.error, 'unknown frame type: 9');
@@ -224,7 +257,7 @@ test('a frame that is too large or is no JSON is refused', async () => {
 });
 
 test('a host that hangs up in the middle of a frame finds a clean port', async () => {
-  vm.raw(request(7, { action: 'eval', code: 'x'.repeat(1000) }).subarray(0, 600), []);
+  await vm.raw(request(7, { action: 'eval', code: 'x'.repeat(1000) }).subarray(0, 600), []);
   await new Promise((resolve) => setTimeout(resolve, 200));
   await vm.hangUp();
   assert.is((await vm.call({ action: 'ping' })).pong, true);
@@ -232,7 +265,12 @@ test('a host that hangs up in the middle of a frame finds a clean port', async (
 });
 
 test('writes stay in the overlay, and the image does not change', async () => {
-  assert.is(await out('echo one >/usr/one; echo two >>/etc/hosts; rm /bin/true; cat /usr/one; tail -1 /etc/hosts; ls /bin/true 2>&1'), "one\ntwo\nls: cannot access '/bin/true': No such file or directory");
+  assert.is(
+    await out(
+      'echo one >/usr/one; echo two >>/etc/hosts; rm /bin/true; cat /usr/one; tail -1 /etc/hosts; ls /bin/true 2>&1',
+    ),
+    "one\ntwo\nls: cannot access '/bin/true': No such file or directory",
+  );
   assert.is(await out('cat /volume/file /fixed/file'), 'from bfrom c');
   assert.is(await out('echo new >/volume/file && cat /volume/file'), 'new');
   assert.is.not((await sh('echo new >/fixed/file')).exit_code, 0);
@@ -279,14 +317,20 @@ test('fork gives the guest a new identity', async () => {
   const message = forkRequest({ env: { FORKD_INDEX: '7', GREETING: 'hi' } });
   const reply = await vm.call(message);
   assert.is(reply.exit_code, 0, JSON.stringify(reply));
-  const done = 'kernel_rng clock hostname machine_id boot_id python_random numpy_random uuid openssl tempfile env'.split(' ');
+  const done =
+    'kernel_rng clock hostname machine_id boot_id python_random numpy_random uuid openssl tempfile env'.split(' ');
   assert.equal(reply.receipt.done, done);
   assert.equal(Object.keys(reply.receipt.skipped), ['node', 'hooks']);
-  assert.is(await out('hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id; echo $GREETING'),
-    ['child-7', 'child-7', message.machine_id, reply.receipt.boot_id, 'hi'].join('\n'));
+  assert.is(
+    await out('hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id; echo $GREETING'),
+    ['child-7', 'child-7', message.machine_id, reply.receipt.boot_id, 'hi'].join('\n'),
+  );
   const skew = Math.abs(Number(await out('date +%s%3N')) - Date.now());
   assert.ok(skew < 5000, `clock is off by ${skew} ms`);
-  assert.is((await py('import os, socket; (os.environ["GREETING"], socket.gethostbyname(socket.gethostname()))')).result, "('hi', '127.0.0.1')");
+  assert.is(
+    (await py('import os, socket; (os.environ["GREETING"], socket.gethostbyname(socket.gethostname()))')).result,
+    "('hi', '127.0.0.1')",
+  );
 });
 
 test('the same entropy gives the same user-space generators, other entropy gives others', async () => {
@@ -317,7 +361,9 @@ test('a sealed guest answers only ping and fork, and fails closed', async () => 
 });
 
 test('a failing hook keeps the guest sealed', async () => {
-  await sh('mkdir -p /etc/forkd/fork.d; printf "#!/bin/sh\\necho $FORKD_INDEX >/run/hook; exit \\$(cat /run/status)\\n" >/etc/forkd/fork.d/10-test; sed -i s/echo.*\\>/"echo \\$FORKD_INDEX >"/ /etc/forkd/fork.d/10-test; chmod +x /etc/forkd/fork.d/10-test; echo 4 >/run/status');
+  await sh(
+    'mkdir -p /etc/forkd/fork.d; printf "#!/bin/sh\\necho $FORKD_INDEX >/run/hook; exit \\$(cat /run/status)\\n" >/etc/forkd/fork.d/10-test; sed -i s/echo.*\\>/"echo \\$FORKD_INDEX >"/ /etc/forkd/fork.d/10-test; chmod +x /etc/forkd/fork.d/10-test; echo 4 >/run/status',
+  );
   const reply = await vm.call(forkRequest());
   assert.match(reply.error, /^IdentityFailed: hooks: RuntimeError: .*10-test ended with status 4/);
   assert.match((await sh('true')).error, /^NotReleased/);

@@ -25,7 +25,8 @@ test.before.each(() => {
 test.after.each(() => rmSync(dir, { recursive: true, force: true }));
 
 test('a simulation of apt-get gives names and versions', () => {
-  const text = 'NOTE\nInst gcc-12-base (12.2.0-14 Debian:12.1/stable [amd64])\nInst libc6:i386 (2.36 x)\nInst a [1.0] (2.0 y)\nConf a (2.0 y)\n';
+  const text =
+    'NOTE\nInst gcc-12-base (12.2.0-14 Debian:12.1/stable [amd64])\nInst libc6:i386 (2.36 x)\nInst a [1.0] (2.0 y)\nConf a (2.0 y)\n';
   assert.equal(parseSimulation(text), [
     { name: 'gcc-12-base', version: '12.2.0-14' },
     { name: 'libc6', version: '2.36' },
@@ -59,7 +60,10 @@ test('the initramfs is an archive that cpio readers accept', () => {
     { path: 'd/file', kind: 'file', data: Buffer.from('hello'), mode: 0o755 },
     { path: 'd/link', kind: 'link', target: 'file' },
   ]);
-  const listing = execFileSync('busybox', ['cpio', '-t', '-v'], { input: archive, stdio: ['pipe', 'pipe', 'ignore'] }).toString();
+  const listing = execFileSync('busybox', ['cpio', '-t', '-v'], {
+    input: archive,
+    stdio: ['pipe', 'pipe', 'ignore'],
+  }).toString();
   assert.match(listing, /^drwxr-xr-x .* d$/m);
   assert.match(listing, /^-rwxr-xr-x .* 5 .* d\/file$/m);
   assert.match(listing, /^lrwxrwxrwx .* d\/link -> file$/m);

@@ -31,7 +31,8 @@ export interface GuestVm {
 }
 
 /** Frequency of the time stamp counter, as far as /proc tells it: see docs/internals/guest.md. */
-const hostTscKhz = (): number => Math.round(Number(/cpu MHz\s*: ([\d.]+)/.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]) * 1000);
+const hostTscKhz = (): number =>
+  Math.round(Number(/cpu MHz\s*: ([\d.]+)/.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]) * 1000);
 
 const qemuArgs = (image: GuestImage, dir: string, volumes: string[]): string[] => {
   const mounts = volumes.length === 0 ? [] : ['forkd.mounts=vdb:/volume,vdc:/fixed:ro,bad,vdz:/missing'];
@@ -41,7 +42,18 @@ const qemuArgs = (image: GuestImage, dir: string, volumes: string[]): string[] =
     ...['-device', `virtio-blk-device,drive=disk${index}`],
   ]);
   return [
-    ...['-M', 'microvm,acpi=on,pit=off,rtc=on,isa-serial=on', '-accel', 'tcg,thread=multi', '-cpu', 'max', '-m', '512M', '-smp', '1'],
+    ...[
+      '-M',
+      'microvm,acpi=on,pit=off,rtc=on,isa-serial=on',
+      '-accel',
+      'tcg,thread=multi',
+      '-cpu',
+      'max',
+      '-m',
+      '512M',
+      '-smp',
+      '1',
+    ],
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-kernel', image.kernel, '-initrd', image.initrd, '-append', append],
     // Slot order decides the names: microvm numbers its transports downwards, so the last device is vda.
@@ -103,7 +115,9 @@ export const bootGuest = async (image: GuestImage, volumes: string[] = []): Prom
   await once(server, 'listening');
   const consoleText = () => readFileSync(join(dir, 'console'), 'utf8');
   const started = performance.now();
-  const qemu: ChildProcess = spawn('qemu-system-x86_64', qemuArgs(image, dir, volumes), { stdio: ['ignore', 'inherit', 'inherit'] });
+  const qemu: ChildProcess = spawn('qemu-system-x86_64', qemuArgs(image, dir, volumes), {
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
   process.on('exit', () => qemu.kill('SIGKILL'));
   const stop = async () => {
     const gone = qemu.exitCode === null ? once(qemu, 'exit') : undefined;

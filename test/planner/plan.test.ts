@@ -2,7 +2,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import { limits } from '../../src/contract/limits.js';
-import { type ForkRequest, type HostState, planFork } from '../../src/main/planner/plan.js';
+import { deal, type ForkRequest, type HostState, planFork } from '../../src/main/planner/plan.js';
 import { manifest } from '../support/manifest.js';
 
 const plan = suite('plan');
@@ -12,7 +12,8 @@ let ids = 0;
 const host = (change: Partial<HostState> = {}): HostState => ({
   resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 100_000 },
   netns: new Set(['forkd-child-1', 'forkd-child-2']),
-  width: 2,
+  hotForkProblem: undefined,
+  hotFrom: 2,
   newId: () => `sb-0-${ids++}`,
   newMachineId: () => 'f'.repeat(32),
   ...change,
@@ -25,16 +26,36 @@ const refused = (code: string, request: Partial<ForkRequest>, change: Partial<Ho
   );
 };
 
-plan('every child is in one batch, and batches differ by at most one', () => {
-  for (const n of [1, 2, 3, 7, 10, 101]) {
-    const { children, batches } = planFork({ tag: 'base', n }, manifest(), host());
-    assert.is(children.length, n);
-    assert.equal(batches.flat().sort((a, b) => a - b), [...children.keys()]);
-    const sizes = batches.map((b) => b.length);
-    assert.ok(Math.max(...sizes) - Math.min(...sizes) <= 1);
+plan('every child has an id of its own, and counts from 1', () => {
+  for (const n of [1, 2, 101]) {
+    const { children } = planFork({ tag: 'base', n }, manifest(), host());
     assert.is(new Set(children.map((c) => c.id)).size, n);
     assert.equal(children.map((c) => c.index), Array.from({ length: n }, (_, i) => i + 1));
   }
+});
+
+plan('every child is dealt to one batch, and batches differ by at most one', () => {
+  for (const n of [1, 2, 3, 7, 10, 101]) {
+    const batches = deal(n, 2);
+    assert.equal(batches.flat().sort((a, b) => a - b), Array.from({ length: n }, (_, i) => i));
+    const sizes = batches.map((b) => b.length);
+    assert.ok(Math.max(...sizes) - Math.min(...sizes) <= 1 && Math.min(...sizes) > 0);
+  }
+});
+
+plan('a hot fork wherever it can be had, else the reason', () => {
+  const chosen = (request: Partial<ForkRequest>, change: Partial<HostState> = {}, snapshot = manifest()) => {
+    const { mechanism, fallback } = planFork({ tag: 'base', n: 2, ...request }, snapshot, host(change));
+    return fallback ?? mechanism;
+  };
+  assert.is(chosen({}), 'hot-fork');
+  assert.is(chosen({ cold: true }), 'cold-restore');
+  assert.match(chosen({ n: 1 }), /fewer than 2/);
+  assert.is(chosen({ n: 1 }, { hotFrom: 1 }), 'hot-fork');
+  assert.match(chosen({}, {}, manifest({ isolation: 'kvm' })), /KVM/);
+  assert.match(chosen({ perChildNetns: true }), /namespace/);
+  assert.match(chosen({ n: 1 }, {}, manifest({ tap: 'tap0' })), /network card/);
+  assert.match(chosen({}, { hotForkProblem: 'the shim is not built' }), /shim/);
 });
 
 plan('counts outside the limits are refused', () => {

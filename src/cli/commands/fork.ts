@@ -28,6 +28,7 @@ export const fork: Command = {
     ['--memory-limit-mib <N>', 'Memory limit of each child, MiB (cgroup; root)'],
     ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
     ['--hugepages', 'Put the memory image on 2 MiB pages where the host has them (needs --live-fork)'],
+    ['--cold', 'Restore each child the stock way instead of forking a warmed template'],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--keep-workdir', 'Keep the work directory with the console logs'],
     ['--json', 'Print one JSON object for each child, one a line'],
@@ -45,8 +46,8 @@ export const fork: Command = {
       const result = await engine.fork(job.request, {
         signal,
         onLoad: (done, total) => load.update(Math.floor(done / 2 ** 20), Math.floor(total / 2 ** 20), ' MiB'),
-        onReady: (ready, failed) => bar.update(ready, job.request.n, failed > 0 ? `, ${failed} failed` : ''),
-        onStep: line,
+        onReady: (ready) => bar.update(ready, job.request.n),
+        onFallback: (reason) => line(`    cold restore: ${reason}`),
         keepWorkDir: options.flag('keep-workdir'),
       });
       bar.end();
@@ -57,7 +58,7 @@ export const fork: Command = {
 };
 
 interface Job {
-  request: { tag: string; n: number; perChildNetns: boolean; hugePages: boolean; memoryLimitMib?: number; require?: 'kvm' | 'tcg' };
+  request: { tag: string; n: number; perChildNetns: boolean; hugePages: boolean; cold: boolean; memoryLimitMib?: number; require?: 'kvm' | 'tcg' };
   command: string[];
   lines: string[] | undefined;
   timeoutSecs: number;
@@ -83,6 +84,7 @@ const readJob = (options: Options): Job => {
       n,
       perChildNetns: options.flag('per-child-netns'),
       hugePages: options.flag('hugepages'),
+      cold: options.flag('cold'),
       ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
       ...(require ? { require } : {}),
     },

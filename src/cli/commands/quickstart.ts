@@ -131,7 +131,7 @@ const forkChildren = async ({ engine, signal, n, require }: Job): Promise<ForkRe
       {
         signal,
         onLoad: (done, total) => load.update(Math.floor(done / 2 ** 20), Math.floor(total / 2 ** 20), ' MiB'),
-        onReady: (ready, failed) => bar.update(ready, n, failed > 0 ? `, ${failed} failed` : ''),
+        onReady: (ready) => bar.update(ready, n),
       },
     );
   } finally {

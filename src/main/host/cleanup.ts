@@ -47,7 +47,7 @@ export interface Leftovers {
 }
 
 /** Work directories, those of the reference's commands, and the image builder's, which has no lock and lives for minutes. */
-const LOCKED = ['fork-', 'parent-', 'probe-'].map((kind) => WORK_DIR_PREFIX + kind);
+const LOCKED = ['fork-', 'parent-', 'probe-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
 const UNLOCKED = ['unpack-', 'pull-', 'agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 const BUILDER = ['agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 
@@ -224,7 +224,7 @@ const orphans = (): Orphan[] =>
   });
 
 const CONSOLE = new RegExp(
-  `^file,id=console,path=(/.*/${WORK_DIR_PREFIX}(?:fork|parent|probe)-[^/]+)/[^/]+\\.console,`,
+  `^file,id=console,path=(/.*/${WORK_DIR_PREFIX}(?:fork|parent|probe|template)-[^/]+)/[^/]+\\.console,`,
 );
 
 const qemuWorkDir = (pid: number): string | undefined => {

@@ -24,7 +24,8 @@ export interface BuildOptions {
 }
 
 /** The image that fits this installation, if it has been built. */
-export const findImage = (cacheDir: string): GuestImage | undefined => lookUp(cacheDir, sourceDigest(readGuestSources()));
+export const findImage = (cacheDir: string): GuestImage | undefined =>
+  lookUp(cacheDir, sourceDigest(readGuestSources()));
 
 /** The image that fits this installation, built now if need be. */
 export const buildDefaultImage = async (options: BuildOptions): Promise<GuestImage> => {
@@ -91,7 +92,8 @@ const unpackPackages = async (staging: string, progress: Progress, signal?: Abor
 /** Kernel and initramfs. Returns the kernel's version. */
 const writeBootFiles = async (trees: Trees, result: string, signal?: AbortSignal): Promise<string> => {
   const [version] = await readdir(join(trees.kernel, 'usr/lib/modules'));
-  if (version === undefined) throw new ForkdError('IMAGE_BUILD_FAILED', { reason: 'the kernel package has no modules' });
+  if (version === undefined)
+    throw new ForkdError('IMAGE_BUILD_FAILED', { reason: 'the kernel package has no modules' });
   await copyFile(join(trees.kernel, `boot/vmlinuz-${version}`), join(result, 'vmlinuz'));
   await buildInitrd({
     out: join(result, 'initrd.img'),
@@ -105,7 +107,10 @@ const writeBootFiles = async (trees: Trees, result: string, signal?: AbortSignal
 const describe = async (trees: Trees, result: string, kernelVersion: string): Promise<ImageRecord> => {
   const packages = Object.fromEntries(trees.packages.map(({ name, version }) => [name, version]).sort());
   const sources = sourceDigest(readGuestSources());
-  const digest = createHash('sha256').update(JSON.stringify([BUILDER_VERSION, sources, packages])).digest('hex').slice(0, 32);
+  const digest = createHash('sha256')
+    .update(JSON.stringify([BUILDER_VERSION, sources, packages]))
+    .digest('hex')
+    .slice(0, 32);
   return {
     format: 1,
     digest,

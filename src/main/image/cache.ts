@@ -71,7 +71,9 @@ const readable = (dir: string): boolean => {
 /** Replaced by rename: a reader sees the old pointers or the new ones. A lost update only costs its loser a rebuild. */
 const point = async (cacheDir: string, record: ImageRecord): Promise<void> => {
   const path = join(cacheDir, POINTER);
-  const old = await readFile(path, 'utf8').then(JSON.parse).catch(() => ({}));
+  const old = await readFile(path, 'utf8')
+    .then(JSON.parse)
+    .catch(() => ({}));
   const half = `${path}.${process.pid}.part`;
   await writeFile(half, `${JSON.stringify({ ...old, [record.sourceDigest]: record.digest }, null, 2)}\n`);
   await rename(half, path);

@@ -11,7 +11,7 @@ const DEFAULT_MODE = { directory: 0o755, file: 0o644, link: 0o777, device: 0o600
 /** The archive's bytes: the same entries always give the same bytes (times and inode numbers are fixed). */
 export const writeCpio = (entries: CpioEntry[]): Buffer => {
   const parts: Uint8Array[] = [];
-  entries.forEach((entry, index) => parts.push(...record(entry, index + 1)));
+  for (const [index, entry] of entries.entries()) parts.push(...record(entry, index + 1));
   parts.push(...record({ path: 'TRAILER!!!', kind: 'file', data: new Uint8Array(0), mode: 0 }, 0));
   return Buffer.concat(parts);
 };

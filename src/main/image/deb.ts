@@ -37,7 +37,9 @@ export const unpackDeb = async (
     ...(signal === undefined ? {} : { signal }),
   });
   const ended = new Promise<number>((resolve, reject) => {
-    child.on('error', (error: NodeJS.ErrnoException) => reject(error.code === 'ENOENT' ? toolMissing('dpkg-deb') : error));
+    child.on('error', (error: NodeJS.ErrnoException) =>
+      reject(error.code === 'ENOENT' ? toolMissing('dpkg-deb') : error),
+    );
     child.on('close', (status) => resolve(status ?? 1));
   });
   const options: ExtractOptions & { validateSymlinks: boolean } = {

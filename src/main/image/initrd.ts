@@ -25,14 +25,30 @@ export interface InitrdOptions {
 
 /** The applets that init calls. */
 const APPLETS = [
-  'chmod', 'cp', 'dd', 'echo', 'ifconfig', 'insmod', 'ln', 'mkdir', 'mount', 'poweroff', 'reboot', 'route', 'sh', 'sleep',
-  'switch_root', 'umount', 'usleep',
+  'chmod',
+  'cp',
+  'dd',
+  'echo',
+  'ifconfig',
+  'insmod',
+  'ln',
+  'mkdir',
+  'mount',
+  'poweroff',
+  'reboot',
+  'route',
+  'sh',
+  'sleep',
+  'switch_root',
+  'umount',
+  'usleep',
 ];
 
 export const buildInitrd = async (options: InitrdOptions): Promise<void> => {
   const sources = readGuestSources();
   const modules = options.modulesDir === undefined ? [] : await collectModules(options.modulesDir);
-  const busybox = options.busybox === undefined ? await downloadBusybox(options.signal) : await readFile(options.busybox);
+  const busybox =
+    options.busybox === undefined ? await downloadBusybox(options.signal) : await readFile(options.busybox);
   const archive = writeCpio(initrdEntries(busybox, sources, modules, options.bytecode ?? new Map()));
   const half = `${options.out}.${process.pid}.part`;
   await writeFile(half, archive);
@@ -46,9 +62,20 @@ export const initrdEntries = (
   modules: KernelModule[],
   bytecode: Map<string, Buffer>,
 ): CpioEntry[] => [
-  ...['bin', 'dev', 'proc', 'sys', 'run', 'lower', 'overlay', 'newroot', 'volumes', 'forkd_agent', 'forkd_agent/__pycache__', 'modules'].map(
-    (path): CpioEntry => ({ path, kind: 'directory' }),
-  ),
+  ...[
+    'bin',
+    'dev',
+    'proc',
+    'sys',
+    'run',
+    'lower',
+    'overlay',
+    'newroot',
+    'volumes',
+    'forkd_agent',
+    'forkd_agent/__pycache__',
+    'modules',
+  ].map((path): CpioEntry => ({ path, kind: 'directory' })),
   // The kernel opens it for init's output before devtmpfs is mounted.
   { path: 'dev/console', kind: 'device', major: 5, minor: 1 },
   { path: 'bin/busybox', kind: 'file', data: busybox, mode: 0o755 },
@@ -56,7 +83,11 @@ export const initrdEntries = (
   ...sources.map(({ path, data }): CpioEntry => ({ path, kind: 'file', data, mode: path === 'init' ? 0o755 : 0o644 })),
   ...[...bytecode].map(([name, data]): CpioEntry => ({ path: `forkd_agent/__pycache__/${name}`, kind: 'file', data })),
   ...modules.map(({ name, data }): CpioEntry => ({ path: `modules/${name}.ko`, kind: 'file', data })),
-  { path: 'modules/list', kind: 'file', data: Buffer.from(modules.map(({ group, name }) => `${group} ${name}\n`).join('')) },
+  {
+    path: 'modules/list',
+    kind: 'file',
+    data: Buffer.from(modules.map(({ group, name }) => `${group} ${name}\n`).join('')),
+  },
 ];
 
 const downloadBusybox = async (signal?: AbortSignal): Promise<Buffer> => {

@@ -64,7 +64,10 @@ const indexModules = async (modulesDir: string): Promise<Map<string, string>> =>
   return new Map(modules.map((entry) => [plainName(entry.name), join(entry.parentPath ?? entry.path, entry.name)]));
 };
 
-const plainName = (name: string): string => basename(name).replace(/\.ko(\.\w+)?$/, '').replaceAll('-', '_');
+const plainName = (name: string): string =>
+  basename(name)
+    .replace(/\.ko(\.\w+)?$/, '')
+    .replaceAll('-', '_');
 
 const readModule = async (file: string): Promise<Buffer> => {
   const bytes = await readFile(file);

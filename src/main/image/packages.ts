@@ -37,6 +37,7 @@ export const belongsInGuest = (name: string): boolean => !NOT_IN_GUEST.test(name
 /** Busybox applets that get a name in the guest when no package brings the command. */
 export const BUSYBOX_COMMANDS = [
   'clear',
+  'dmesg',
   'ifconfig',
   'ip',
   'less',
@@ -55,6 +56,7 @@ export const BUSYBOX_COMMANDS = [
   'unzip',
   'vi',
   'wget',
+  'which',
   'xxd',
 ];
 

@@ -27,24 +27,36 @@ export const findPython = async (tree: string): Promise<string> => {
   return join(tree, 'usr/bin', name);
 };
 
-export const pythonVersionOf = async (tree: string): Promise<string> => basename(await findPython(tree)).slice('python'.length);
+export const pythonVersionOf = async (tree: string): Promise<string> =>
+  basename(await findPython(tree)).slice('python'.length);
 
 /** unchecked-hash: the image is read-only, so no import needs to look at a source file's time. */
 const COMPILE = ['-m', 'compileall', '-q', '--invalidation-mode', 'unchecked-hash'];
 
 export const compileTree = async (tree: string, signal?: AbortSignal): Promise<void> => {
   const version = await pythonVersionOf(tree);
-  const roots = [`usr/lib/python${version}`, 'usr/lib/python3'].map((path) => join(tree, path)).filter((path) => existsSync(path));
+  const roots = [`usr/lib/python${version}`, 'usr/lib/python3']
+    .map((path) => join(tree, path))
+    .filter((path) => existsSync(path));
   await runPython(tree, [...COMPILE, '-j', '0', '-s', tree, '-p', '/', ...roots], signal);
 };
 
 /** The agent's modules as the files of a __pycache__ directory. */
-export const compileAgent = async (tree: string, sources: GuestSource[], signal?: AbortSignal): Promise<Map<string, Buffer>> => {
+export const compileAgent = async (
+  tree: string,
+  sources: GuestSource[],
+  signal?: AbortSignal,
+): Promise<Map<string, Buffer>> => {
   const dir = await mkdtemp(join(tmpdir(), 'forkd-agent-'));
   try {
     await mkdir(join(dir, 'forkd_agent'));
-    for (const { path, data } of sources) await writeFile(join(dir, basename(path) === path ? path : `forkd_agent/${basename(path)}`), data);
-    await runPython(tree, [...COMPILE, '-s', join(dir, 'forkd_agent'), '-p', '/run/forkd/forkd_agent', join(dir, 'forkd_agent')], signal);
+    for (const { path, data } of sources)
+      await writeFile(join(dir, basename(path) === path ? path : `forkd_agent/${basename(path)}`), data);
+    await runPython(
+      tree,
+      [...COMPILE, '-s', join(dir, 'forkd_agent'), '-p', '/run/forkd/forkd_agent', join(dir, 'forkd_agent')],
+      signal,
+    );
     const cache = join(dir, 'forkd_agent/__pycache__');
     const names = await readdir(cache);
     return new Map(await Promise.all(names.map(async (name) => [name, await readFile(join(cache, name))] as const)));

@@ -29,10 +29,25 @@ const FILES: Record<string, string> = {
   'etc/machine-id': 'uninitialized\n',
   'etc/nsswitch.conf': 'passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n',
   'etc/fstab': '',
-  'etc/ld.so.conf': '/usr/local/lib/x86_64-linux-gnu\n/lib/x86_64-linux-gnu\n/usr/lib/x86_64-linux-gnu\n/usr/local/lib\n',
+  'etc/ld.so.conf':
+    '/usr/local/lib/x86_64-linux-gnu\n/lib/x86_64-linux-gnu\n/usr/lib/x86_64-linux-gnu\n/usr/local/lib\n',
 };
 
-const DIRECTORIES = ['dev', 'proc', 'sys', 'run', 'tmp', 'root', 'home', 'mnt', 'opt', 'srv', 'var/tmp', 'var/log', 'etc/forkd/fork.d'];
+const DIRECTORIES = [
+  'dev',
+  'proc',
+  'sys',
+  'run',
+  'tmp',
+  'root',
+  'home',
+  'mnt',
+  'opt',
+  'srv',
+  'var/tmp',
+  'var/log',
+  'etc/forkd/fork.d',
+];
 
 /** Turns unpacked packages into a root file system. */
 export const finishTree = async (tree: string, signal?: AbortSignal): Promise<void> => {
@@ -68,7 +83,8 @@ const linkAlternatives = async (tree: string): Promise<void> => {
   for (const name of ['blas', 'lapack']) {
     for (const directory of [`openblas-pthread`, name]) {
       const file = `lib${name}.so.3`;
-      if (existsSync(join(tree, libraries, directory, file))) await link(tree, `${libraries}/${file}`, `${directory}/${file}`);
+      if (existsSync(join(tree, libraries, directory, file)))
+        await link(tree, `${libraries}/${file}`, `${directory}/${file}`);
     }
   }
 };

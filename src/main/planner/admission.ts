@@ -1,6 +1,7 @@
 /** May this host take so many children now? Refusing before is kinder than an out-of-memory kill half way. */
 import { ForkdError } from '../../contract/errors.js';
 import { formatBytes, MiB } from '../../contract/units.js';
+import type { Mechanism } from './plan.js';
 
 export interface HostResources {
   /** MemAvailable of /proc/meminfo. */
@@ -9,16 +10,19 @@ export interface HostResources {
   descriptorsLeft: number;
 }
 
-/** A restored QEMU and what its guest touches until its first answer, by measurement (bench cold-restore), rounded up. */
-const CHILD_BYTES = 48 * MiB;
+/**
+ * What one child takes until its first answer and a little work, bytes, by measurement (bench cold-restore and fan-out),
+ * rounded up. A hot-forked child shares its template's pages.
+ */
+const CHILD_BYTES: Record<Mechanism, number> = { 'cold-restore': 48 * MiB, 'hot-fork': 6 * MiB };
 
-/** pidfd, QMP and agent sockets, and what is open for a moment while it starts. */
-const CHILD_DESCRIPTORS = 4;
+/** pidfd, QMP, agent and shim sockets, and one that is open for a moment while it starts. */
+const CHILD_DESCRIPTORS = 5;
 const SPARE_DESCRIPTORS = 64;
 
 /** Throws MEMORY_SHORT. */
-export const requireRoom = (n: number, { memoryAvailable, descriptorsLeft }: HostResources): void => {
-  const needed = n * CHILD_BYTES;
+export const requireRoom = (n: number, mechanism: Mechanism, { memoryAvailable, descriptorsLeft }: HostResources): void => {
+  const needed = n * CHILD_BYTES[mechanism];
   if (needed > memoryAvailable) {
     const reason = `${n} children need about ${formatBytes(needed)}, ${formatBytes(memoryAvailable)} is available`;
     throw new ForkdError('MEMORY_SHORT', { reason });

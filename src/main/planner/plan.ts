@@ -14,6 +14,8 @@ export interface ForkRequest {
   hugePages?: boolean;
   /** Evaluated in every child as part of getting ready; its reply is in the result. */
   firstEval?: string;
+  /** Restore each child the stock way, also where a hot fork would do. */
+  cold?: boolean;
   /** Added to the environment of what runs in the children. */
   env?: Record<string, string>;
 }
@@ -22,11 +24,15 @@ export interface HostState {
   resources: HostResources;
   /** Names under /var/run/netns. */
   netns: ReadonlySet<string>;
-  /** Number of workers a fan-out is divided among. */
-  width: number;
+  /** Why this host cannot hot-fork, or undefined when it can. */
+  hotForkProblem: string | undefined;
+  /** Children of a request from which on a template pays; 1 when one is there already. */
+  hotFrom: number;
   newId: () => string;
   newMachineId: () => string;
 }
+
+export type Mechanism = 'hot-fork' | 'cold-restore';
 
 export interface PlannedChild {
   index: number;
@@ -38,11 +44,12 @@ export interface PlannedChild {
 
 export interface Plan {
   tag: string;
-  mechanism: 'cold-restore';
+  mechanism: Mechanism;
+  /** Why not a hot fork, when it is a cold restore that was not asked for. */
+  fallback?: string;
   isolation: Isolation;
+  snapshot: SnapshotManifest;
   children: PlannedChild[];
-  /** Indices into `children`, one batch a worker. */
-  batches: number[][];
   memoryLimitMib?: number;
 }
 
@@ -54,7 +61,8 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
   }
   requireIsolation(request.require, snapshot.isolation, `snapshot '${tag}'`);
   if (snapshot.tap && n > 1 && !request.perChildNetns) throw new ForkdError('TAP_SHARED', { tag, tap: snapshot.tap });
-  requireRoom(n, host.resources);
+  const chosen = chooseMechanism(request, snapshot, host);
+  requireRoom(n, chosen.mechanism, host.resources);
 
   const children = Array.from({ length: n }, (_, i): PlannedChild => {
     const index = i + 1;
@@ -64,12 +72,28 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
   });
   return {
     tag,
-    mechanism: 'cold-restore',
+    ...chosen,
     isolation: snapshot.isolation,
+    snapshot,
     children,
-    batches: deal(n, host.width),
     ...(request.memoryLimitMib === undefined ? {} : { memoryLimitMib: request.memoryLimitMib }),
   };
+};
+
+/** A hot fork wherever it can be had; else the reason why not. */
+const chooseMechanism = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): Pick<Plan, 'mechanism' | 'fallback'> => {
+  if (request.cold) return { mechanism: 'cold-restore' };
+  const problem = hotForkProblem(request, snapshot, host);
+  return problem === undefined ? { mechanism: 'hot-fork' } : { mechanism: 'cold-restore', fallback: problem };
+};
+
+const hotForkProblem = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): string | undefined => {
+  if (host.hotForkProblem !== undefined) return host.hotForkProblem;
+  if (snapshot.isolation === 'kvm') return 'a VM under KVM cannot be carried across a fork';
+  if (snapshot.tap) return 'its network card would be shared';
+  if (request.perChildNetns) return 'a network namespace for each child has to be entered before QEMU starts';
+  if (request.n < host.hotFrom) return `for fewer than ${host.hotFrom} children a template does not pay`;
+  return undefined;
 };
 
 export const requireIsolation = (wanted: Isolation | undefined, actual: Isolation, what: string): void => {
@@ -84,6 +108,6 @@ const namespaceOf = (index: number, existing: ReadonlySet<string>): string => {
   return netns;
 };
 
-/** Deals 0..n-1 out like cards, so that every worker has early and late children and all end together. */
-const deal = (n: number, width: number): number[][] =>
+/** Deals 0..n-1 out like cards, at most `width` hands, so that each has early and late children and all end together. */
+export const deal = (n: number, width: number): number[][] =>
   Array.from({ length: Math.min(n, width) }, (_, w) => Array.from({ length: Math.ceil((n - w) / width) }, (_, k) => w + k * width));

@@ -9,8 +9,9 @@ import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError } from '../../contract/errors.js';
 import type { ForkReceipt, GuestReply, GuestRequest } from '../../contract/guest.js';
-import type { Isolation } from '../../contract/snapshot.js';
-import type { ChildTimes, StartedVmm } from '../../contract/task.js';
+import type { TemplatePort } from '../../contract/hotfork.js';
+import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js';
 import { type ExitStatus, native } from '../../native/binding.js';
 import { AgentClient } from '../agent/client.js';
 import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
@@ -37,6 +38,10 @@ export interface Birth {
   consolePath: string;
   netns?: string;
   memoryLimitMib?: number;
+  /** The snapshot that it comes from. */
+  snapshot?: SnapshotManifest;
+  /** Descriptor numbers inside it, when it was hot-forked: those of its template. */
+  numbers?: Omit<TemplatePort, 'controlFd'>;
 }
 
 /** Time between a VM's last word and its end: QEMU closes its sockets while it exits. */
@@ -71,6 +76,13 @@ export class Sandbox {
 
   get id(): string {
     return this.birth.id;
+  }
+
+  /** How to copy it while it runs, or undefined when it has no shim. */
+  get source(): SourcePort | undefined {
+    const { controlFd } = this.vmm;
+    const { numbers, index } = this.birth;
+    return controlFd === undefined || !numbers ? undefined : { ...numbers, controlFd, name: `child ${index}` };
   }
 
   ready(receipt: ForkReceipt, times: ChildTimes): void {
@@ -127,7 +139,10 @@ export class Sandbox {
   release(): void {
     if (this.#agent) this.#agent.close();
     else if (this.#qmpOpen) closeSync(this.vmm.agentFd);
-    if (this.#qmpOpen) closeSync(this.vmm.qmpFd);
+    if (this.#qmpOpen) {
+      closeSync(this.vmm.qmpFd);
+      if (this.vmm.controlFd !== undefined) closeSync(this.vmm.controlFd);
+    }
     this.#qmpOpen = false;
   }
 

@@ -37,7 +37,9 @@ export interface VmmDriver {
   boot(spec: BootSpec, options: StartOptions): VmmStart;
   /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. */
   restore(hardware: Hardware, options: StartOptions): VmmStart;
+  /** A child under the hot-fork shim, whose control socket is inherited as `VmmFd.control`. */
+  template(hardware: Hardware, options: StartOptions, shim: string): VmmStart;
 }
 
 /** Descriptor numbers inside the VMM. */
-export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6 } as const;
+export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7 } as const;

@@ -10,6 +10,9 @@ const GUEST_MAC = 'AA:FC:00:00:00:01';
 /** Translated code kept by an emulated VM, MiB. The guest's hot code is about a quarter of it; a larger buffer only costs page tables. */
 const TCG_BUFFER_MIB = 64;
 
+/** QEMU's heap on huge pages: its page tables are what a fork copies. */
+const TEMPLATE_ENV = ['GLIBC_TUNABLES=glibc.malloc.hugetlb=1'];
+
 export class QemuDriver implements VmmDriver {
   readonly machine = 'microvm';
 
@@ -32,6 +35,11 @@ export class QemuDriver implements VmmDriver {
     return this.#start(hardware, options, false, [['-incoming', 'defer']]);
   }
 
+  template(hardware: Hardware, options: StartOptions, shim: string): VmmStart {
+    const start = this.restore(hardware, options);
+    return { ...start, env: [...start.env, ...TEMPLATE_ENV, `LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
+  }
+
   #start(hardware: Hardware, options: StartOptions, shared: boolean, more: string[][]): VmmStart {
     const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
     const size = `${hardware.memoryMib}M`;
@@ -41,7 +49,7 @@ export class QemuDriver implements VmmDriver {
       ['-no-user-config'],
       ['-no-reboot'],
       ['-display', 'none'],
-      ['-machine', `microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram`],
+      ['-machine', `microvm,acpi=on,pit=off,pic=on,rtc=on,isa-serial=on,memory-backend=ram`],
       ['-accel', hardware.isolation === 'kvm' ? 'kvm' : `tcg,thread=multi,tb-size=${TCG_BUFFER_MIB}`],
       ['-cpu', hardware.cpuModel],
       ['-smp', String(hardware.vcpus)],

@@ -41,10 +41,10 @@ static struct hf_header header_for(enum hf_type type, uint32_t id) {
 /** Waits until the socket can be read or written: children's control sockets are non-blocking. */
 static void wait_for(short events) {
   struct pollfd one = {.fd = control.fd, .events = events};
-  const int due_ms = affinity_due_ms();
+  const int due_ms = moments_left_ms();
   const struct timespec limit = {.tv_sec = due_ms / 1000, .tv_nsec = due_ms % 1000 * 1000000};
   if (due_ms == 0 || sys(SYS_ppoll, &one, 1, due_ms > 0 ? &limit : NULL, NULL, KERNEL_SIGSET_BYTES) == 0)
-    affinity_unpin();
+    moments_end();
 }
 
 /** Sends one packet. Returns false when the engine is gone. */
@@ -120,7 +120,7 @@ static bool freeze(uint32_t flags, struct refusal* why) {
   // The threads of a child that has just begun may still be on their way into their frames.
   rebuild_settle();
   // A copy must not take a starting child's one processor for its threads' own wish.
-  affinity_unpin();
+  moments_end();
   for (int attempt = 1;; attempt++) {
     // Looked at before the threads stop, so that a branched source does not wait for it; what may have
     // changed in between is looked at again.
@@ -230,9 +230,8 @@ static void close_reported(void) {
 static void prepare_birth(const struct hf_fork* request) {
   birth.frozen = (request->flags & HF_FORK_FROZEN) != 0;
   birth.cgroup_into = -1;
-  birth.pin = (request->flags & HF_FORK_PIN) != 0 && !birth.frozen;
-  birth.spread = -1; extern int hack; hack = request->flags; extern void affinity_slice(uint64_t, int);
-  if (hack & 16) affinity_slice(100000, 0);
+  birth.flags = request->flags;
+  birth.spread = -1;
   uint32_t next = 0;
   for (uint32_t i = 0; i < request->entries; i++) {
     const uint32_t how = request->entry[i].how;
@@ -248,6 +247,7 @@ static void on_fork(uint32_t id) {
   uint32_t made = 0;
   prepare_birth(request);
   bool fine = fds_plan(request, &why);
+  if (request->count > 1) moments_boost();
   for (; fine && made < request->count; made++) {
     int64_t fork_ns;
     long pid;
@@ -257,6 +257,7 @@ static void on_fork(uint32_t id) {
     send_child(id, request->first_index + made, pid, fork_ns, 0);
     close_reported();
   }
+  moments_unboost();
   if (!fine) {
     refuse(id, &why, made);
     return;
@@ -439,5 +440,3 @@ __attribute__((constructor)) static void start(void) {
     _exit(CHILD_FAILED_STATUS);
   }
 }
-
-int hack;

@@ -5,8 +5,9 @@ import type { RestoreChild, TaskEvent, TaskInput, TaskOutput } from '../../contr
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
 import { takeIdentity } from '../vmm/identity.js';
+import { loadState } from '../vmm/load-state.js';
 import { explain } from '../vmm/obituary.js';
-import { Qmp } from '../vmm/qmp.js';
+
 import { startVmm } from '../vmm/start.js';
 
 /**
@@ -42,16 +43,7 @@ const restoreOne = (child: RestoreChild, input: TaskInput<'restore'>, emit: (eve
   }
   emit({ type: 'spawned', vmm });
 
-  const qmp = new Qmp(vmm.qmpFd, child.vmm.name, deadline);
-  qmp.negotiate();
-  qmp.prepareMigration();
-  const up = performance.now();
-  qmp.run('migrate-incoming', { uri: `fd:${input.stateTarget}` });
-  const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');
-  if (status !== 'completed') {
-    throw new ForkdError('VMM_PROTOCOL', { vm: child.vmm.name, command: 'migrate-incoming', reason: 'the device state did not load' });
-  }
-  qmp.run('cont');
+  const { up } = loadState(vmm.qmpFd, child.vmm.name, input.stateTarget, deadline);
   const loaded = performance.now();
 
   const agent = new AgentPort(vmm.agentFd, child.vmm.name);

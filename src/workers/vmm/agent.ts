@@ -9,7 +9,8 @@ const READ_BYTES = 256 * 1024;
 
 export class AgentPort {
   #decoder = new FrameDecoder();
-  #nextId = 1;
+  /** Beyond the ids that a worker chooses for itself (hot-child.ts). */
+  #nextId = 100;
 
   constructor(
     readonly fd: number,
@@ -24,12 +25,17 @@ export class AgentPort {
   /** Sends a request and returns the id that its reply will carry. */
   send(body: object, deadline: Deadline): number {
     const id = this.#nextId++;
+    this.write(encodeRequest(id, body), deadline);
+    return id;
+  }
+
+  /** Sends frames that the caller has encoded, all in one write. */
+  write(frames: Uint8Array, deadline: Deadline): void {
     try {
-      native.sendFds(this.fd, encodeRequest(id, body), [], deadline.leftMs);
+      native.sendFds(this.fd, frames, [], deadline.leftMs);
     } catch (error) {
       throw this.#broken(error, deadline);
     }
-    return id;
   }
 
   receive(id: number, deadline: Deadline): Record<string, unknown> {

@@ -1,0 +1,54 @@
+/**
+ * The numbers of the hot-fork control protocol. src/native/hotfork/protocol.h is the other side;
+ * docs/reference/hotfork-protocol.md draws the sequences.
+ */
+export const HOTFORK_MAGIC = 0x4648;
+export const HOTFORK_VERSION = 1;
+export const HOTFORK_PACKET_MAX = 16_384;
+
+/** What the engine asks. */
+export const Ask = { freeze: 1, fork: 2, release: 3, branch: 4, status: 5 } as const;
+
+/** What the shim says. */
+export const Say = {
+  hello: 128,
+  frozen: 129,
+  child: 130,
+  done: 131,
+  released: 132,
+  state: 133,
+  refused: 134,
+} as const;
+
+export const FREEZE_TRIM = 1;
+export const FORK_FROZEN = 1;
+
+/** What to do with a descriptor: `replace` needs an entry in every FORK and BRANCH. */
+export const Disposition = { refuse: 0, share: 1, recreate: 2, replace: 3 } as const;
+
+/** What a child gets in place of a descriptor. */
+export const How = {
+  given: 0,
+  pairStream: 1,
+  pairSeqpacket: 2,
+  null: 4,
+  cgroupProcs: 7,
+} as const;
+
+export interface ForkEntry {
+  fd: number;
+  how: number;
+}
+
+/** A frozen process that can be forked: how to reach it, and what each of its children must be given. */
+export interface TemplatePort {
+  controlFd: number;
+  /** Descriptor numbers inside it, by what they are for. */
+  control: number;
+  qmp: number;
+  agent: number;
+  /** Console and standard streams: each child gets its own console file there. */
+  consoles: number[];
+  /** Anything else that must not be shared: children get /dev/null. */
+  others: number[];
+}

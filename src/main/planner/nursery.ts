@@ -1,0 +1,128 @@
+/** The children of one fan-out, from planned to ready: turns what workers tell into sandboxes that the main thread owns. */
+import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
+import { type ErrorData, ForkdError } from '../../contract/errors.js';
+import type { EvalReply, ForkRequest as IdentityRequest } from '../../contract/guest.js';
+import type { TemplatePort } from '../../contract/hotfork.js';
+import type { StartedVmm, TaskEvent } from '../../contract/task.js';
+import { removeCgroup } from '../host/cgroup.js';
+import type { WorkDir } from '../host/workdir.js';
+import { end } from '../sandbox/end.js';
+import { Sandbox } from '../sandbox/sandbox.js';
+import type { Plan, PlannedChild } from './plan.js';
+
+export interface Failure {
+  index: number;
+  error: ErrorData;
+}
+
+/** Entropy a child is given, bytes: the kernel generator's pool holds 256 bits (BLAKE2s), and as much again for the rest. */
+const ENTROPY_BYTES = 64;
+
+export class Nursery {
+  readonly firstResults = new Map<number, EvalReply>();
+  readonly #born = new Map<number, Sandbox>();
+  readonly #planned: Map<number, PlannedChild>;
+  readonly #cgroups: Map<number, string>;
+  #ready = 0;
+
+  constructor(
+    readonly plan: Plan,
+    readonly workDir: WorkDir,
+    cgroups: Map<number, string>,
+    /** Descriptor numbers inside hot-forked children. */
+    readonly numbers: Omit<TemplatePort, 'controlFd'> | undefined,
+    readonly hooks: { signal?: AbortSignal; onReady?: (ready: number) => void; onEnd?: (sandbox: Sandbox) => void },
+  ) {
+    this.#planned = new Map(plan.children.map((child) => [child.index, child]));
+    this.#cgroups = cgroups;
+  }
+
+  readonly onEvent = (event: TaskEvent): void => {
+    if (event.type === 'spawned') this.#adopt(event.vmm);
+    if (event.type !== 'ready') return;
+    this.#born.get(event.index)?.ready(event.receipt, event.times);
+    if (event.firstResult) this.firstResults.set(event.index, event.firstResult);
+    this.hooks.onReady?.(++this.#ready);
+  };
+
+  #adopt(vmm: StartedVmm): void {
+    const child = this.#planned.get(vmm.index);
+    if (!child) return;
+    const sandbox = new Sandbox(this.#birth(child), vmm, (ended) => {
+      const group = this.#cgroups.get(child.index);
+      if (group) removeCgroup(group);
+      this.hooks.onEnd?.(ended);
+    });
+    this.#born.set(child.index, sandbox);
+    if (this.hooks.signal?.aborted) sandbox.kill();
+  }
+
+  #birth(child: PlannedChild) {
+    const { tag, isolation, memoryLimitMib, snapshot } = this.plan;
+    return {
+      id: child.id,
+      index: child.index,
+      tag,
+      hostname: child.hostname,
+      isolation,
+      snapshot,
+      consolePath: this.consoleOf(child.index),
+      ...(child.netns ? { netns: child.netns } : {}),
+      ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
+      ...(this.numbers ? { numbers: this.numbers } : {}),
+    };
+  }
+
+  consoleOf(index: number): string {
+    return this.workDir.file(`child-${index}.console`);
+  }
+
+  cgroupProcs(index: number): string[] {
+    const group = this.#cgroups.get(index);
+    return group ? [join(group, 'cgroup.procs')] : [];
+  }
+
+  /** What makes the child unique, made for it alone and used once. */
+  identity(child: PlannedChild, env?: Record<string, string>): Omit<IdentityRequest, 'clock_ns'> {
+    return {
+      action: 'fork',
+      entropy: randomBytes(ENTROPY_BYTES).toString('base64'),
+      hostname: child.hostname,
+      machine_id: child.machineId,
+      index: child.index,
+      ...(env ? { env } : {}),
+    };
+  }
+
+  isReady(index: number): boolean {
+    return this.#born.get(index)?.state === 'ready';
+  }
+
+  isBorn(index: number): boolean {
+    return this.#born.has(index);
+  }
+
+  /** Why a child that is not ready is not. */
+  reason(index: number, told: ErrorData | undefined): ErrorData {
+    const sandbox = this.#born.get(index);
+    const death = sandbox?.state === 'dead' ? sandbox.death().toData() : undefined;
+    return told ?? death ?? new ForkdError('INTERNAL', { reason: `child ${index} was never started` }).toData();
+  }
+
+  /** Ends the children that failed. Returns the others, in order. */
+  async settle(failures: Failure[]): Promise<Sandbox[]> {
+    const failed = failures.flatMap(({ index }) => this.#born.get(index) ?? []);
+    await end(failed);
+    for (const { index } of failures) this.#born.delete(index);
+    return [...this.#born.values()].sort((a, b) => a.birth.index - b.birth.index);
+  }
+
+  killAll(): void {
+    for (const sandbox of this.#born.values()) sandbox.kill();
+  }
+
+  async endAll(): Promise<void> {
+    await end(this.#born.values());
+  }
+}

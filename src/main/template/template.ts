@@ -1,0 +1,160 @@
+/**
+ * A template: a VM that was started from a snapshot, walked through what a child does first, and frozen. Children are
+ * forked from it. A second frozen copy of it, made by the same means, lets two processors fork at once.
+ */
+import { randomBytes } from 'node:crypto';
+import { ForkdError } from '../../contract/errors.js';
+import { limits } from '../../contract/limits.js';
+import type { SnapshotManifest } from '../../contract/snapshot.js';
+import type { SourcePort, StartedVmm, TaskEvent } from '../../contract/task.js';
+import { shimPath } from '../../native/binding.js';
+import { WorkDir } from '../host/workdir.js';
+import type { LoadedSnapshot } from '../memory/loaded.js';
+import { end } from '../sandbox/end.js';
+import { Sandbox } from '../sandbox/sandbox.js';
+import type { Pool } from '../pool.js';
+import { Undo } from '../undo.js';
+import { VmmFd, type VmmDriver } from '../vmm/driver.js';
+import { Lane } from './lane.js';
+
+export interface TemplateOptions {
+  pool: Pool;
+  driver: VmmDriver;
+  snapshot: LoadedSnapshot;
+  /** Rounds of warming (warmth.ts decides). */
+  rounds: number;
+  /** Processors to fork on: that many frozen copies. */
+  width: number;
+  firstEval?: string;
+  signal?: AbortSignal;
+}
+
+export interface TemplateTimes {
+  load_ms: number;
+  warm_ms: number;
+  /** Copies for the other processors. */
+  copy_ms: number;
+}
+
+export class Template {
+  readonly #undo: Undo;
+
+  private constructor(
+    readonly manifest: SnapshotManifest,
+    readonly lanes: Lane[],
+    readonly times: TemplateTimes,
+    undo: Undo,
+    /** What it was started from; a branch has none. */
+    readonly snapshot?: LoadedSnapshot,
+  ) {
+    this.#undo = undo;
+  }
+
+  /** True while every process of it lives. */
+  get isAlive(): boolean {
+    return this.lanes.length > 0 && this.lanes.every(({ vm }) => vm.state !== 'dead');
+  }
+
+  get isIdle(): boolean {
+    return this.lanes.every((lane) => !lane.isBusy);
+  }
+
+  /** Starts, warms and freezes one; it owns `snapshot` from then on. Throws HOTFORK_REFUSED, HOTFORK_BROKEN and what a restore throws; then nothing is left. */
+  static async start(options: TemplateOptions): Promise<Template> {
+    const { pool, driver, snapshot, rounds, width, firstEval, signal } = options;
+    const { manifest } = snapshot;
+    const undo = new Undo();
+    const vms: Sandbox[] = [];
+    const onAbort = () => vms.forEach((vm) => void vm.kill());
+    try {
+      signal?.throwIfAborted();
+      signal?.addEventListener('abort', onAbort);
+      const workDir = WorkDir.create('template', manifest.tag);
+      undo.push(() => workDir.close());
+      undo.push(() => end(vms));
+      const consolePath = workDir.file('template.console');
+      const vmm = driver.template(snapshot.hardware, { name: 'the template', consolePath, memfd: snapshot.memory.memfd }, shimPath);
+      const adopt = adoptInto(vms, manifest, consolePath);
+      const { port, load_ms, warm_ms } = await pool.run(
+        'template',
+        {
+          vmm,
+          controlTarget: VmmFd.control,
+          stateFd: snapshot.stateFd,
+          stateTarget: VmmFd.state,
+          rehearsal: rehearsalIdentity(),
+          rounds,
+          answerMs: limits.firstAnswerSecs * 1000,
+          ...(firstEval === undefined ? {} : { firstEval }),
+        },
+        adopt,
+      );
+      const first = { ...port, name: 'the template' };
+      const times = { load_ms, warm_ms, copy_ms: 0 };
+      const template = new Template(manifest, [new Lane(first, vms[0] as Sandbox)], times, undo, snapshot);
+      await template.#widen(width, pool, first, adopt, vms, consolePath);
+      signal?.throwIfAborted();
+      undo.push(() => snapshot.close());
+      return template;
+    } catch (error) {
+      await undo.run();
+      throw signal?.aborted ? new ForkdError('CANCELLED') : error;
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** A template made of a running VM, which goes on. Its pause is in `pauseUs`. */
+  static async branch(
+    source: SourcePort,
+    manifest: SnapshotManifest,
+    pool: Pool,
+    width: number,
+  ): Promise<{ template: Template; pauseUs: number }> {
+    const undo = new Undo();
+    const vms: Sandbox[] = [];
+    try {
+      const workDir = WorkDir.create('template', manifest.tag);
+      undo.push(() => workDir.close());
+      undo.push(() => end(vms));
+      const consolePath = workDir.file('template.console');
+      const adopt = adoptInto(vms, manifest, consolePath);
+      const { port, pause_us } = await pool.run('copy', { source, running: true, consolePath, name: source.name }, adopt);
+      const first = { ...port, name: `the branch of ${source.name}` };
+      const template = new Template(manifest, [new Lane(first, vms[0] as Sandbox)], { load_ms: 0, warm_ms: 0, copy_ms: 0 }, undo);
+      await template.#widen(width, pool, first, adopt, vms, consolePath);
+      return { template, pauseUs: pause_us };
+    } catch (error) {
+      await undo.run();
+      throw error;
+    }
+  }
+
+  async #widen(width: number, pool: Pool, source: SourcePort, adopt: (e: TaskEvent) => void, vms: Sandbox[], consolePath: string) {
+    const began = performance.now();
+    while (this.lanes.length < width) {
+      const { port } = await pool.run('copy', { source, running: false, consolePath, name: source.name }, adopt);
+      this.lanes.push(new Lane({ ...port, name: source.name }, vms.at(-1) as Sandbox));
+    }
+    this.times.copy_ms = performance.now() - began;
+  }
+
+  /** Ends its processes and removes its directory. Children live on. */
+  async retire(): Promise<void> {
+    await this.#undo.run();
+  }
+}
+
+const adoptInto = (vms: Sandbox[], { tag, isolation }: SnapshotManifest, consolePath: string) => (event: TaskEvent) => {
+  if (event.type !== 'spawned') return;
+  vms.push(new Sandbox({ id: `template of ${tag}`, index: 0, tag, hostname: '', isolation, consolePath }, event.vmm as StartedVmm));
+};
+
+/** What a template calls itself while it rehearses; each child replaces all of it. */
+const rehearsalIdentity = () => ({
+  action: 'fork' as const,
+  entropy: randomBytes(64).toString('base64'),
+  hostname: 'sb-00000000-00000000',
+  machine_id: randomBytes(16).toString('hex'),
+  index: 0,
+});

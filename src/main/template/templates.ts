@@ -1,0 +1,69 @@
+/** The templates that are resident, one for each snapshot. A dead one is replaced; idle ones give way when memory runs short. */
+import type { SnapshotManifest } from '../../contract/snapshot.js';
+import { MiB } from '../../contract/units.js';
+import type { Template } from './template.js';
+
+/** With less available than this, templates that nobody uses are given up. */
+export const MEMORY_FLOOR_BYTES = 512 * MiB;
+
+interface Resident {
+  template: Promise<Template>;
+  usedAt: number;
+}
+
+export class Templates {
+  readonly #resident = new Map<string, Resident>();
+
+  has(manifest: SnapshotManifest): boolean {
+    return this.#resident.has(keyOf(manifest));
+  }
+
+  /** The live template of a snapshot. Callers that come while it is being started wait for the same one. */
+  async obtain(manifest: SnapshotManifest, start: () => Promise<Template>): Promise<Template> {
+    const key = keyOf(manifest);
+    const known = this.#resident.get(key);
+    if (known) {
+      known.usedAt = performance.now();
+      const template = await known.template;
+      if (template.isAlive) return template;
+      await this.#drop(key, known);
+      return this.obtain(manifest, start);
+    }
+    const resident = { template: start(), usedAt: performance.now() };
+    this.#resident.set(key, resident);
+    try {
+      return await resident.template;
+    } catch (error) {
+      if (this.#resident.get(key) === resident) this.#resident.delete(key);
+      throw error;
+    }
+  }
+
+  /** Retires idle templates, the longest unused first, when less than the floor is available. Returns how many. */
+  async relieve(memoryAvailable: number): Promise<number> {
+    if (memoryAvailable >= MEMORY_FLOOR_BYTES) return 0;
+    const entries = [...this.#resident].sort(([, a], [, b]) => a.usedAt - b.usedAt);
+    let retired = 0;
+    for (const [key, resident] of entries) {
+      const template = await resident.template.catch(() => undefined);
+      if (!template?.isIdle) continue;
+      await this.#drop(key, resident);
+      retired++;
+    }
+    return retired;
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#resident].map(([key, resident]) => this.#drop(key, resident)));
+  }
+
+  async #drop(key: string, resident: Resident): Promise<void> {
+    if (this.#resident.get(key) === resident) this.#resident.delete(key);
+    const template = await resident.template.catch(() => undefined);
+    await template?.retire();
+  }
+}
+
+/** A tag that was made again is another snapshot. */
+const keyOf = ({ tag, created_at_unix, vmstate, vmstate_bytes }: SnapshotManifest): string =>
+  [tag, created_at_unix, vmstate, vmstate_bytes].join(' ');

@@ -1,0 +1,16 @@
+/**
+ * How much warming pays. A round costs what a child's first moments cost; each makes the code that children share a
+ * little more complete. A one-shot command warms as long as its own children pay it back; a resident template is warmed
+ * in full, since everybody after profits. bench/RESULTS.md has the measurements; `bench -- warmth` repeats them.
+ */
+
+/** Children from which on a one-shot command is faster with a template: starting one costs about one cold restore. */
+export const HOT_FROM = 2;
+
+/** Rounds of a template that stays. */
+export const RESIDENT_ROUNDS = 30;
+
+export const warmRounds = (n: number, resident: boolean): number => {
+  if (resident) return RESIDENT_ROUNDS;
+  return Math.max(2, Math.min(RESIDENT_ROUNDS, Math.ceil(n / 6)));
+};

@@ -1,0 +1,168 @@
+import { closeSync } from 'node:fs';
+import { type ErrorData, ForkdError } from '../../contract/errors.js';
+import { parsePayload } from '../../contract/frames.js';
+import { type EvalReply, type ForkReceipt, type ForkReply, FrameType } from '../../contract/guest.js';
+import { Say } from '../../contract/hotfork.js';
+import type { HotChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
+import { Deadline } from '../deadline.js';
+import { AgentPort } from '../vmm/agent.js';
+import { EVAL_ID, FORK_ID, firstWords, withEntries } from '../vmm/hot-child.js';
+import { childOf, HotforkControl } from '../vmm/hotfork.js';
+import { CLOCK_ROUND_TRIP_MS, clockNs, receiptOf, setClock } from '../vmm/identity.js';
+import { explain } from '../vmm/obituary.js';
+
+/**
+ * Children that are between their fork and their answer at a time. Two keep a processor busy while the template forks
+ * the next; more would only make each wait for the others, with its clock going stale meanwhile.
+ */
+const WINDOW = 2;
+
+interface Infant {
+  child: HotChild;
+  agent: AgentPort;
+  requestedAt: number;
+  bornAt: number;
+  sentAt: number;
+  deadline: Deadline;
+  receipt?: ForkReceipt;
+  firstResult?: EvalReply;
+}
+
+export const hotfork = (input: TaskInput<'hotfork'>, emit: (event: TaskEvent) => void): TaskOutput<'hotfork'> =>
+  new FanOut(input, emit).run();
+
+class FanOut {
+  readonly #shim: HotforkControl;
+  readonly #queue: HotChild[];
+  /** Requests under way, by id. */
+  readonly #requested = new Map<number, { child: HotChild; at: number }>();
+  /** Children that have not answered yet, by the descriptor of their agent. */
+  readonly #infants = new Map<number, Infant>();
+  readonly #failures: { index: number; error: ErrorData }[] = [];
+  readonly #forkUs: number[] = [];
+
+  constructor(
+    readonly input: TaskInput<'hotfork'>,
+    readonly emit: (event: TaskEvent) => void,
+  ) {
+    this.#shim = new HotforkControl(input.port.controlFd, 'the template');
+    this.#queue = [...input.children];
+  }
+
+  run(): TaskOutput<'hotfork'> {
+    const { controlFd } = this.input.port;
+    while (this.#queue.length > 0 || this.#requested.size > 0 || this.#infants.size > 0) {
+      this.#request();
+      const waitFor = [...this.#infants.keys()];
+      if (this.#requested.size > 0) waitFor.push(controlFd);
+      for (const fd of native.pollReadable(waitFor, this.#patience())) {
+        if (fd === controlFd) this.#hear();
+        else this.#listen(fd);
+      }
+      this.#expire();
+    }
+    return { failures: this.#failures, fork_us: this.#forkUs };
+  }
+
+  #request(): void {
+    if (Atomics.load(this.input.cancel, 0) !== 0) {
+      for (const child of this.#queue.splice(0)) this.#fail(child, new ForkdError('CANCELLED'));
+    }
+    while (this.#queue.length > 0 && this.#requested.size + this.#infants.size < WINDOW) {
+      const child = this.#queue.shift() as HotChild;
+      const at = performance.now();
+      try {
+        const id = withEntries(this.input.port, child.consolePath, child.cgroupProcs, (entries, given) =>
+          this.#shim.requestFork(child.index, 0, entries, given, new Deadline(this.input.answerMs)),
+        );
+        this.#requested.set(id, { child, at });
+      } catch (error) {
+        this.#abandon(child, error);
+      }
+    }
+  }
+
+  /** A packet of the shim: a child, the end of a request, or a refusal. */
+  #hear(): void {
+    try {
+      const message = this.#shim.receive(new Deadline(this.input.answerMs));
+      const request = this.#requested.get(message.id);
+      if (message.type === Say.done) this.#requested.delete(message.id);
+      if (message.type !== Say.child || !request) return;
+      const { pid, fork_us, fds } = childOf(message);
+      this.#forkUs.push(fork_us);
+      this.#greet(request.child, request.at, pid, fds);
+    } catch (error) {
+      // Requests are answered in order, and a template that cannot make this child cannot make the next.
+      const all = [...this.#requested.values()].map(({ child }) => child);
+      this.#requested.clear();
+      for (const child of all) this.#abandon(child, error);
+    }
+  }
+
+  #greet(child: HotChild, requestedAt: number, pid: number, fds: number[]): void {
+    const [pidfd, controlFd, qmpFd, agentFd] = fds;
+    if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined) {
+      for (const fd of fds) closeSync(fd);
+      return this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
+    }
+    this.emit({ type: 'spawned', vmm: { index: child.index, pid, pidfd, qmpFd, agentFd, controlFd } });
+    const agent = new AgentPort(agentFd, child.name);
+    const deadline = new Deadline(this.input.answerMs);
+    const bornAt = performance.now();
+    const infant = { child, agent, requestedAt, bornAt, sentAt: bornAt, deadline };
+    try {
+      agent.write(firstWords({ ...child.identity, clock_ns: clockNs() }, this.input.firstEval), deadline);
+      this.#infants.set(agentFd, infant);
+    } catch (error) {
+      this.#fail(child, error);
+    }
+  }
+
+  #listen(fd: number): void {
+    const infant = this.#infants.get(fd);
+    if (!infant) return;
+    try {
+      for (const frame of infant.agent.read(infant.deadline)) {
+        if (frame.type !== FrameType.reply) continue;
+        if (frame.id === FORK_ID) infant.receipt = receiptOf(infant.child.name, parsePayload(frame) as Partial<ForkReply>);
+        if (frame.id === EVAL_ID) infant.firstResult = parsePayload(frame) as unknown as EvalReply;
+      }
+      if (!infant.receipt || (this.input.firstEval !== undefined && !infant.firstResult)) return;
+      this.#infants.delete(fd);
+      if (performance.now() - infant.sentAt > CLOCK_ROUND_TRIP_MS) setClock(infant.agent, infant.deadline);
+      this.#ready(infant, infant.receipt);
+    } catch (error) {
+      this.#infants.delete(fd);
+      this.#fail(infant.child, error);
+    }
+  }
+
+  #ready({ child, requestedAt, bornAt, firstResult }: Infant, receipt: ForkReceipt): void {
+    const now = performance.now();
+    const times = { spawn_ms: bornAt - requestedAt, load_ms: 0, first_answer_ms: now - bornAt, ready_at: performance.timeOrigin + now };
+    this.emit({ type: 'ready', index: child.index, receipt, times, ...(firstResult ? { firstResult } : {}) });
+  }
+
+  #expire(): void {
+    for (const [fd, { child, deadline }] of this.#infants) {
+      if (!deadline.passed) continue;
+      this.#infants.delete(fd);
+      this.#fail(child, new ForkdError('AGENT_TIMEOUT', { target: child.name, seconds: deadline.totalMs / 1000 }));
+    }
+  }
+
+  #patience(): number {
+    return Math.min(this.input.answerMs, ...[...this.#infants.values()].map(({ deadline }) => deadline.leftMs));
+  }
+
+  /** The template is of no more use: this child and those that wait fail for the same reason. */
+  #abandon(child: HotChild, error: unknown): void {
+    for (const each of [child, ...this.#queue.splice(0)]) this.#failures.push({ index: each.index, error: ForkdError.from(error).toData() });
+  }
+
+  #fail(child: HotChild, error: unknown): void {
+    this.#failures.push({ index: child.index, error: explain(error, child.name, child.consolePath).toData() });
+  }
+}

@@ -1,0 +1,85 @@
+import { closeSync, openSync } from 'node:fs';
+import { ForkdError } from '../../contract/errors.js';
+import { FrameType, type ForkReply } from '../../contract/guest.js';
+import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
+import { Deadline } from '../deadline.js';
+import { AgentPort } from '../vmm/agent.js';
+import { EVAL_ID, FORK_ID, firstWords } from '../vmm/hot-child.js';
+import { HotforkControl, sortDescriptors } from '../vmm/hotfork.js';
+import { clockNs, receiptOf } from '../vmm/identity.js';
+import { loadState } from '../vmm/load-state.js';
+import { explain } from '../vmm/obituary.js';
+import { startVmm } from '../vmm/start.js';
+import { parsePayload } from '../../contract/frames.js';
+
+/** Rounds after which dropping clean pages pays: those that the rounds before touched are known to be needed. */
+const TRIM_AFTER_ROUNDS = 8;
+const ROUNDS_AFTER_TRIM = 3;
+
+export const template = (input: TaskInput<'template'>, emit: (event: TaskEvent) => void): TaskOutput<'template'> => {
+  const { vmm: start, answerMs } = input;
+  try {
+    return startTemplate(input, emit, new Deadline(answerMs));
+  } catch (error) {
+    throw explain(error, start.name, start.consolePath);
+  }
+};
+
+const startTemplate = (input: TaskInput<'template'>, emit: (event: TaskEvent) => void, deadline: Deadline): TaskOutput<'template'> => {
+  const { vmm: start, controlTarget, stateFd, stateTarget, rounds } = input;
+  const began = performance.now();
+  const state = openSync(`/proc/self/fd/${stateFd}`, 'r');
+  const [controlFd, controlTheirs] = native.socketPair('seqpacket');
+  let vmm: ReturnType<typeof startVmm>;
+  try {
+    vmm = startVmm(0, start, [
+      [state, stateTarget],
+      [controlTheirs, controlTarget],
+    ]);
+  } catch (error) {
+    closeSync(controlFd);
+    throw error;
+  } finally {
+    closeSync(state);
+    closeSync(controlTheirs);
+  }
+  emit({ type: 'spawned', vmm: { ...vmm, controlFd } });
+
+  const shim = new HotforkControl(controlFd, start.name);
+  const { control } = shim.hello(deadline);
+  loadState(vmm.qmpFd, start.name, stateTarget, deadline);
+  const loaded = performance.now();
+
+  const agent = new AgentPort(vmm.agentFd, start.name);
+  const rehearse = () => rehearsal(agent, input, deadline);
+  const round = () => {
+    shim.freeze(false, deadline);
+    shim.release(deadline);
+    rehearse();
+  };
+  for (let i = 0; i < rounds; i++) round();
+  if (rounds >= TRIM_AFTER_ROUNDS) {
+    shim.freeze(true, deadline);
+    shim.release(deadline);
+    for (let i = 0; i < ROUNDS_AFTER_TRIM; i++) rehearse();
+  }
+  const frozen = shim.freeze(false, deadline);
+  const numbers = { control, qmp: start.qmpTarget, agent: start.agentTarget };
+  const port = { controlFd, ...numbers, ...sortDescriptors(frozen, vmm.pid, numbers, start.consolePath) };
+  return { port, load_ms: loaded - began, warm_ms: performance.now() - loaded, park_us: frozen.park_us };
+};
+
+/** What a child hears first, in the same write, and both of its answers. */
+const rehearsal = (agent: AgentPort, { rehearsal: identity, firstEval }: TaskInput<'template'>, deadline: Deadline): void => {
+  agent.write(firstWords({ ...identity, clock_ns: clockNs() }, firstEval), deadline);
+  let missing = firstEval === undefined ? 1 : 2;
+  while (missing > 0) {
+    for (const frame of agent.read(deadline)) {
+      if (frame.type !== FrameType.reply) continue;
+      if (frame.id === FORK_ID) receiptOf(agent.name, parsePayload(frame) as Partial<ForkReply>);
+      else if (frame.id !== EVAL_ID) throw new ForkdError('AGENT_PROTOCOL', { target: agent.name, reason: `reply ${frame.id}` });
+      missing--;
+    }
+  }
+};
