@@ -26,7 +26,8 @@ export const hostFacts = async (): Promise<HostFacts> => ({
 
 /** Short commit, with `+` when the tree has changes; `unknown` outside a repository. */
 const revision = (): string => {
-  const git = (...args: string[]) => execFileSync('git', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+  const git = (...args: string[]) =>
+    execFileSync('git', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
   try {
     return git('rev-parse', '--short', 'HEAD') + (git('status', '--porcelain', '-uno') === '' ? '' : '+');
   } catch {

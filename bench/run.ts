@@ -66,5 +66,13 @@ for (let i = 0; i < parameters.trials; i++) {
 const host = await hostFacts();
 const result = { bench: bench.name, ...bench.summarise(trials, parameters), trials: parameters.trials };
 console.log(options['json'] ? JSON.stringify({ ...result, host }) : JSON.stringify({ ...result, host }, null, 2));
-if (options['record']) record(`npm run -s bench -- ${process.argv.slice(2).filter((a) => a !== '--record').join(' ')}`, host, result);
+if (options['record'])
+  record(
+    `npm run -s bench -- ${process.argv
+      .slice(2)
+      .filter((a) => a !== '--record')
+      .join(' ')}`,
+    host,
+    result,
+  );
 process.exit();

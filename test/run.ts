@@ -27,7 +27,11 @@ interface Outcome {
 /** Output of uvu, whose last lines count what was run. A suite that ran nothing has failed. */
 const runSuite = (path: string, env: NodeJS.ProcessEnv): Promise<Outcome> =>
   new Promise((resolve) => {
-    const child = spawn(process.execPath, [join(here, path)], { env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
+    const child = spawn(process.execPath, [join(here, path)], {
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      detached: true,
+    });
     let output = '';
     child.stdout.on('data', (data: Buffer) => {
       output += data.toString('utf8');
@@ -46,7 +50,9 @@ const runSuite = (path: string, env: NodeJS.ProcessEnv): Promise<Outcome> =>
       const total = count('Total');
       const passed = count('Passed');
       const failed = Math.max(total - passed - count('Skipped'), code === 0 && total > 0 ? 0 : 1);
-      console.log(`${failed === 0 ? 'ok  ' : 'FAIL'} ${path} ${passed}/${total} ${((performance.now() - began) / 1000).toFixed(1)} s`);
+      console.log(
+        `${failed === 0 ? 'ok  ' : 'FAIL'} ${path} ${passed}/${total} ${((performance.now() - began) / 1000).toFixed(1)} s`,
+      );
       if (failed > 0) console.log(output);
       resolve({ passed, failed });
     });

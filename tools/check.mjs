@@ -19,17 +19,28 @@ const run = (file, args) => {
 const unrunSuites = () =>
   files('test', /\.test\.ts$/).flatMap((path) => {
     const text = readFileSync(path, 'utf8');
-    const suites = [...text.matchAll(/const (\w+) = suite(?:<[^>]*>)?\(/g)].map(([, name]) => name);
+    const suites = [...text.matchAll(/const (\w+) = \w*[sS]uite(?:<[^>]*>)?\(/g)].map(([, name]) => name);
     if (/\bimport \{[^}]*\btest\b[^}]*\} from 'uvu'/.test(text)) suites.push('test');
     if (suites.length === 0) return [`${path}: no uvu suite`];
-    return suites.filter((name) => !new RegExp(`^${name}\\.run\\(\\);?$`, 'm').test(text)).map((name) => `${path}: ${name}.run() is missing`);
+    return suites
+      .filter((name) => !new RegExp(`^${name}\\.run\\(\\);?$`, 'm').test(text))
+      .map((name) => `${path}: ${name}.run() is missing`);
   });
 
 const checks = {
   types: () => run('node_modules/.bin/tsc', ['--noEmit', '-p', '.']),
   'lint and format': () => run('node_modules/.bin/biome', ['check', '--error-on-warnings', '--max-diagnostics=100']),
-  'clang-format': () => run('clang-format', ['--dry-run', '--Werror', ...files('src/native', /\.(cc|c|h)$/), ...files('test', /\.(cc|c|h)$/)]),
-  'python syntax': () => files('src/guest', /\.py$/).flatMap((path) => run('python3', ['-c', 'import ast,sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])', path])),
+  'clang-format': () =>
+    run('clang-format', [
+      '--dry-run',
+      '--Werror',
+      ...files('src/native', /\.(cc|c|h)$/),
+      ...files('test', /\.(cc|c|h)$/),
+    ]),
+  'python syntax': () =>
+    files('src/guest', /\.py$/).flatMap((path) =>
+      run('python3', ['-c', 'import ast,sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])', path]),
+    ),
   'uvu suites are run': unrunSuites,
 };
 

@@ -3,7 +3,9 @@ import { writeFileSync } from 'node:fs';
 import { catalogue } from '../dist/src/contract/errors.js';
 
 const cell = (text) => text.replaceAll('|', '\\|');
-const rows = Object.entries(catalogue).map(([code, r]) => `| \`${code}\` | ${r.http} | ${r.exit} | ${cell(r.message)} | ${cell(r.hint)} |`);
+const rows = Object.entries(catalogue).map(
+  ([code, r]) => `| \`${code}\` | ${r.http} | ${r.exit} | ${cell(r.message)} | ${cell(r.hint)} |`,
+);
 writeFileSync(
   'docs/reference/errors.md',
   `# Errors

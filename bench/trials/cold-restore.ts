@@ -18,7 +18,11 @@ interface Trial {
 const trial = async ({ n }: Parameters): Promise<Trial> => {
   const engine = new Engine();
   try {
-    const { sandboxes, failures, firstResults, ready_ms, load_ms } = await engine.fork({ tag: BENCH_TAG, n, firstEval: FIRST_EVAL });
+    const { sandboxes, failures, firstResults, ready_ms, load_ms } = await engine.fork({
+      tag: BENCH_TAG,
+      n,
+      firstEval: FIRST_EVAL,
+    });
     const wrong = sandboxes.filter((s) => firstResults.get(s.birth.index)?.result !== FIRST_ANSWER).length;
     const times = sandboxes.flatMap(({ times: t }) => (t ? [t] : []));
     return {
@@ -46,7 +50,8 @@ export const coldRestore: Bench<Trial> = {
   smoke: { n: 2, trials: 1 },
   trial,
   summarise: (trials, { n }) => {
-    const all = (key: 'spawn_ms' | 'load_ms' | 'first_answer_ms' | 'ready_ms' | 'pss_kib') => trials.flatMap((t) => t[key]);
+    const all = (key: 'spawn_ms' | 'load_ms' | 'first_answer_ms' | 'ready_ms' | 'pss_kib') =>
+      trials.flatMap((t) => t[key]);
     return {
       n,
       spawn_ms: spread(all('spawn_ms')),

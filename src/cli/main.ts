@@ -9,7 +9,9 @@ import { Options } from './options.js';
 import { line } from './progress.js';
 import { printLine } from './render.js';
 
-const VERSION = (JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
+const VERSION = (
+  JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as { version: string }
+).version;
 
 /** Exit code of a mistake in the command line, as the reference's. */
 const USAGE_ERROR = 2;
@@ -45,7 +47,12 @@ const run = async (argv: string[]): Promise<number> => {
   return (await running.result) ?? 0;
 };
 
-const register = (cli: ReturnType<typeof cac>, command: Command, argv: string[], running: { result?: Promise<number | undefined> }): void => {
+const register = (
+  cli: ReturnType<typeof cac>,
+  command: Command,
+  argv: string[],
+  running: { result?: Promise<number | undefined> },
+): void => {
   const { name, args, usage, description, options, examples } = command;
   const registered = cli.command(args ? `${name} ${args}` : name, description);
   if (usage) registered.usage(usage);
@@ -70,7 +77,7 @@ const report = (error: unknown): number => {
   const causes = causesOf(failure);
   if (causes.length > 0) {
     line('\nCaused by:');
-    causes.forEach((cause, i) => line(causes.length > 1 ? `    ${i}: ${cause}` : `    ${cause}`));
+    for (const [i, cause] of causes.entries()) line(causes.length > 1 ? `    ${i}: ${cause}` : `    ${cause}`);
   }
   line(`\nHint: ${failure.hint}`);
   if (failure.code === 'INTERNAL' && process.env['FORKD_DEBUG']) line(String(failure.stack));
@@ -79,7 +86,11 @@ const report = (error: unknown): number => {
 
 const causesOf = (error: Error): string[] => {
   const causes: string[] = [];
-  for (let cause = error.cause; cause !== undefined && causes.length < 8; cause = cause instanceof Error ? cause.cause : undefined) {
+  for (
+    let cause = error.cause;
+    cause !== undefined && causes.length < 8;
+    cause = cause instanceof Error ? cause.cause : undefined
+  ) {
     const text = cause instanceof Error ? cause.message : String(cause);
     if (!error.message.includes(text) && !causes.includes(text)) causes.push(text);
   }

@@ -64,7 +64,11 @@ export class Options {
       const text = readFileSync(path, 'utf8');
       return text.replace(/\r?\n$/, '').split(/\r?\n/);
     } catch (error) {
-      throw new ForkdError('INPUT_FILE_INVALID', { path, reason: error instanceof Error ? error.message : String(error) }, error);
+      throw new ForkdError(
+        'INPUT_FILE_INVALID',
+        { path, reason: error instanceof Error ? error.message : String(error) },
+        error,
+      );
     }
   }
 

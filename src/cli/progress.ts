@@ -33,7 +33,9 @@ export class Bar {
     if (done < total && now - this.#drawnAt < REDRAW_MS) return;
     this.#drawnAt = now;
     const filled = total === 0 ? BAR_WIDTH : Math.round((BAR_WIDTH * done) / total);
-    process.stderr.write(`\r\x1b[K${this.label} [${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${done}/${total}${note}`);
+    process.stderr.write(
+      `\r\x1b[K${this.label} [${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${done}/${total}${note}`,
+    );
     barShown = true;
   }
 

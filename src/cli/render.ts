@@ -34,5 +34,6 @@ export const printPrettyJson = (value: unknown): void => write(`${JSON.stringify
 export const printTable = (header: string[], rows: string[][]): void => {
   const all = [header, ...rows];
   const widths = header.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
-  for (const row of all) printLine(row.map((cell, c) => (c === header.length - 1 ? cell : cell.padEnd((widths[c] ?? 0) + 2))).join(''));
+  for (const row of all)
+    printLine(row.map((cell, c) => (c === header.length - 1 ? cell : cell.padEnd((widths[c] ?? 0) + 2))).join(''));
 };

@@ -15,55 +15,169 @@ const row = (http: number, message: string, hint: string, exit = 1): Row => ({ m
 
 export const catalogue = {
   // Bad input
-  TAG_INVALID: row(400, "invalid tag '{tag}'", 'A tag is 1 to 64 letters, digits, "_", "." or "-", and starts with a letter, a digit or "_".'),
+  TAG_INVALID: row(
+    400,
+    "invalid tag '{tag}'",
+    'A tag is 1 to 64 letters, digits, "_", "." or "-", and starts with a letter, a digit or "_".',
+  ),
   ARGUMENT_INVALID: row(400, '{argument}: {reason}', 'See `forkd {command} --help`.', 2),
-  COUNT_INVALID: row(400, 'cannot fork {n} children: the count must be between 1 and {max}', 'Give -n a number in that range.', 2),
-  TARGET_INVALID: row(400, "'{target}' is not a target", 'Give host:port, unix:PATH, or the id of a running sandbox (`forkd fork` prints ids).', 2),
-  INPUT_FILE_INVALID: row(400, "cannot read the input file '{path}': {reason}", 'Give --input a readable text file with one line for each child.'),
-  VOLUME_INVALID: row(400, "invalid volume '{volume}': {reason}", 'Use HOST:GUEST or HOST:GUEST:ro; make an image with `truncate -s 1G data.ext4 && mkfs.ext4 data.ext4`.'),
+  COUNT_INVALID: row(
+    400,
+    'cannot fork {n} children: the count must be between 1 and {max}',
+    'Give -n a number in that range.',
+    2,
+  ),
+  TARGET_INVALID: row(
+    400,
+    "'{target}' is not a target",
+    'Give host:port, unix:PATH, or the id of a running sandbox (`forkd fork` prints ids).',
+    2,
+  ),
+  INPUT_FILE_INVALID: row(
+    400,
+    "cannot read the input file '{path}': {reason}",
+    'Give --input a readable text file with one line for each child.',
+  ),
+  VOLUME_INVALID: row(
+    400,
+    "invalid volume '{volume}': {reason}",
+    'Use HOST:GUEST or HOST:GUEST:ro; make an image with `truncate -s 1G data.ext4 && mkfs.ext4 data.ext4`.',
+  ),
   FILE_MISSING: row(400, "{what} '{path}' does not exist", 'Check the path.'),
 
   // Snapshots
-  SNAPSHOT_NOT_FOUND: row(404, "snapshot '{tag}' not found", 'List the tags with `forkd images`; make one with `forkd snapshot --tag {tag}`.'),
+  SNAPSHOT_NOT_FOUND: row(
+    404,
+    "snapshot '{tag}' not found",
+    'List the tags with `forkd images`; make one with `forkd snapshot --tag {tag}`.',
+  ),
   SNAPSHOT_EXISTS: row(409, "snapshot '{tag}' already exists", 'Choose another tag, or replace it with --force.'),
-  SNAPSHOT_BUSY: row(409, "snapshot '{tag}' is being written or removed by another forkd", 'Wait for the other command, then try again.'),
+  SNAPSHOT_BUSY: row(
+    409,
+    "snapshot '{tag}' is being written or removed by another forkd",
+    'Wait for the other command, then try again.',
+  ),
   SNAPSHOT_IN_USE: row(409, "snapshot '{tag}' is in use by {holder}", 'Wait for it to end, or end it, then try again.'),
-  SNAPSHOT_CORRUPT: row(409, "snapshot '{tag}' is damaged: {reason}", 'Remove it with `forkd rmi {tag}` and make it again.'),
-  SNAPSHOT_INCOMPATIBLE: row(409, "snapshot '{tag}' does not fit this host: {reason}", 'Use a host that fits, or make the snapshot again here.'),
+  SNAPSHOT_CORRUPT: row(
+    409,
+    "snapshot '{tag}' is damaged: {reason}",
+    'Remove it with `forkd rmi {tag}` and make it again.',
+  ),
+  SNAPSHOT_INCOMPATIBLE: row(
+    409,
+    "snapshot '{tag}' does not fit this host: {reason}",
+    'Use a host that fits, or make the snapshot again here.',
+  ),
 
   // Host
-  KVM_REQUIRED: row(409, 'KVM was required, but {reason}', 'Drop --require kvm to use emulation, or run on a host where `forkd doctor` shows KVM as usable.'),
+  KVM_REQUIRED: row(
+    409,
+    'KVM was required, but {reason}',
+    'Drop --require kvm to use emulation, or run on a host where `forkd doctor` shows KVM as usable.',
+  ),
   TCG_REQUIRED: row(409, 'emulation was required, but {reason}', 'Drop --require tcg.'),
-  QEMU_MISSING: row(500, 'qemu-system-x86_64 is not installed', 'Run `forkd doctor --fix`, or `apt-get install -y --no-install-recommends qemu-system-x86`.'),
-  DISK_FULL: row(507, 'no space left in {path}: {needed} needed, {free} free', 'Free some space, remove snapshots with `forkd rmi`, or run `forkd cleanup --yes`.'),
+  QEMU_MISSING: row(
+    500,
+    'qemu-system-x86_64 is not installed',
+    'Run `forkd doctor --fix`, or `apt-get install -y --no-install-recommends qemu-system-x86`.',
+  ),
+  DISK_FULL: row(
+    507,
+    'no space left in {path}: {needed} needed, {free} free',
+    'Free some space, remove snapshots with `forkd rmi`, or run `forkd cleanup --yes`.',
+  ),
   MEMORY_SHORT: row(507, 'not enough memory: {reason}', 'Fork fewer children, or free memory on this host.'),
-  NETNS_MISSING: row(409, "network namespace '{netns}' does not exist", 'Make it with `ip netns add {netns}`, or drop --per-child-netns.'),
-  TAP_SHARED: row(409, "snapshot '{tag}' has a network card on '{tap}', which only one child can hold", 'Use -n 1, or --per-child-netns.'),
-  CGROUP_FAILED: row(500, 'cannot set the memory limit: {reason}', 'Run as root on a host with a cgroup memory controller, or drop --memory-limit-mib.'),
+  NETNS_MISSING: row(
+    409,
+    "network namespace '{netns}' does not exist",
+    'Make it with `ip netns add {netns}`, or drop --per-child-netns.',
+  ),
+  TAP_SHARED: row(
+    409,
+    "snapshot '{tag}' has a network card on '{tap}', which only one child can hold",
+    'Use -n 1, or --per-child-netns.',
+  ),
+  CGROUP_FAILED: row(
+    500,
+    'cannot set the memory limit: {reason}',
+    'Run as root on a host with a cgroup memory controller, or drop --memory-limit-mib.',
+  ),
   PERMISSION_DENIED: row(403, 'permission denied: {reason}', 'Run as root or give this user access.'),
-  PACKAGES_MISSING: row(500, 'packages are missing on this host: {packages}', 'Run as root: `apt-get install -y --no-install-recommends {packages}`.'),
-  PACKAGES_FAILED: row(502, 'cannot install {packages}: {reason}', 'Check that `apt-get update` works on this host, then try again.'),
-  HOST_UNFIT: row(500, 'this host cannot run forkd: {reason}', 'Mend it and try again; `forkd doctor` shows everything that is checked.'),
+  PACKAGES_MISSING: row(
+    500,
+    'packages are missing on this host: {packages}',
+    'Run as root: `apt-get install -y --no-install-recommends {packages}`.',
+  ),
+  PACKAGES_FAILED: row(
+    502,
+    'cannot install {packages}: {reason}',
+    'Check that `apt-get update` works on this host, then try again.',
+  ),
+  HOST_UNFIT: row(
+    500,
+    'this host cannot run forkd: {reason}',
+    'Mend it and try again; `forkd doctor` shows everything that is checked.',
+  ),
 
   // Images
-  IMAGE_TOOL_MISSING: row(500, "'{tool}' is needed to build the guest image", 'Run `forkd doctor --fix`, or `apt-get install -y {package}`.'),
-  IMAGE_DOWNLOAD_FAILED: row(502, 'cannot download the guest packages: {reason}', 'Check that this host reaches its Debian mirror: `apt-get update`.'),
+  IMAGE_TOOL_MISSING: row(
+    500,
+    "'{tool}' is needed to build the guest image",
+    'Run `forkd doctor --fix`, or `apt-get install -y {package}`.',
+  ),
+  IMAGE_DOWNLOAD_FAILED: row(
+    502,
+    'cannot download the guest packages: {reason}',
+    'Check that this host reaches its Debian mirror: `apt-get update`.',
+  ),
   IMAGE_BUILD_FAILED: row(500, 'cannot build the guest image: {reason}', 'Run `forkd doctor`, then try again.'),
 
   // Virtual machines
   VMM_START_FAILED: row(500, 'QEMU did not start: {reason}', 'Run `forkd doctor`.'),
-  VMM_DIED: row(500, '{vm}: QEMU ended ({how}){console}', 'Look at the console lines above; `forkd doctor` checks this host.'),
-  VMM_PROTOCOL: row(500, '{vm}: QEMU refused `{command}`: {reason}', 'Run `forkd doctor`; check that the QEMU version is supported.'),
-  BRANCH_UNSUPPORTED: row(409, "sandbox '{id}' cannot be branched: {reason}", 'Fork it without --cold on a host that emulates.'),
-  HOTFORK_REFUSED: row(500, '{vm} cannot be forked: {reason}', 'Use --cold, and please report this: the reason names what the shim does not understand.'),
+  VMM_DIED: row(
+    500,
+    '{vm}: QEMU ended ({how}){console}',
+    'Look at the console lines above; `forkd doctor` checks this host.',
+  ),
+  VMM_PROTOCOL: row(
+    500,
+    '{vm}: QEMU refused `{command}`: {reason}',
+    'Run `forkd doctor`; check that the QEMU version is supported.',
+  ),
+  BRANCH_UNSUPPORTED: row(
+    409,
+    "sandbox '{id}' cannot be branched: {reason}",
+    'Fork it without --cold on a host that emulates.',
+  ),
+  HOTFORK_REFUSED: row(
+    500,
+    '{vm} cannot be forked: {reason}',
+    'Use --cold, and please report this: the reason names what the shim does not understand.',
+  ),
   HOTFORK_BROKEN: row(500, 'the hot-fork shim of {vm} does not answer: {reason}', 'Try again, or use --cold.'),
   GUEST_PANIC: row(500, '{vm}: the guest kernel panicked: {panic}', 'Check the kernel and the root file system.'),
-  GUEST_SILENT: row(504, '{vm}: the guest agent did not answer within {seconds} s{console}', 'Raise --boot-wait-secs; check that the root file system has python3.'),
+  GUEST_SILENT: row(
+    504,
+    '{vm}: the guest agent did not answer within {seconds} s{console}',
+    'Raise --boot-wait-secs; check that the root file system has python3.',
+  ),
   AGENT_UNREACHABLE: row(502, 'cannot reach the agent at {target}: {reason}', 'Check that the sandbox still runs.'),
-  AGENT_TIMEOUT: row(504, 'the agent at {target} did not answer within {seconds} s', 'Raise --timeout-secs, or check the sandbox with `forkd ping`.'),
+  AGENT_TIMEOUT: row(
+    504,
+    'the agent at {target} did not answer within {seconds} s',
+    'Raise --timeout-secs, or check the sandbox with `forkd ping`.',
+  ),
   AGENT_ERROR: row(502, 'agent error: {error}', 'The guest refused or could not do this.'),
-  AGENT_PROTOCOL: row(502, 'the agent at {target} sent something that is not the protocol: {reason}', 'Check that the target is a forkd agent.'),
-  IDENTITY_FAILED: row(500, '{vm}: could not take its own identity: {failed}', 'The child was stopped, not released. Check the hooks in /etc/forkd/fork.d of the image.'),
+  AGENT_PROTOCOL: row(
+    502,
+    'the agent at {target} sent something that is not the protocol: {reason}',
+    'Check that the target is a forkd agent.',
+  ),
+  IDENTITY_FAILED: row(
+    500,
+    '{vm}: could not take its own identity: {failed}',
+    'The child was stopped, not released. Check the hooks in /etc/forkd/fork.d of the image.',
+  ),
   CHILDREN_FAILED: row(500, '{failed} of {n} children failed; the first: {reason}', 'See the messages above.'),
 
   // Sandboxes
@@ -132,7 +246,8 @@ export class ForkdError extends Error {
       return new ForkdError('DISK_FULL', { path: pathOf(thrown), needed: 'more', free: 'too little' }, thrown);
     }
     if (code === 'ENOMEM') return new ForkdError('MEMORY_SHORT', { reason: reasonOf(thrown) }, thrown);
-    if (code === 'EACCES' || code === 'EPERM') return new ForkdError('PERMISSION_DENIED', { reason: reasonOf(thrown) }, thrown);
+    if (code === 'EACCES' || code === 'EPERM')
+      return new ForkdError('PERMISSION_DENIED', { reason: reasonOf(thrown) }, thrown);
     return new ForkdError('INTERNAL', { reason: reasonOf(thrown) }, thrown);
   }
 }

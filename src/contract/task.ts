@@ -141,7 +141,7 @@ export interface Tasks {
   };
   /** Forks one copy that stays frozen: a second template, or (from a running source, which goes on) a branch. */
   copy: {
-    input: { source: SourcePort; running: boolean; consolePath: string; name: string };
+    input: { source: SourcePort; running: boolean };
     output: { port: TemplatePort; pause_us: number; fork_us: number };
   };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */

@@ -12,7 +12,8 @@ export const formatBytes = (bytes: number): string => {
 };
 
 /** `12 ms` or `3.4 s`. */
-export const formatMs = (ms: number): string => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const formatMs = (ms: number): string =>
+  ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`;
 
 /** Age as `s`/`m`/`h`/`d`/`mo` ago. */
 export const formatAge = (seconds: number): string => {

@@ -102,7 +102,11 @@ export class Engine {
 
   /** The default guest image, built on first use. */
   image(onProgress?: Progress, signal?: AbortSignal): Promise<GuestImage> {
-    return buildDefaultImage({ cacheDir: imagesDir(), ...(onProgress ? { onProgress } : {}), ...(signal ? { signal } : {}) });
+    return buildDefaultImage({
+      cacheDir: imagesDir(),
+      ...(onProgress ? { onProgress } : {}),
+      ...(signal ? { signal } : {}),
+    });
   }
 
   /** Whether KVM works on this host, found out by a boot the first time. */
@@ -112,7 +116,15 @@ export class Engine {
       hooks.onStep?.(`trying KVM on this host (once, at most ${PROBE_SECS} s)`);
       const image = await this.image(undefined, hooks.signal);
       const { signal } = hooks;
-      const spec = { ...image, isolation: 'kvm' as const, memoryMib: 256, vcpus: 1, cpuModel: 'host', volumes: [], kernelArgs: kernelArgs(await tscKhz(hostFile())) };
+      const spec = {
+        ...image,
+        isolation: 'kvm' as const,
+        memoryMib: 256,
+        vcpus: 1,
+        cpuModel: 'host',
+        volumes: [],
+        kernelArgs: kernelArgs(await tscKhz(hostFile())),
+      };
       const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
       await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, () => Promise.resolve());
     });
@@ -127,7 +139,14 @@ export class Engine {
     const image = await this.image((step) => onStep?.(step), signal);
     const isolation = chooseIsolation(request.require === 'tcg' ? NOT_ASKED : await this.kvm(hooks), request.require);
     return makeSnapshot(
-      { ...request, kernel: request.kernel ?? image.kernel, initrd: request.initrd ?? image.initrd, rootfs: request.rootfs ?? image.rootfs, isolation, tscKhz: await tscKhz(hostFile()) },
+      {
+        ...request,
+        kernel: request.kernel ?? image.kernel,
+        initrd: request.initrd ?? image.initrd,
+        rootfs: request.rootfs ?? image.rootfs,
+        isolation,
+        tscKhz: await tscKhz(hostFile()),
+      },
       { store: this.store, pool: this.pool, driver, ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) },
     );
   }
@@ -137,7 +156,10 @@ export class Engine {
     const manifest = this.store.open(parseTag(tag));
     await this.#requireFit(manifest);
     const { hugePages = false, onLoad } = options;
-    return LoadedSnapshot.open(this.store, manifest, this.pool, { hugePages, ...(onLoad ? { onProgress: onLoad } : {}) });
+    return LoadedSnapshot.open(this.store, manifest, this.pool, {
+      hugePages,
+      ...(onLoad ? { onProgress: onLoad } : {}),
+    });
   }
 
   async #requireFit(manifest: SnapshotManifest): Promise<void> {
@@ -179,14 +201,23 @@ export class Engine {
     return this.#forkHot(template, full, plan, hooks, performance.now());
   }
 
-  async #forkHot(template: Template, request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
+  async #forkHot(
+    template: Template,
+    request: ForkRequest,
+    plan: Plan,
+    hooks: ForkHooks,
+    began: number,
+  ): Promise<ForkResult> {
     const { snapshot } = template;
     const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
     return this.#run(plan, request, { lanes: template.lanes, ...(cold ? { cold } : {}) }, hooks, began);
   }
 
   async #forkCold(request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
-    const snapshot = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}) });
+    const snapshot = await this.load(request.tag, {
+      hugePages: request.hugePages ?? false,
+      ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}),
+    });
     try {
       return await this.#run(plan, request, { cold: { driver: await this.driver(), snapshot } }, hooks, began);
     } finally {
@@ -214,10 +245,13 @@ export class Engine {
 
   /** The template of a tag: the one that is there, or a new one. It stays until the engine closes or memory runs short. */
   async #template(manifest: SnapshotManifest, request: ForkRequest, hooks: ForkHooks): Promise<Template> {
-    await this.#templates.relieve(hostResources().memoryAvailable);
+    await this.relieve();
     const { signal, onLoad } = hooks;
     return this.#templates.obtain(manifest, async () => {
-      const snapshot = await this.load(request.tag, { hugePages: request.hugePages ?? false, ...(onLoad ? { onLoad } : {}) });
+      const snapshot = await this.load(request.tag, {
+        hugePages: request.hugePages ?? false,
+        ...(onLoad ? { onLoad } : {}),
+      });
       try {
         return await Template.start({
           pool: this.pool,
@@ -235,9 +269,14 @@ export class Engine {
     });
   }
 
+  /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */
+  relieve(memoryAvailable = hostResources().memoryAvailable): Promise<number> {
+    return this.#templates.relieve(memoryAvailable);
+  }
+
   /** Makes sure that a tag has a template before it is asked for: a daemon does so, and a benchmark. */
-  async warm(tag: string, hooks: ForkHooks = {}): Promise<Template> {
-    return this.#template(this.store.open(parseTag(tag)), { tag, n: this.pool.width }, hooks);
+  async warm(tag: string, options: { firstEval?: string } = {}, hooks: ForkHooks = {}): Promise<Template> {
+    return this.#template(this.store.open(parseTag(tag)), { tag, n: this.pool.width, ...options }, hooks);
   }
 
   /**
@@ -248,7 +287,8 @@ export class Engine {
     const sandbox = this.sandbox(id);
     const { source } = sandbox;
     const { snapshot } = sandbox.birth;
-    if (!source || !snapshot) throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
+    if (!source || !snapshot)
+      throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
     const { template, pauseUs } = await Template.branch(source, snapshot, this.pool, 1);
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
@@ -329,7 +369,12 @@ export class Engine {
     return results.sort((a, b) => a.index - b.index);
   }
 
-  async #callLane(lane: Sandbox[], requestFor: (s: Sandbox) => GuestRequest, timeoutMs: number, settle: Settle): Promise<void> {
+  async #callLane(
+    lane: Sandbox[],
+    requestFor: (s: Sandbox) => GuestRequest,
+    timeoutMs: number,
+    settle: Settle,
+  ): Promise<void> {
     const byIndex = new Map(lane.map((s) => [s.birth.index, s]));
     const explained: Promise<void>[] = [];
     const calls = lane.map((s) => ({

@@ -5,7 +5,13 @@ import { resolve } from 'node:path';
 import { ForkdError } from '../contract/errors.js';
 import { limits } from '../contract/limits.js';
 import { parseTag } from '../contract/names.js';
-import { type FileDigest, type Isolation, SNAPSHOT_FORMAT, type SnapshotManifest, type Volume } from '../contract/snapshot.js';
+import {
+  type FileDigest,
+  type Isolation,
+  SNAPSHOT_FORMAT,
+  type SnapshotManifest,
+  type Volume,
+} from '../contract/snapshot.js';
 import { MiB } from '../contract/units.js';
 import { type Parent, withParent } from './parent.js';
 import type { Pool } from './pool.js';
@@ -130,7 +136,10 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
   requireRange('--vcpus', vcpus, 1, limits.vcpusMax);
   requireRange('--boot-wait-secs', request.bootWaitSecs ?? 1, 1, limits.bootWaitMaxSecs);
   if (volumes.length > limits.volumesMax) {
-    throw new ForkdError('VOLUME_INVALID', { volume: String(volumes.length), reason: `at most ${limits.volumesMax} volumes` });
+    throw new ForkdError('VOLUME_INVALID', {
+      volume: String(volumes.length),
+      reason: `at most ${limits.volumesMax} volumes`,
+    });
   }
   for (const { host_path } of volumes) requireFile('volume', host_path);
   return {
@@ -154,7 +163,11 @@ const requireFile = (what: string, path: string): string => {
 
 const requireRange = (argument: string, value: number, min: number, max: number): void => {
   if (Number.isSafeInteger(value) && value >= min && value <= max) return;
-  throw new ForkdError('ARGUMENT_INVALID', { argument, reason: `must be a whole number from ${min} to ${max}`, command: 'snapshot' });
+  throw new ForkdError('ARGUMENT_INVALID', {
+    argument,
+    reason: `must be a whole number from ${min} to ${max}`,
+    command: 'snapshot',
+  });
 };
 
 const withMtime = (digest: { path: string; sha256: string; bytes: number }): FileDigest => ({
@@ -162,7 +175,11 @@ const withMtime = (digest: { path: string; sha256: string; bytes: number }): Fil
   mtime_ms: statSync(digest.path).mtimeMs,
 });
 
-const saveInput = ({ sandbox, memfd }: Parent, request: SnapshotRequest, staging: { file: (name: string) => string }) => ({
+const saveInput = (
+  { sandbox, memfd }: Parent,
+  request: SnapshotRequest,
+  staging: { file: (name: string) => string },
+) => ({
   name: 'the parent',
   qmpFd: sandbox.vmm.qmpFd,
   agentFd: sandbox.vmm.agentFd,
@@ -188,8 +205,8 @@ export const parseVolume = (text: string): Volume => {
   if (rest.length > 0) throw refuse('too many parts');
   if (!host || !guest) throw refuse('the host or guest part is empty');
   if (mode !== 'ro' && mode !== 'rw') throw refuse(`'${mode}' is neither ro nor rw`);
-  if (!guest.startsWith('/') || /[\s,]/.test(guest)) throw refuse('the guest part must be an absolute path without spaces or commas');
+  if (!guest.startsWith('/') || /[\s,]/.test(guest))
+    throw refuse('the guest part must be an absolute path without spaces or commas');
   if (!statSync(host, { throwIfNoEntry: false })?.isFile()) throw refuse(`the file ${host} does not exist`);
   return { host_path: host, guest_path: guest, read_only: mode === 'ro' };
 };
-

@@ -31,7 +31,11 @@ export interface ParentOptions {
 }
 
 /** Boots a parent, waits until its agent answers, hands it to `use`, and ends it. Throws CANCELLED when `signal` fires. */
-export const withParent = async <T>(spec: BootSpec, options: ParentOptions, use: (parent: Parent) => Promise<T>): Promise<T> => {
+export const withParent = async <T>(
+  spec: BootSpec,
+  options: ParentOptions,
+  use: (parent: Parent) => Promise<T>,
+): Promise<T> => {
   const { pool, driver, name, kind, waitMs, keepWorkDir = false, signal } = options;
   const undo = new Undo();
   let sandbox: Sandbox | undefined;

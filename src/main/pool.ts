@@ -30,7 +30,11 @@ export class Pool {
    * Runs one task in a worker. Every event is delivered before this settles, so what the worker handed over is known
    * to its new owner whichever way the task ends. Throws ForkdError.
    */
-  async run<T extends TaskName>(task: T, input: TaskInput<T>, onEvent?: (event: TaskEvent) => void): Promise<TaskOutput<T>> {
+  async run<T extends TaskName>(
+    task: T,
+    input: TaskInput<T>,
+    onEvent?: (event: TaskEvent) => void,
+  ): Promise<TaskOutput<T>> {
     const { port1, port2 } = new MessageChannel();
     if (onEvent) port1.on('message', onEvent);
     try {
@@ -39,9 +43,12 @@ export class Pool {
       if (!outcome.ok) throw ForkdError.fromData(outcome.error);
       return outcome.value;
     } catch (error) {
-      throw error instanceof ForkdError ? error : new ForkdError('INTERNAL', { reason: `worker task ${task} died` }, error);
+      throw error instanceof ForkdError
+        ? error
+        : new ForkdError('INTERNAL', { reason: `worker task ${task} died` }, error);
     } finally {
-      for (let m = receiveMessageOnPort(port1); m !== undefined; m = receiveMessageOnPort(port1)) onEvent?.(m.message as TaskEvent);
+      for (let m = receiveMessageOnPort(port1); m !== undefined; m = receiveMessageOnPort(port1))
+        onEvent?.(m.message as TaskEvent);
       port1.close();
     }
   }

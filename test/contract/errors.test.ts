@@ -9,8 +9,20 @@ const page = readFileSync(join(import.meta.dirname, '../../../docs/reference/err
 const rows = [...page.matchAll(/^\| `(\w+)` \| (\d+) \| (\d+) \| (.*?) \| (.*?) \|$/gm)];
 
 errors('the page lists the catalogue, row for row', () => {
-  const documented = rows.map(([, code, http, exit, message, hint]) => [code, Number(http), Number(exit), message, hint]);
-  const actual = Object.entries(catalogue).map(([code, row]) => [code, row.http, row.exit, cell(row.message), cell(row.hint)]);
+  const documented = rows.map(([, code, http, exit, message, hint]) => [
+    code,
+    Number(http),
+    Number(exit),
+    message,
+    hint,
+  ]);
+  const actual = Object.entries(catalogue).map(([code, row]) => [
+    code,
+    row.http,
+    row.exit,
+    cell(row.message),
+    cell(row.hint),
+  ]);
   assert.equal(documented, actual);
 });
 

@@ -11,7 +11,21 @@ const refused = (code: string, call: () => unknown) => {
 
 names('a tag is a safe file name', () => {
   for (const tag of ['a', '_x', 'v1.2', 'base-3_4', 'A'.repeat(64)]) assert.is(parseTag(tag), tag);
-  for (const tag of ['', '.', '..', '.hidden', '-dash', 'a/b', 'a b', 'ä', 'A'.repeat(65), 'a\n', '../etc/passwd', 7, null]) {
+  for (const tag of [
+    '',
+    '.',
+    '..',
+    '.hidden',
+    '-dash',
+    'a/b',
+    'a b',
+    'ä',
+    'A'.repeat(65),
+    'a\n',
+    '../etc/passwd',
+    7,
+    null,
+  ]) {
     refused('TAG_INVALID', () => parseTag(tag));
   }
 });

@@ -28,10 +28,16 @@ const nothingLeft = (temp: string): void => {
 };
 
 command('ten right answers from ten VMs', async ({ env }) => {
-  const ended = await forkd(['fork', '--tag', BASE_TAG, '-n', '10', '--json', '--', 'python3', '-c', 'print({index})'], { env });
+  const ended = await forkd(
+    ['fork', '--tag', BASE_TAG, '-n', '10', '--json', '--', 'python3', '-c', 'print({index})'],
+    { env },
+  );
   assert.is(ended.code, 0, ended.stderr);
   const lines = jsonLines<Line>(ended).sort((a, b) => a.index - b.index);
-  assert.equal(lines.map((l) => l.stdout), Array.from({ length: 10 }, (_, i) => `${i + 1}\n`));
+  assert.equal(
+    lines.map((l) => l.stdout),
+    Array.from({ length: 10 }, (_, i) => `${i + 1}\n`),
+  );
   nothingLeft(env['TMPDIR'] as string);
 });
 
@@ -39,12 +45,30 @@ command('one line of the input a child, and the exit status counts failures', as
   const input = join(world.root, 'input');
   writeFileSync(input, 'alpha\nbeta gamma\n$(reboot)\n');
   const ended = await forkd(
-    ['fork', '--tag', BASE_TAG, '--input', input, '--json', '--', 'sh', '-c', 'printf %s "$0"; [ {index} = 1 ]', '{line}'],
+    [
+      'fork',
+      '--tag',
+      BASE_TAG,
+      '--input',
+      input,
+      '--json',
+      '--',
+      'sh',
+      '-c',
+      'printf %s "$0"; [ {index} = 1 ]',
+      '{line}',
+    ],
     { env },
   );
   const lines = jsonLines<Line>(ended).sort((a, b) => a.index - b.index);
-  assert.equal(lines.map((l) => l.stdout), ['alpha', 'beta gamma', '$(reboot)']);
-  assert.equal(lines.map((l) => l.ok), [true, false, false]);
+  assert.equal(
+    lines.map((l) => l.stdout),
+    ['alpha', 'beta gamma', '$(reboot)'],
+  );
+  assert.equal(
+    lines.map((l) => l.ok),
+    [true, false, false],
+  );
   assert.is(ended.code, 2);
 });
 
@@ -129,9 +153,15 @@ command('a command that takes too long is ended with what it had said', async ({
 });
 
 command('a memory limit is the child’s own', async ({ env }) => {
-  const ended = await forkd(['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '300', '--json', '--', 'echo', 'ok'], { env });
+  const ended = await forkd(
+    ['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '300', '--json', '--', 'echo', 'ok'],
+    { env },
+  );
   assert.is(ended.code, 0, ended.stderr);
-  const tiny = await forkd(['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '4', '--json', '--', 'echo', 'ok'], { env });
+  const tiny = await forkd(
+    ['fork', '--tag', BASE_TAG, '-n', '1', '--memory-limit-mib', '4', '--json', '--', 'echo', 'ok'],
+    { env },
+  );
   assert.is.not(tiny.code, 0);
   assert.match(tiny.stderr, /child 1|Error/);
   nothingLeft(env['TMPDIR'] as string);

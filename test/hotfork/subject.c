@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -16,6 +17,7 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/rseq.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -54,6 +56,7 @@ static int cond_generation;
 static pthread_mutex_t recursive;
 static pthread_rwlock_t rwlock = PTHREAD_RWLOCK_INITIALIZER;
 static int ping_fd, pong_fd, probe_fd, probe_alias_fd, semaphore_fd, signal_fd, poll_fd;
+static pthread_t main_thread;
 static pthread_t leaver;
 static int leave_generation;
 static volatile sig_atomic_t signals_seen;
@@ -70,6 +73,52 @@ static void expect(int result, const char* what) {
   if (result != 0) fail("%s: %s", what, strerror(result > 0 ? result : errno));
 }
 
+/** Settings that differ from those of the thread that will rebuild this one. */
+static void give_oddities(enum role role) {
+  static char stack[65536];
+  const stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
+  cpu_set_t first;
+  CPU_ZERO(&first);
+  CPU_SET(0, &first);
+  if (role == COMPUTE) sigaltstack(&alternate, NULL);
+  if (role == SLEEP) prctl(PR_SET_TIMERSLACK, 12345UL);
+  if (role == POLL) sched_setaffinity(0, sizeof first, &first);
+}
+
+/** What the kernel keeps for one thread, and a copy must be given again. */
+struct kernel_state {
+  stack_t alternate_stack;
+  void* robust_list;
+  long timer_slack;
+  sigset_t mask;
+  cpu_set_t cpus;
+};
+static __thread struct kernel_state at_start;
+
+static void read_kernel_state(struct kernel_state* state) {
+  size_t bytes;
+  memset(state, 0, sizeof *state);
+  sigaltstack(NULL, &state->alternate_stack);
+  syscall(SYS_get_robust_list, 0, &state->robust_list, &bytes);
+  state->timer_slack = prctl(PR_GET_TIMERSLACK);
+  pthread_sigmask(SIG_BLOCK, NULL, &state->mask);
+  sched_getaffinity(0, sizeof state->cpus, &state->cpus);
+}
+
+static void check_kernel_state(const char* name) {
+  struct kernel_state now;
+  read_kernel_state(&now);
+  if (now.alternate_stack.ss_sp != at_start.alternate_stack.ss_sp) fail("%s lost its alternate stack", name);
+  if (now.robust_list != at_start.robust_list) fail("%s lost its robust list", name);
+  if (now.timer_slack != at_start.timer_slack) fail("%s has a timer slack of %ld ns", name, now.timer_slack);
+  if (memcmp(&now.mask, &at_start.mask, 8) != 0) fail("%s has another signal mask", name);
+  if (!CPU_EQUAL(&now.cpus, &at_start.cpus)) fail("%s may run on other processors", name);
+  if (__rseq_size == 0) return;
+  // The kernel says EBUSY to a second registration of the same area, and takes a first one.
+  void* area = (char*)__builtin_thread_pointer() + __rseq_offset;
+  if (syscall(SYS_rseq, area, 32, 0, RSEQ_SIG) == 0 || errno != EBUSY) fail("%s lost its rseq area", name);
+}
+
 /** Thread-local data must be this thread's own and unchanged. */
 static void step(enum role role) {
   const uint64_t magic = 0x1234567800000000u + role;
@@ -77,10 +126,13 @@ static void step(enum role role) {
     local_magic = magic;
     local_block = malloc(64);
     memset(local_block, (int)role + 1, 64);
+    give_oddities(role);
+    read_kernel_state(&at_start);
   }
   if (local_magic != magic || local_block[63] != role + 1)
     fail("thread-local data of %s changed", role_names[role]);
   if (!pthread_equal(pthread_self(), thread_of[role])) fail("%s is not itself", role_names[role]);
+  if (progress[role] % 16 == 0) check_kernel_state(role_names[role]);
   progress[role]++;
 }
 
@@ -211,6 +263,7 @@ static void* run_new(void* argument) {
   local_magic = 99;
   *(int*)argument = (int)syscall(SYS_gettid);
   free(malloc(100000));
+  expect(pthread_kill(main_thread, SIGUSR1), "pthread_kill of the main thread");
   return argument;
 }
 
@@ -298,6 +351,9 @@ static void check_eventfds(void) {
   // Two numbers, one eventfd: what is written to one is read from the other.
   value = PROBE_COUNT;
   if (write(probe_alias_fd, &value, sizeof value) != sizeof value) fail("probe alias: %s", strerror(errno));
+  if (read(probe_fd, &value, sizeof value) != sizeof value) fail("the probe and its alias are two eventfds");
+  value = PROBE_COUNT;
+  if (write(probe_fd, &value, sizeof value) != sizeof value) fail("probe: %s", strerror(errno));
   for (int i = 0; i < 3; i++) {
     if (read(semaphore_fd, &value, sizeof value) != sizeof value || value != 1)
       fail("the semaphore lost its flag");
@@ -345,6 +401,7 @@ static void make_thread(enum role role, void* (*run)(void*)) {
 
 static void set_up(void) {
   prctl(PR_SET_NAME, "subject-main");
+  main_thread = pthread_self();
   pthread_mutexattr_t attributes;
   pthread_mutexattr_init(&attributes);
   pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);

@@ -19,7 +19,12 @@ const host = (change: Partial<HostState> = {}): HostState => ({
   ...change,
 });
 
-const refused = (code: string, request: Partial<ForkRequest>, change: Partial<HostState> = {}, snapshot = manifest()) => {
+const refused = (
+  code: string,
+  request: Partial<ForkRequest>,
+  change: Partial<HostState> = {},
+  snapshot = manifest(),
+) => {
   assert.throws(
     () => planFork({ tag: 'base', n: 1, ...request }, snapshot, host(change)),
     (error: unknown) => error instanceof ForkdError && error.code === code,
@@ -30,14 +35,20 @@ plan('every child has an id of its own, and counts from 1', () => {
   for (const n of [1, 2, 101]) {
     const { children } = planFork({ tag: 'base', n }, manifest(), host());
     assert.is(new Set(children.map((c) => c.id)).size, n);
-    assert.equal(children.map((c) => c.index), Array.from({ length: n }, (_, i) => i + 1));
+    assert.equal(
+      children.map((c) => c.index),
+      Array.from({ length: n }, (_, i) => i + 1),
+    );
   }
 });
 
 plan('every child is dealt to one batch, and batches differ by at most one', () => {
   for (const n of [1, 2, 3, 7, 10, 101]) {
     const batches = deal(n, 2);
-    assert.equal(batches.flat().sort((a, b) => a - b), Array.from({ length: n }, (_, i) => i));
+    assert.equal(
+      batches.flat().sort((a, b) => a - b),
+      Array.from({ length: n }, (_, i) => i),
+    );
     const sizes = batches.map((b) => b.length);
     assert.ok(Math.max(...sizes) - Math.min(...sizes) <= 1 && Math.min(...sizes) > 0);
   }
@@ -69,7 +80,12 @@ plan('an isolation that the snapshot does not have is refused', () => {
 });
 
 plan('more children than memory or descriptors is refused before any is started', () => {
-  refused('MEMORY_SHORT', { n: 100 }, { resources: { memoryAvailable: GIB, descriptorsLeft: 100_000 } });
+  refused(
+    'MEMORY_SHORT',
+    { n: 100, cold: true },
+    { resources: { memoryAvailable: 4 * GIB, descriptorsLeft: 100_000 } },
+  );
+  refused('MEMORY_SHORT', { n: 100 }, { resources: { memoryAvailable: GIB / 4, descriptorsLeft: 100_000 } });
   refused('MEMORY_SHORT', { n: 100 }, { resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 256 } });
 });
 
@@ -77,7 +93,10 @@ plan('a network card is one child’s, or each has a namespace', () => {
   const withTap = manifest({ tap: 'forkd-tap0' });
   refused('TAP_SHARED', { n: 2 }, {}, withTap);
   const { children } = planFork({ tag: 'base', n: 2, perChildNetns: true }, withTap, host());
-  assert.equal(children.map((c) => c.netns), ['forkd-child-1', 'forkd-child-2']);
+  assert.equal(
+    children.map((c) => c.netns),
+    ['forkd-child-1', 'forkd-child-2'],
+  );
   refused('NETNS_MISSING', { n: 3, perChildNetns: true });
 });
 

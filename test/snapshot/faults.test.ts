@@ -29,7 +29,8 @@ const failed = (ended: Ended, world: World, text: RegExp): void => {
   assert.equal(qemusOf(world.root), []);
 };
 
-const snapshot = (world: World, ...more: string[]): Promise<Ended> => forkd(['snapshot', '--tag', 'x', ...more], { env: world.env });
+const snapshot = (world: World, ...more: string[]): Promise<Ended> =>
+  forkd(['snapshot', '--tag', 'x', ...more], { env: world.env });
 
 faults('no QEMU', async ({ world }) => {
   const bin = join(world.root, 'bin');
@@ -42,7 +43,9 @@ faults('a QEMU that is not one', async ({ world }) => {
   const bin = join(world.root, 'bin');
   mkdirSync(bin);
   writeFileSync(join(bin, 'qemu-system-x86_64'), '#!/bin/sh\necho nonsense\n', { mode: 0o755 });
-  const ended = await forkd(['snapshot', '--tag', 'x'], { env: { ...world.env, PATH: `${bin}:${process.env['PATH']}` } });
+  const ended = await forkd(['snapshot', '--tag', 'x'], {
+    env: { ...world.env, PATH: `${bin}:${process.env['PATH']}` },
+  });
   failed(ended, world, /cannot read the version/);
 });
 
@@ -50,7 +53,13 @@ faults('bad input', async ({ world }) => {
   failed(await snapshot(world, '--kernel', '/nowhere/vmlinuz'), world, /kernel '\/nowhere\/vmlinuz' does not exist/);
   failed(await snapshot(world, '--volume', 'a:b:c:d'), world, /too many parts/);
   failed(await snapshot(world, '--volume', '/nowhere:/data'), world, /file \/nowhere does not exist/);
-  for (const args of [['--mem-size-mib', '1'], ['--vcpus', '0'], ['--require', 'vmx'], ['--boot-wait-secs', 'soon'], ['--diff']]) {
+  for (const args of [
+    ['--mem-size-mib', '1'],
+    ['--vcpus', '0'],
+    ['--require', 'vmx'],
+    ['--boot-wait-secs', 'soon'],
+    ['--diff'],
+  ]) {
     const ended = await snapshot(world, ...args);
     assert.is(ended.code, 2, `${args}: ${ended.stderr}`);
     assert.match(ended.stderr, new RegExp(args[0] as string));
@@ -103,7 +112,9 @@ faults('no space', async ({ world }) => {
   const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', small]);
   if (mounted.status !== 0) return;
   try {
-    const ended = await forkd(['snapshot', '--tag', 'x', '--require', 'tcg'], { env: { ...world.env, XDG_DATA_HOME: small } });
+    const ended = await forkd(['snapshot', '--tag', 'x', '--require', 'tcg'], {
+      env: { ...world.env, XDG_DATA_HOME: small },
+    });
     assert.is(ended.code, 1);
     assert.match(ended.stderr, /no space left in .*small/);
     assert.match(ended.stderr, /forkd rmi/);
@@ -116,11 +127,14 @@ faults('two snapshots of one tag at once: one makes it, the other is told', asyn
   const both = await Promise.all([snapshot(world, '--require', 'tcg'), snapshot(world, '--require', 'tcg')]);
   const codes = both.map((e) => e.code).sort();
   assert.equal(codes, [0, 1], both.map((e) => e.stderr).join('\n'));
-  assert.match(both.find((e) => e.code === 1)?.stderr ?? '', /is being written or removed by another forkd|already exists/);
+  assert.match(
+    both.find((e) => e.code === 1)?.stderr ?? '',
+    /is being written or removed by another forkd|already exists/,
+  );
   assert.equal(tags(world), ['x']);
   const again = await snapshot(world);
   assert.is(again.code, 1);
-  assert.match(again.stderr, /'x' already exists[^]*--force/);
+  assert.match(again.stderr, /'x' already exists[\s\S]*--force/);
   assert.equal(readdirSync(world.env.TMPDIR), []);
 });
 

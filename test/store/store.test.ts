@@ -1,5 +1,15 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from 'uvu';
@@ -25,7 +35,14 @@ const put = (target: Store, tag: string, change: Partial<SnapshotManifest> = {},
   writeFileSync(staging.file('memory.bin'), 'memory!');
   const dir = target.dir(tag);
   staging.publish(
-    manifest({ tag, vmstate: join(dir, 'vmstate'), memory: join(dir, 'memory.bin'), vmstate_bytes: 5, memory_bytes: 7, ...change }),
+    manifest({
+      tag,
+      vmstate: join(dir, 'vmstate'),
+      memory: join(dir, 'memory.bin'),
+      vmstate_bytes: 5,
+      memory_bytes: 7,
+      ...change,
+    }),
     replace,
   );
   return dir;
@@ -43,7 +60,10 @@ const code = (call: () => unknown): string => {
 store('what is published can be opened, and nothing else is left', ({ store: s }) => {
   const dir = put(s, 'base');
   assert.is(s.open('base').memory, join(dir, 'memory.bin'));
-  assert.equal(readdirSync(s.root).filter((name) => !name.startsWith('.locks')), ['base']);
+  assert.equal(
+    readdirSync(s.root).filter((name) => !name.startsWith('.locks')),
+    ['base'],
+  );
 });
 
 store('a store can be moved', ({ root, store: s }) => {
@@ -54,7 +74,10 @@ store('a store can be moved', ({ root, store: s }) => {
 
 store('an existing tag is replaced only when asked, in one step', ({ store: s }) => {
   put(s, 'base');
-  assert.is(code(() => put(s, 'base', { vcpus: 2 })), 'SNAPSHOT_EXISTS');
+  assert.is(
+    code(() => put(s, 'base', { vcpus: 2 })),
+    'SNAPSHOT_EXISTS',
+  );
   assert.is(s.open('base').vcpus, 1);
   put(s, 'base', { vcpus: 2 }, true);
   assert.is(s.open('base').vcpus, 2);
@@ -91,7 +114,10 @@ store('every wrong key of snapshot.json is caught by name', ({ store: s }) => {
       if (wrong === undefined && optional.has(key)) continue;
       writeFileSync(join(dir, 'snapshot.json'), JSON.stringify({ ...good, [key]: wrong }));
       const got = code(() => s.open('base'));
-      assert.ok(got === 'SNAPSHOT_CORRUPT' || (key === 'format' && got === 'SNAPSHOT_INCOMPATIBLE'), `${key}=${JSON.stringify(wrong)}: ${got}`);
+      assert.ok(
+        got === 'SNAPSHOT_CORRUPT' || (key === 'format' && got === 'SNAPSHOT_INCOMPATIBLE'),
+        `${key}=${JSON.stringify(wrong)}: ${got}`,
+      );
     }
   }
 });
@@ -99,20 +125,38 @@ store('every wrong key of snapshot.json is caught by name', ({ store: s }) => {
 store('a snapshot of the reference is refused as made by another engine', ({ store: s }) => {
   mkdirSync(s.dir('theirs'), { recursive: true });
   writeFileSync(join(s.dir('theirs'), 'snapshot.json'), JSON.stringify({ vmstate: '/x', memory: '/y', volumes: [] }));
-  assert.is(code(() => s.open('theirs')), 'SNAPSHOT_INCOMPATIBLE');
+  assert.is(
+    code(() => s.open('theirs')),
+    'SNAPSHOT_INCOMPATIBLE',
+  );
 });
 
 store('unknown and unsafe tags', ({ store: s }) => {
-  assert.is(code(() => s.open('nope')), 'SNAPSHOT_NOT_FOUND');
-  assert.is(code(() => s.remove('nope')), 'SNAPSHOT_NOT_FOUND');
-  assert.is(code(() => s.remove('../../etc')), 'TAG_INVALID');
+  assert.is(
+    code(() => s.open('nope')),
+    'SNAPSHOT_NOT_FOUND',
+  );
+  assert.is(
+    code(() => s.remove('nope')),
+    'SNAPSHOT_NOT_FOUND',
+  );
+  assert.is(
+    code(() => s.remove('../../etc')),
+    'TAG_INVALID',
+  );
   assert.equal(s.abandoned(), []);
 });
 
 store('one writer a tag; the lock ends with its holder', ({ store: s }) => {
   const lock = s.lock('base');
-  assert.is(code(() => s.lock('base')), 'SNAPSHOT_BUSY');
-  assert.is(code(() => s.remove('base')), 'SNAPSHOT_BUSY');
+  assert.is(
+    code(() => s.lock('base')),
+    'SNAPSHOT_BUSY',
+  );
+  assert.is(
+    code(() => s.remove('base')),
+    'SNAPSHOT_BUSY',
+  );
   lock.release();
   s.lock('base').release();
 });
@@ -146,7 +190,10 @@ store('the list is newest first and shows damage', ({ store: s }) => {
 });
 
 store('no space is said before the work is done', ({ store: s }) => {
-  assert.is(code(() => s.requireSpace(2 ** 52)), 'DISK_FULL');
+  assert.is(
+    code(() => s.requireSpace(2 ** 52)),
+    'DISK_FULL',
+  );
   s.requireSpace(4096);
   assert.ok(statSync(s.root).isDirectory());
 });

@@ -27,13 +27,22 @@ export interface CliOptions {
   cwd?: string;
 }
 
-export const startCli = (args: string[], options: CliOptions = {}): Running => start(process.execPath, [CLI, ...args], options);
+export const startCli = (args: string[], options: CliOptions = {}): Running =>
+  start(process.execPath, [CLI, ...args], options);
 
 export const forkd = (args: string[], options: CliOptions = {}): Promise<Ended> => startCli(args, options).ended;
 
-export const start = (file: string, args: string[], { env = {}, timeoutMs = 120_000, cwd }: CliOptions = {}): Running => {
+export const start = (
+  file: string,
+  args: string[],
+  { env = {}, timeoutMs = 120_000, cwd }: CliOptions = {},
+): Running => {
   const began = performance.now();
-  const child = spawn(file, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'], ...(cwd ? { cwd } : {}) });
+  const child = spawn(file, args, {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+    ...(cwd ? { cwd } : {}),
+  });
   let stdout = '';
   let stderr = '';
   const listeners = new Set<() => void>();
@@ -67,7 +76,8 @@ export const start = (file: string, args: string[], { env = {}, timeoutMs = 120_
       const look = () => {
         const all = stdout + stderr;
         if (typeof text === 'string' ? all.includes(text) : text.test(all)) resolve();
-        else if (child.exitCode !== null || child.signalCode !== null) reject(new Error(`ended without saying ${text}: ${all}`));
+        else if (child.exitCode !== null || child.signalCode !== null)
+          reject(new Error(`ended without saying ${text}: ${all}`));
         else return;
         listeners.delete(look);
       };

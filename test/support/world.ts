@@ -11,7 +11,8 @@ export const BASE_TAG = 'base';
 /** XDG_DATA_HOME that holds the shared parent. The runner sets it. */
 export const sharedData = (): string => {
   const path = process.env['FORKD_TEST_DATA'];
-  if (!path) throw new Error('FORKD_TEST_DATA is not set: run the tests by `npm test`, or `node dist/test/run.js NAME`');
+  if (!path)
+    throw new Error('FORKD_TEST_DATA is not set: run the tests by `npm test`, or `node dist/test/run.js NAME`');
   return path;
 };
 
@@ -31,7 +32,11 @@ export const makeWorld = (withBase = false): World => {
   mkdirSync(snapshots, { recursive: true });
   mkdirSync(temp);
   if (withBase) cpSync(join(sharedData(), 'forkd/snapshots', BASE_TAG), join(snapshots, BASE_TAG), { recursive: true });
-  const env = { XDG_DATA_HOME: data, TMPDIR: temp, FORKD_RUN_CACHE: process.env['FORKD_RUN_CACHE'] ?? '/var/cache/forkd' };
+  const env = {
+    XDG_DATA_HOME: data,
+    TMPDIR: temp,
+    FORKD_RUN_CACHE: process.env['FORKD_RUN_CACHE'] ?? '/var/cache/forkd',
+  };
   return { root, env, snapshots, close: () => rmSync(root, { recursive: true, force: true }) };
 };
 
@@ -44,7 +49,10 @@ export const qemusOf = (text: string): number[] =>
       try {
         const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
         if (!command.includes('qemu-system')) return false;
-        return command.includes(text) || readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).includes(text));
+        return (
+          command.includes(text) ||
+          readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).includes(text))
+        );
       } catch {
         return false;
       }

@@ -11,12 +11,18 @@ export const exec: Command = {
   usage: 'exec [--target <TARGET>] [options] -- CMD ARGS',
   description: 'Run a command in a sandbox; exits with its exit code',
   options: [...targetOptions, ['--timeout-secs <N>', `Longest run, seconds (default ${DEFAULT_TIMEOUT_SECS})`]],
-  examples: ['forkd exec --target sb-6743b1c2-9f31c2aa -- uname -a', 'forkd exec --child forkd-child-3 -- python3 -c "print(1)"'],
+  examples: [
+    'forkd exec --target sb-6743b1c2-9f31c2aa -- uname -a',
+    'forkd exec --child forkd-child-3 -- python3 -c "print(1)"',
+  ],
   run: async (options) => {
     if (options.rest.length === 0) throw options.wrong('CMD', 'give a command after --');
     const timeout = options.count('timeout-secs') ?? DEFAULT_TIMEOUT_SECS;
     const request = { action: 'exec' as const, args: options.rest, timeout };
-    const reply = (await callTarget(options, request, { connectMs: 5000, replyMs: timeout * 1000 + 5000 })) as ExecReply;
+    const reply = (await callTarget(options, request, {
+      connectMs: 5000,
+      replyMs: timeout * 1000 + 5000,
+    })) as ExecReply;
     printRaw(reply.stdout ?? '');
     process.stderr.write(reply.stderr ?? '');
     if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });

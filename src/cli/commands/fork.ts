@@ -58,7 +58,15 @@ export const fork: Command = {
 };
 
 interface Job {
-  request: { tag: string; n: number; perChildNetns: boolean; hugePages: boolean; cold: boolean; memoryLimitMib?: number; require?: 'kvm' | 'tcg' };
+  request: {
+    tag: string;
+    n: number;
+    perChildNetns: boolean;
+    hugePages: boolean;
+    cold: boolean;
+    memoryLimitMib?: number;
+    require?: 'kvm' | 'tcg';
+  };
   command: string[];
   lines: string[] | undefined;
   timeoutSecs: number;
@@ -102,7 +110,11 @@ const runCommand = async (engine: Engine, result: ForkResult, job: Job, signal: 
   let done = 0;
   let failed = result.failures.length;
   const argsFor = (sandbox: Sandbox) =>
-    job.command.map((arg) => arg.replaceAll('{index}', String(sandbox.birth.index)).replaceAll('{line}', job.lines?.[sandbox.birth.index - 1] ?? '{line}'));
+    job.command.map((arg) =>
+      arg
+        .replaceAll('{index}', String(sandbox.birth.index))
+        .replaceAll('{line}', job.lines?.[sandbox.birth.index - 1] ?? '{line}'),
+    );
   const onAbort = () => void engine.kill(result.sandboxes);
   signal.addEventListener('abort', onAbort);
   for (const { index, error } of result.failures) if (job.json) printJson({ index, ok: false, error });
@@ -157,20 +169,31 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
     printLine(`✓ total wall-clock: ${(load_ms + ready_ms).toFixed(0)} ms`);
   }
   const alive = await settleOnly(engine, result, job, signal);
-  if (job.json) for (const sandbox of sandboxes) printJson({ ...sandbox.info(), alive: alive.has(sandbox.id), times: sandbox.times });
+  if (job.json)
+    for (const sandbox of sandboxes)
+      printJson({ ...sandbox.info(), alive: alive.has(sandbox.id), times: sandbox.times });
   else printLine(`✓ ${alive.size} / ${n} children alive`);
   if (signal.aborted) throw new ForkdError('CANCELLED');
   const [first] = result.failures;
-  if (first) throw new ForkdError('CHILDREN_FAILED', { failed: result.failures.length, n, reason: first.error.message });
+  if (first)
+    throw new ForkdError('CHILDREN_FAILED', { failed: result.failures.length, n, reason: first.error.message });
   return alive.size === n ? 0 : 1;
 };
 
-const settleOnly = async (engine: Engine, { sandboxes }: ForkResult, job: Job, signal: AbortSignal): Promise<Set<string>> => {
+const settleOnly = async (
+  engine: Engine,
+  { sandboxes }: ForkResult,
+  job: Job,
+  signal: AbortSignal,
+): Promise<Set<string>> => {
   if (job.settleSecs > 0) {
     await engine.publish(sandboxes);
-    for (const { id, birth } of sandboxes.slice(0, 3)) line(`  child ${birth.index}: forkd exec --target ${id} -- uname -a`);
+    for (const { id, birth } of sandboxes.slice(0, 3))
+      line(`  child ${birth.index}: forkd exec --target ${id} -- uname -a`);
     await sleep(job.settleSecs * 1000, signal);
   }
   const answers = await Promise.allSettled(sandboxes.map(async ({ id }) => ({ id, reply: await engine.ping(id) })));
-  return new Set(answers.flatMap((answer) => (answer.status === 'fulfilled' && answer.value.reply.pong ? [answer.value.id] : [])));
+  return new Set(
+    answers.flatMap((answer) => (answer.status === 'fulfilled' && answer.value.reply.pong ? [answer.value.id] : [])),
+  );
 };

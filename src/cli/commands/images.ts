@@ -23,7 +23,13 @@ export const images: Command = {
     const now = Date.now() / 1000;
     printTable(
       ['TAG', 'SIZE', 'MEMORY', 'CREATED', 'ROOTFS'],
-      snapshots.map((s) => [s.tag, formatBytes(s.bytes), formatBytes(s.memory_bytes), formatAge(now - s.created_at_unix), s.rootfs ? 'yes' : '—']),
+      snapshots.map((s) => [
+        s.tag,
+        formatBytes(s.bytes),
+        formatBytes(s.memory_bytes),
+        formatAge(now - s.created_at_unix),
+        s.rootfs ? 'yes' : '—',
+      ]),
     );
     printLine(`${snapshots.length} snapshots, ${formatBytes(snapshots.reduce((sum, s) => sum + s.bytes, 0))}`);
     for (const { problem } of snapshots) if (problem !== undefined) line(`⚠ ${problem}`);

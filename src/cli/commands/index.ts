@@ -12,4 +12,16 @@ import { snapshot } from './snapshot.js';
 import { where } from './where.js';
 
 /** In the order in which `forkd --help` lists them: the way a new user meets them. */
-export const commands: Command[] = [quickstart, doctor, snapshot, fork, exec, evaluate, ping, images, rmi, cleanup, where];
+export const commands: Command[] = [
+  quickstart,
+  doctor,
+  snapshot,
+  fork,
+  exec,
+  evaluate,
+  ping,
+  images,
+  rmi,
+  cleanup,
+  where,
+];

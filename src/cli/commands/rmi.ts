@@ -18,7 +18,8 @@ export const rmi: Command = {
     for (const tag of options.positional) {
       const error = attempt(() => store.remove(tag));
       if (error) failed++;
-      if (options.flag('json')) printJson({ tag, removed: !error, source: 'disk', ...(error ? { error: error.toData() } : {}) });
+      if (options.flag('json'))
+        printJson({ tag, removed: !error, source: 'disk', ...(error ? { error: error.toData() } : {}) });
       else printLine(error ? `✗ ${tag}  (${reasonOf(error)})` : `✓ ${tag}  (disk)`);
     }
     if (failed > 0) line(`Error: ${failed} of ${options.positional.length} tags could not be removed`);

@@ -14,9 +14,15 @@ export const snapshot: Command = {
     ['--kernel <PATH>', 'Kernel (env FORKD_KERNEL; default: the embedded Debian cloud kernel)'],
     ['--initrd <PATH>', 'Initramfs (default: the embedded one, which brings the agent)'],
     ['--rootfs <PATH>', 'Root file system image with python3 (env FORKD_ROOTFS; default: the embedded Python + numpy)'],
-    ['--rw', 'Accepted for compatibility: every root is writable, through an overlay in guest RAM; the image never changes'],
+    [
+      '--rw',
+      'Accepted for compatibility: every root is writable, through an overlay in guest RAM; the image never changes',
+    ],
     ['--tap <NAME>', 'Give the guest a network card on this host tap (env FORKD_TAP; default: none)'],
-    ['--boot-wait-secs <N>', `Longest wait for the agent, seconds (default ${DEFAULT_BOOT_WAIT_SECS}); it is asked, not slept for`],
+    [
+      '--boot-wait-secs <N>',
+      `Longest wait for the agent, seconds (default ${DEFAULT_BOOT_WAIT_SECS}); it is asked, not slept for`,
+    ],
     ['--mem-size-mib <N>', `Guest memory, MiB (default ${DEFAULT_MEMORY_MIB})`],
     ['--vcpus <N>', `Virtual CPUs (default ${DEFAULT_VCPUS})`],
     ['--volume <HOST:GUEST[:ro|:rw]>', 'Attach a disk image; repeatable; writes stay in each child'],
@@ -30,7 +36,10 @@ export const snapshot: Command = {
     ['--live', 'With --from-sandbox: do not pause while copying'],
     ['--no-wait', 'With --live: return at once'],
   ],
-  examples: ['forkd snapshot --tag base', 'forkd snapshot --tag ml --mem-size-mib 1024 --warm-eval "import numpy.linalg"'],
+  examples: [
+    'forkd snapshot --tag base',
+    'forkd snapshot --tag ml --mem-size-mib 1024 --warm-eval "import numpy.linalg"',
+  ],
   run: (options) => {
     if (options.string('from-sandbox') !== undefined) throw new ForkdError('DAEMON_NEEDED', { what: '--from-sandbox' });
     for (const name of ['diff', 'live']) {
@@ -53,14 +62,31 @@ export const snapshot: Command = {
       volumes: options.strings('volume').map(parseVolume),
       force: options.flag('force'),
       keepWorkDir: options.flag('keep-workdir'),
-      ...(Object.fromEntries(Object.entries(optional).filter(([, value]) => value !== undefined)) as Record<string, never>),
+      ...(Object.fromEntries(Object.entries(optional).filter(([, value]) => value !== undefined)) as Record<
+        string,
+        never
+      >),
     };
     return withEngine(async (engine, signal) => {
-      const { manifest, dir, boot_ms, state_ms, memory_ms, written_bytes } = await engine.snapshot(request, { signal, onStep: step });
-      detail(`device state ${formatBytes(manifest.vmstate_bytes)} in ${formatMs(state_ms)}, memory ${formatBytes(written_bytes)} in ${formatMs(memory_ms)}`);
+      const { manifest, dir, boot_ms, state_ms, memory_ms, written_bytes } = await engine.snapshot(request, {
+        signal,
+        onStep: step,
+      });
+      detail(
+        `device state ${formatBytes(manifest.vmstate_bytes)} in ${formatMs(state_ms)}, memory ${formatBytes(written_bytes)} in ${formatMs(memory_ms)}`,
+      );
       line(`✓ snapshot '${manifest.tag}' (${manifest.isolation}) in ${dir}`);
       line(`  fork it: forkd fork --tag ${manifest.tag} -n 10`);
-      if (options.flag('json')) printJson({ tag: manifest.tag, dir, isolation: manifest.isolation, boot_ms, state_ms, memory_ms, written_bytes });
+      if (options.flag('json'))
+        printJson({
+          tag: manifest.tag,
+          dir,
+          isolation: manifest.isolation,
+          boot_ms,
+          state_ms,
+          memory_ms,
+          written_bytes,
+        });
       return 0;
     });
   },

@@ -19,11 +19,16 @@ export const targetOptions: [string, string][] = [
 ];
 
 /** Calls the agent that the options name. Throws TARGET_INVALID, SANDBOX_NOT_FOUND, NETNS_MISSING and what the line client throws. */
-export const callTarget = async (options: Options, request: GuestRequest, timeouts: LineTimeouts): Promise<GuestReply> => {
+export const callTarget = async (
+  options: Options,
+  request: GuestRequest,
+  timeouts: LineTimeouts,
+): Promise<GuestReply> => {
   const name = options.string('target') ?? DEFAULT_TARGET;
   const target = parseTarget(name);
   const child = options.string('child');
-  const address = child === undefined ? addressOf(target) : await inNamespace(target, child, name, timeouts.connectMs, options);
+  const address =
+    child === undefined ? addressOf(target) : await inNamespace(target, child, name, timeouts.connectMs, options);
   return callLine(address, child === undefined ? name : `${name} in ${child}`, request, timeouts);
 };
 
@@ -32,9 +37,16 @@ const addressOf = (target: Target): Address => {
   return { path: target.kind === 'unix' ? target.path : lookUp(sandboxesDir(), target.id).socket };
 };
 
-const inNamespace = async (target: Target, netns: string, name: string, timeoutMs: number, options: Options): Promise<Address> => {
+const inNamespace = async (
+  target: Target,
+  netns: string,
+  name: string,
+  timeoutMs: number,
+  options: Options,
+): Promise<Address> => {
   if (target.kind !== 'tcp') throw options.wrong('--child', 'needs a host:port target');
-  if (!/^[\w.-]+$/.test(netns) || netns.startsWith('.')) throw options.wrong('--child', `'${netns}' is not the name of a namespace`);
+  if (!/^[\w.-]+$/.test(netns) || netns.startsWith('.'))
+    throw options.wrong('--child', `'${netns}' is not the name of a namespace`);
   const ns = openNamespace(netns);
   let fd = -1;
   try {
@@ -44,7 +56,8 @@ const inNamespace = async (target: Target, netns: string, name: string, timeoutM
     return { socket: new Socket({ fd, readable: true, writable: true, allowHalfOpen: true }) };
   } catch (error) {
     if (fd >= 0) closeSync(fd);
-    if (errnoOf(error) === 'EPERM') throw new ForkdError('PERMISSION_DENIED', { reason: `entering ${netns} needs root` }, error);
+    if (errnoOf(error) === 'EPERM')
+      throw new ForkdError('PERMISSION_DENIED', { reason: `entering ${netns} needs root` }, error);
     throw new ForkdError('AGENT_UNREACHABLE', { target: `${name} in ${netns}`, reason: reasonOf(error) }, error);
   } finally {
     closeSync(ns);

@@ -16,7 +16,12 @@ export interface LineTimeouts {
 }
 
 /** Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL; all name `target`. */
-export const callLine = async (address: Address, target: string, request: object, timeouts: LineTimeouts): Promise<GuestReply> => {
+export const callLine = async (
+  address: Address,
+  target: string,
+  request: object,
+  timeouts: LineTimeouts,
+): Promise<GuestReply> => {
   const socket = 'socket' in address ? address.socket : connect(address);
   try {
     if (!('socket' in address)) await connected(socket, target, timeouts.connectMs);
@@ -29,7 +34,8 @@ export const callLine = async (address: Address, target: string, request: object
 
 const connected = (socket: Socket, target: string, ms: number): Promise<void> =>
   new Promise((resolve, reject) => {
-    const refuse = (reason: string, cause?: unknown) => reject(new ForkdError('AGENT_UNREACHABLE', { target, reason }, cause));
+    const refuse = (reason: string, cause?: unknown) =>
+      reject(new ForkdError('AGENT_UNREACHABLE', { target, reason }, cause));
     const timer = setTimeout(() => refuse(`no connection within ${ms / 1000} s`), ms);
     socket.once('connect', () => {
       clearTimeout(timer);
@@ -54,15 +60,20 @@ const readAll = (socket: Socket, target: string, ms: number): Promise<Buffer> =>
       bytes += part.length;
       parts.push(part);
       if (bytes > limits.agentFrameMaxBytes) {
-        end(() => reject(new ForkdError('AGENT_PROTOCOL', { target, reason: `more than ${limits.agentFrameMaxBytes} bytes` })));
+        end(() =>
+          reject(new ForkdError('AGENT_PROTOCOL', { target, reason: `more than ${limits.agentFrameMaxBytes} bytes` })),
+        );
       }
     });
     socket.once('end', () => end(() => resolve(Buffer.concat(parts))));
-    socket.once('error', (error) => end(() => reject(new ForkdError('AGENT_UNREACHABLE', { target, reason: error.message }, error))));
+    socket.once('error', (error) =>
+      end(() => reject(new ForkdError('AGENT_UNREACHABLE', { target, reason: error.message }, error))),
+    );
   });
 
 const parseReply = (data: Buffer, target: string): GuestReply => {
-  if (data.length === 0) throw new ForkdError('AGENT_UNREACHABLE', { target, reason: 'it closed the connection without an answer' });
+  if (data.length === 0)
+    throw new ForkdError('AGENT_UNREACHABLE', { target, reason: 'it closed the connection without an answer' });
   try {
     return JSON.parse(data.toString('utf8')) as GuestReply;
   } catch (error) {
@@ -107,6 +118,9 @@ const forward = async (line: string, agent: AgentClient): Promise<object> => {
   try {
     return await agent.call(JSON.parse(line) as GuestRequest, 0);
   } catch (error) {
-    return { error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`, exit_code: 1 };
+    return {
+      error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`,
+      exit_code: 1,
+    };
   }
 };

@@ -7,9 +7,7 @@ import { CHUNK_BYTES, PageMap } from '../../contract/page-map.js';
 import { native } from '../../native/binding.js';
 import type { Pool } from '../pool.js';
 
-export interface LoadProgress {
-  (loadedBytes: number, totalBytes: number): void;
-}
+export type LoadProgress = (loadedBytes: number, totalBytes: number) => void;
 
 export class MemoryImage {
   private constructor(
@@ -34,7 +32,12 @@ export class MemoryImage {
    * Loads the file into a memfd and seals it: no child, however it misbehaves, can change what the others see.
    * Throws ENOMEM/EIO errors of the system calls.
    */
-  static async load(name: string, path: string, pool: Pool, options: { hugePages?: boolean; onProgress?: LoadProgress } = {}): Promise<MemoryImage> {
+  static async load(
+    name: string,
+    path: string,
+    pool: Pool,
+    options: { hugePages?: boolean; onProgress?: LoadProgress } = {},
+  ): Promise<MemoryImage> {
     const source = openSync(path, 'r');
     try {
       const { bytes } = native.fdSize(source);
@@ -62,7 +65,13 @@ export class MemoryImage {
 /** Ranges a worker: enough that they end together, large enough that a task costs nothing beside its work. */
 const CHUNKS_PER_TASK = 512;
 
-const fill = async (pages: PageMap, source: number, memfd: number, pool: Pool, onProgress?: LoadProgress): Promise<void> => {
+const fill = async (
+  pages: PageMap,
+  source: number,
+  memfd: number,
+  pool: Pool,
+  onProgress?: LoadProgress,
+): Promise<void> => {
   const { states } = pages;
   const count = states.length;
   let next = 0;

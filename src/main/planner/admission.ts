@@ -21,7 +21,11 @@ const CHILD_DESCRIPTORS = 5;
 const SPARE_DESCRIPTORS = 64;
 
 /** Throws MEMORY_SHORT. */
-export const requireRoom = (n: number, mechanism: Mechanism, { memoryAvailable, descriptorsLeft }: HostResources): void => {
+export const requireRoom = (
+  n: number,
+  mechanism: Mechanism,
+  { memoryAvailable, descriptorsLeft }: HostResources,
+): void => {
   const needed = n * CHILD_BYTES[mechanism];
   if (needed > memoryAvailable) {
     const reason = `${n} children need about ${formatBytes(needed)}, ${formatBytes(memoryAvailable)} is available`;

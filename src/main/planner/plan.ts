@@ -81,7 +81,11 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
 };
 
 /** A hot fork wherever it can be had; else the reason why not. */
-const chooseMechanism = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): Pick<Plan, 'mechanism' | 'fallback'> => {
+const chooseMechanism = (
+  request: ForkRequest,
+  snapshot: SnapshotManifest,
+  host: HostState,
+): Pick<Plan, 'mechanism' | 'fallback'> => {
   if (request.cold) return { mechanism: 'cold-restore' };
   const problem = hotForkProblem(request, snapshot, host);
   return problem === undefined ? { mechanism: 'hot-fork' } : { mechanism: 'cold-restore', fallback: problem };
@@ -110,4 +114,6 @@ const namespaceOf = (index: number, existing: ReadonlySet<string>): string => {
 
 /** Deals 0..n-1 out like cards, at most `width` hands, so that each has early and late children and all end together. */
 export const deal = (n: number, width: number): number[][] =>
-  Array.from({ length: Math.min(n, width) }, (_, w) => Array.from({ length: Math.ceil((n - w) / width) }, (_, k) => w + k * width));
+  Array.from({ length: Math.min(n, width) }, (_, w) =>
+    Array.from({ length: Math.ceil((n - w) / width) }, (_, k) => w + k * width),
+  );

@@ -73,7 +73,11 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
 
     const job = { request, context, nursery: children, cancel };
     const forkUs: number[] = [];
-    let failures = await settleBatches(origin.lanes ? hotBatches(plan.children, origin.lanes, job) : coldBatches(plan.children, job), children, forkUs);
+    let failures = await settleBatches(
+      origin.lanes ? hotBatches(plan.children, origin.lanes, job) : coldBatches(plan.children, job),
+      children,
+      forkUs,
+    );
     signal?.throwIfAborted();
     failures = await retryCold(failures, plan, job);
     signal?.throwIfAborted();
@@ -181,6 +185,12 @@ const retryCold = async (failures: Failure[], plan: Plan, job: Job): Promise<Fai
   if (!first) return failures;
   onFallback?.(`${unborn.length} children are restored cold: ${first.error.message}`);
   const again = new Set(unborn.map(({ index }) => index));
-  const retried = await settleBatches(coldBatches(plan.children.filter(({ index }) => again.has(index)), job), job.nursery);
+  const retried = await settleBatches(
+    coldBatches(
+      plan.children.filter(({ index }) => again.has(index)),
+      job,
+    ),
+    job.nursery,
+  );
   return [...failures.filter(({ index }) => !again.has(index)), ...retried];
 };

@@ -11,9 +11,18 @@ type Check = (value: unknown) => boolean;
 
 const string: Check = (v) => typeof v === 'string' && v.length > 0;
 const count: Check = (v) => Number.isSafeInteger(v) && (v as number) > 0;
-const optional = (check: Check): Check => (v) => v === undefined || check(v);
-const object = (shape: Record<string, Check>): Check => (v) => firstWrong(v, shape) === undefined;
-const list = (check: Check): Check => (v) => Array.isArray(v) && v.every(check);
+const optional =
+  (check: Check): Check =>
+  (v) =>
+    v === undefined || check(v);
+const object =
+  (shape: Record<string, Check>): Check =>
+  (v) =>
+    firstWrong(v, shape) === undefined;
+const list =
+  (check: Check): Check =>
+  (v) =>
+    Array.isArray(v) && v.every(check);
 
 const digest = object({ path: string, sha256: string, bytes: count, mtime_ms: (v) => typeof v === 'number' });
 

@@ -94,7 +94,13 @@ export class Store {
     const memory = sizeOf(join(dir, 'memory.bin')) ?? 0;
     try {
       const m = this.open(tag);
-      return { ...common, memory_bytes: m.memory_bytes, created_at_unix: m.created_at_unix, isolation: m.isolation, rootfs: existsSync(m.rootfs) };
+      return {
+        ...common,
+        memory_bytes: m.memory_bytes,
+        created_at_unix: m.created_at_unix,
+        isolation: m.isolation,
+        rootfs: existsSync(m.rootfs),
+      };
     } catch (error) {
       return { ...common, memory_bytes: memory, created_at_unix: modified, problem: reasonOf(error) };
     }

@@ -73,7 +73,11 @@ export class Template {
       undo.push(() => workDir.close());
       undo.push(() => end(vms));
       const consolePath = workDir.file('template.console');
-      const vmm = driver.template(snapshot.hardware, { name: 'the template', consolePath, memfd: snapshot.memory.memfd }, shimPath);
+      const vmm = driver.template(
+        snapshot.hardware,
+        { name: 'the template', consolePath, memfd: snapshot.memory.memfd },
+        shimPath,
+      );
       const adopt = adoptInto(vms, manifest, consolePath);
       const { port, load_ms, warm_ms } = await pool.run(
         'template',
@@ -92,7 +96,7 @@ export class Template {
       const first = { ...port, name: 'the template' };
       const times = { load_ms, warm_ms, copy_ms: 0 };
       const template = new Template(manifest, [new Lane(first, vms[0] as Sandbox)], times, undo, snapshot);
-      await template.#widen(width, pool, first, adopt, vms, consolePath);
+      await template.#widen(width, pool, first, adopt, vms);
       signal?.throwIfAborted();
       undo.push(() => snapshot.close());
       return template;
@@ -119,10 +123,19 @@ export class Template {
       undo.push(() => end(vms));
       const consolePath = workDir.file('template.console');
       const adopt = adoptInto(vms, manifest, consolePath);
-      const { port, pause_us } = await pool.run('copy', { source, running: true, consolePath, name: source.name }, adopt);
+      const { port, pause_us } = await pool.run(
+        'copy',
+        { source, running: true },
+        adopt,
+      );
       const first = { ...port, name: `the branch of ${source.name}` };
-      const template = new Template(manifest, [new Lane(first, vms[0] as Sandbox)], { load_ms: 0, warm_ms: 0, copy_ms: 0 }, undo);
-      await template.#widen(width, pool, first, adopt, vms, consolePath);
+      const template = new Template(
+        manifest,
+        [new Lane(first, vms[0] as Sandbox)],
+        { load_ms: 0, warm_ms: 0, copy_ms: 0 },
+        undo,
+      );
+      await template.#widen(width, pool, first, adopt, vms);
       return { template, pauseUs: pause_us };
     } catch (error) {
       await undo.run();
@@ -130,10 +143,16 @@ export class Template {
     }
   }
 
-  async #widen(width: number, pool: Pool, source: SourcePort, adopt: (e: TaskEvent) => void, vms: Sandbox[], consolePath: string) {
+  async #widen(
+    width: number,
+    pool: Pool,
+    source: SourcePort,
+    adopt: (e: TaskEvent) => void,
+    vms: Sandbox[],
+  ) {
     const began = performance.now();
     while (this.lanes.length < width) {
-      const { port } = await pool.run('copy', { source, running: false, consolePath, name: source.name }, adopt);
+      const { port } = await pool.run('copy', { source, running: false }, adopt);
       this.lanes.push(new Lane({ ...port, name: source.name }, vms.at(-1) as Sandbox));
     }
     this.times.copy_ms = performance.now() - began;
@@ -145,10 +164,17 @@ export class Template {
   }
 }
 
-const adoptInto = (vms: Sandbox[], { tag, isolation }: SnapshotManifest, consolePath: string) => (event: TaskEvent) => {
-  if (event.type !== 'spawned') return;
-  vms.push(new Sandbox({ id: `template of ${tag}`, index: 0, tag, hostname: '', isolation, consolePath }, event.vmm as StartedVmm));
-};
+const adoptInto =
+  (vms: Sandbox[], { tag, isolation }: SnapshotManifest, consolePath: string) =>
+  (event: TaskEvent) => {
+    if (event.type !== 'spawned') return;
+    vms.push(
+      new Sandbox(
+        { id: `template of ${tag}`, index: 0, tag, hostname: '', isolation, consolePath },
+        event.vmm as StartedVmm,
+      ),
+    );
+  };
 
 /** What a template calls itself while it rehearses; each child replaces all of it. */
 const rehearsalIdentity = () => ({

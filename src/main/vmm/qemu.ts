@@ -37,7 +37,10 @@ export class QemuDriver implements VmmDriver {
 
   template(hardware: Hardware, options: StartOptions, shim: string): VmmStart {
     const start = this.restore(hardware, options);
-    return { ...start, env: [...start.env, ...TEMPLATE_ENV, `LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
+    return {
+      ...start,
+      env: [...start.env, ...TEMPLATE_ENV, `LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`],
+    };
   }
 
   #start(hardware: Hardware, options: StartOptions, shared: boolean, more: string[][]): VmmStart {
@@ -55,7 +58,10 @@ export class QemuDriver implements VmmDriver {
       ['-smp', String(hardware.vcpus)],
       ['-m', size],
       // The RAM is our memfd.
-      ['-object', `memory-backend-file,id=ram,size=${size},mem-path=/proc/self/fd/${VmmFd.memory},share=${shared ? 'on' : 'off'}`],
+      [
+        '-object',
+        `memory-backend-file,id=ram,size=${size},mem-path=/proc/self/fd/${VmmFd.memory},share=${shared ? 'on' : 'off'}`,
+      ],
       ['-chardev', `socket,id=qmp,fd=${VmmFd.qmp}`],
       ['-mon', 'chardev=qmp,mode=control'],
       ['-chardev', `file,id=console,path=${quote(consolePath)},append=on`],
@@ -90,7 +96,10 @@ export class QemuDriver implements VmmDriver {
 
 /** Every disk is shared by all children and read only; a guest writes to an overlay in its own RAM, which forks with it. */
 const disk = (id: string, path: string): string[][] => [
-  ['-blockdev', `driver=raw,node-name=${id},read-only=on,file.driver=file,file.filename=${quote(path)},file.aio=threads,file.locking=off`],
+  [
+    '-blockdev',
+    `driver=raw,node-name=${id},read-only=on,file.driver=file,file.filename=${quote(path)},file.aio=threads,file.locking=off`,
+  ],
   ['-device', `virtio-blk-device,drive=${id}`],
 ];
 

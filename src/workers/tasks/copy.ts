@@ -1,19 +1,23 @@
 import { FORK_FROZEN, Say } from '../../contract/hotfork.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
-import { withEntries } from '../vmm/hot-child.js';
+import { frozenEntries } from '../vmm/hot-child.js';
 import { childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
 
 /** A fork takes milliseconds; a host that is out of memory or processors may need seconds. */
 const COPY_MS = 30_000;
 
 /** A copy that stays frozen: one thread, nothing rebuilt. Its descriptors have the source's numbers. */
-export const copy = ({ source, running, consolePath }: TaskInput<'copy'>, emit: (event: TaskEvent) => void): TaskOutput<'copy'> => {
+export const copy = (
+  { source, running }: TaskInput<'copy'>,
+  emit: (event: TaskEvent) => void,
+): TaskOutput<'copy'> => {
   const shim = new HotforkControl(source.controlFd, source.name);
   const deadline = new Deadline(COPY_MS);
-  const { pid, fds, fork_us, pause_us } = withEntries(source, consolePath, [], (entries, given) =>
-    running ? shim.branch(FORK_FROZEN, entries, given, deadline) : forkOne(shim, () => shim.requestFork(0, FORK_FROZEN, entries, given, deadline), deadline),
-  );
+  const entries = frozenEntries(source);
+  const { pid, fds, fork_us, pause_us } = running
+    ? shim.branch(FORK_FROZEN, entries, [], deadline)
+    : forkOne(shim, () => shim.requestFork(0, FORK_FROZEN, entries, [], deadline), deadline);
   const [pidfd, controlFd, qmpFd, agentFd] = fds as [number, number, number, number];
   emit({ type: 'spawned', vmm: { index: 0, pid, pidfd, qmpFd, agentFd, controlFd } });
   const { control, qmp, agent, consoles, others } = source;

@@ -105,7 +105,8 @@ class FanOut {
     const [pidfd, controlFd, qmpFd, agentFd] = fds;
     if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined) {
       for (const fd of fds) closeSync(fd);
-      return this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
+      this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
+      return;
     }
     this.emit({ type: 'spawned', vmm: { index: child.index, pid, pidfd, qmpFd, agentFd, controlFd } });
     const agent = new AgentPort(agentFd, child.name);
@@ -126,7 +127,8 @@ class FanOut {
     try {
       for (const frame of infant.agent.read(infant.deadline)) {
         if (frame.type !== FrameType.reply) continue;
-        if (frame.id === FORK_ID) infant.receipt = receiptOf(infant.child.name, parsePayload(frame) as Partial<ForkReply>);
+        if (frame.id === FORK_ID)
+          infant.receipt = receiptOf(infant.child.name, parsePayload(frame) as Partial<ForkReply>);
         if (frame.id === EVAL_ID) infant.firstResult = parsePayload(frame) as unknown as EvalReply;
       }
       if (!infant.receipt || (this.input.firstEval !== undefined && !infant.firstResult)) return;
@@ -141,7 +143,12 @@ class FanOut {
 
   #ready({ child, requestedAt, bornAt, firstResult }: Infant, receipt: ForkReceipt): void {
     const now = performance.now();
-    const times = { spawn_ms: bornAt - requestedAt, load_ms: 0, first_answer_ms: now - bornAt, ready_at: performance.timeOrigin + now };
+    const times = {
+      spawn_ms: bornAt - requestedAt,
+      load_ms: 0,
+      first_answer_ms: now - bornAt,
+      ready_at: performance.timeOrigin + now,
+    };
     this.emit({ type: 'ready', index: child.index, receipt, times, ...(firstResult ? { firstResult } : {}) });
   }
 
@@ -159,7 +166,8 @@ class FanOut {
 
   /** The template is of no more use: this child and those that wait fail for the same reason. */
   #abandon(child: HotChild, error: unknown): void {
-    for (const each of [child, ...this.#queue.splice(0)]) this.#failures.push({ index: each.index, error: ForkdError.from(error).toData() });
+    for (const each of [child, ...this.#queue.splice(0)])
+      this.#failures.push({ index: each.index, error: ForkdError.from(error).toData() });
   }
 
   #fail(child: HotChild, error: unknown): void {

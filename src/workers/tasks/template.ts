@@ -26,7 +26,11 @@ export const template = (input: TaskInput<'template'>, emit: (event: TaskEvent) 
   }
 };
 
-const startTemplate = (input: TaskInput<'template'>, emit: (event: TaskEvent) => void, deadline: Deadline): TaskOutput<'template'> => {
+const startTemplate = (
+  input: TaskInput<'template'>,
+  emit: (event: TaskEvent) => void,
+  deadline: Deadline,
+): TaskOutput<'template'> => {
   const { vmm: start, controlTarget, stateFd, stateTarget, rounds } = input;
   const began = performance.now();
   const state = openSync(`/proc/self/fd/${stateFd}`, 'r');
@@ -71,14 +75,19 @@ const startTemplate = (input: TaskInput<'template'>, emit: (event: TaskEvent) =>
 };
 
 /** What a child hears first, in the same write, and both of its answers. */
-const rehearsal = (agent: AgentPort, { rehearsal: identity, firstEval }: TaskInput<'template'>, deadline: Deadline): void => {
+const rehearsal = (
+  agent: AgentPort,
+  { rehearsal: identity, firstEval }: TaskInput<'template'>,
+  deadline: Deadline,
+): void => {
   agent.write(firstWords({ ...identity, clock_ns: clockNs() }, firstEval), deadline);
   let missing = firstEval === undefined ? 1 : 2;
   while (missing > 0) {
     for (const frame of agent.read(deadline)) {
       if (frame.type !== FrameType.reply) continue;
       if (frame.id === FORK_ID) receiptOf(agent.name, parsePayload(frame) as Partial<ForkReply>);
-      else if (frame.id !== EVAL_ID) throw new ForkdError('AGENT_PROTOCOL', { target: agent.name, reason: `reply ${frame.id}` });
+      else if (frame.id !== EVAL_ID)
+        throw new ForkdError('AGENT_PROTOCOL', { target: agent.name, reason: `reply ${frame.id}` });
       missing--;
     }
   }

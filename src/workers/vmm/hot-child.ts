@@ -11,6 +11,12 @@ const pairs = (port: TemplatePort): ForkEntry[] => [
   { fd: port.agent, how: How.pairStream },
 ];
 
+/** What a copy that stays frozen is given: it says nothing, so its consoles lead nowhere. */
+export const frozenEntries = (port: TemplatePort): ForkEntry[] => [
+  ...pairs(port),
+  ...[...port.consoles, ...port.others].map((fd) => ({ fd, how: How.null })),
+];
+
 /** Runs `use` with the entries of a fork request and the open files that travel with it, and closes those after. */
 export const withEntries = <T>(
   port: TemplatePort,

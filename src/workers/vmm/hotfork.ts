@@ -102,15 +102,17 @@ export class HotforkControl {
     const { data, fds } = received;
     if (data.length === 0) throw this.#broken('it has ended');
     const header = new DataView(data.buffer, data.byteOffset, data.byteLength);
-    if (data.length < HEADER_BYTES || header.getUint16(0, true) !== HOTFORK_MAGIC || header.getUint8(2) !== HOTFORK_VERSION) {
+    if (
+      data.length < HEADER_BYTES ||
+      header.getUint16(0, true) !== HOTFORK_MAGIC ||
+      header.getUint8(2) !== HOTFORK_VERSION
+    ) {
       throw this.#broken('it sent something that is not the protocol');
     }
     const bytes = data.subarray(HEADER_BYTES);
     const body = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const type = header.getUint8(3);
-    if (type === Say.refused) {
-      throw new ForkdError('HOTFORK_REFUSED', { vm: this.name, reason: new TextDecoder().decode(bytes.subarray(12)) });
-    }
+    if (type === Say.refused) throw refusal(this.name, body, bytes);
     return { type, id: header.getUint32(4, true), body, bytes, fds };
   }
 
@@ -142,6 +144,17 @@ export class HotforkControl {
   }
 }
 
+/** Codes of a refusal whose `number` is a descriptor. */
+const ABOUT_A_DESCRIPTOR = [4, 5];
+
+const refusal = (vm: string, body: DataView, bytes: Uint8Array): ForkdError => {
+  const code = body.getUint32(0, true);
+  const number = body.getInt32(4, true);
+  const text = new TextDecoder().decode(bytes.subarray(12));
+  const detail = ABOUT_A_DESCRIPTOR.includes(code) ? ` (descriptor ${number})` : number > 0 ? ` (errno ${number})` : '';
+  return new ForkdError('HOTFORK_REFUSED', { vm, reason: `${text}${detail}` });
+};
+
 /** Throws RangeError on a body that is too short. */
 export const childOf = ({ body, fds }: Message): ForkedChild => ({
   index: body.getUint32(0, true),
@@ -152,7 +165,12 @@ export const childOf = ({ body, fds }: Message): ForkedChild => ({
 });
 
 /** What every descriptor that needs replacing is for: known by its number, or by the file that it is. */
-export const sortDescriptors = (frozen: Frozen, pid: number, known: { control: number; qmp: number; agent: number }, consolePath: string) => {
+export const sortDescriptors = (
+  frozen: Frozen,
+  pid: number,
+  known: { control: number; qmp: number; agent: number },
+  consolePath: string,
+) => {
   const numbers = frozen.descriptors.filter((d) => d.disposition === Disposition.replace).map((d) => d.fd);
   const rest = numbers.filter((fd) => fd !== known.control && fd !== known.qmp && fd !== known.agent);
   const isConsole = (fd: number) => readlinkSync(`/proc/${pid}/fd/${fd}`) === consolePath;
@@ -162,7 +180,7 @@ export const sortDescriptors = (frozen: Frozen, pid: number, known: { control: n
 const u32 = (...values: number[]): Uint8Array => {
   const bytes = new Uint8Array(values.length * 4);
   const view = new DataView(bytes.buffer);
-  values.forEach((value, i) => view.setUint32(i * 4, value >>> 0, true));
+  for (const [i, value] of values.entries()) view.setUint32(i * 4, value >>> 0, true);
   return bytes;
 };
 

@@ -4,7 +4,8 @@ import type { Deadline } from '../deadline.js';
 import type { AgentPort } from './agent.js';
 
 /** The wall clock as the agent wants it. Read as late as possible: what passes until it arrives is the child's clock error. */
-export const clockNs = (): string => String(BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e3)) * 1000n);
+export const clockNs = (): string =>
+  String(BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e3)) * 1000n);
 
 export type Identity = Omit<ForkRequest, 'clock_ns'>;
 

@@ -16,7 +16,11 @@ export const loadState = (qmpFd: number, name: string, stateTarget: number, dead
   qmp.run('migrate-incoming', { uri: `fd:${stateTarget}` });
   const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');
   if (status !== 'completed') {
-    throw new ForkdError('VMM_PROTOCOL', { vm: name, command: 'migrate-incoming', reason: 'the device state did not load' });
+    throw new ForkdError('VMM_PROTOCOL', {
+      vm: name,
+      command: 'migrate-incoming',
+      reason: 'the device state did not load',
+    });
   }
   qmp.run('cont');
   return { up };

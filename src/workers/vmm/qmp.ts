@@ -45,7 +45,9 @@ export class Qmp {
 
   /** Runs a command and returns its result. `fds` travel with it (SCM_RIGHTS), as `getfd` wants. */
   run(command: string, args?: object, fds: number[] = []): unknown {
-    const line = utf8.encode(`${JSON.stringify(args ? { execute: command, arguments: args } : { execute: command })}\n`);
+    const line = utf8.encode(
+      `${JSON.stringify(args ? { execute: command, arguments: args } : { execute: command })}\n`,
+    );
     try {
       native.sendFds(this.fd, line, fds, this.deadline.leftMs);
     } catch (error) {
@@ -90,7 +92,8 @@ export class Qmp {
   }
 
   #broken(waitedFor: string, cause: unknown): ForkdError {
-    const reason = errnoOf(cause) === 'ETIMEDOUT' ? `no answer within ${this.deadline.totalMs} ms` : 'the connection broke';
+    const reason =
+      errnoOf(cause) === 'ETIMEDOUT' ? `no answer within ${this.deadline.totalMs} ms` : 'the connection broke';
     return new ForkdError('VMM_PROTOCOL', { vm: this.name, command: waitedFor, reason }, cause);
   }
 }

@@ -1,0 +1,5 @@
+import { identitySuite } from './identity.js';
+
+const identity = identitySuite(false);
+
+identity.run();
