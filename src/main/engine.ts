@@ -89,7 +89,7 @@ export class Engine {
   readonly #templates = new Templates();
   readonly #branches = new Set<Template>();
   readonly #sandboxes = new Map<string, Sandbox>();
-  readonly #cleanups: (() => void)[] = [];
+  readonly #closing = new Set<Promise<void>>();
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
 
@@ -238,7 +238,7 @@ export class Engine {
     });
     const ready = performance.now();
     for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
-    this.#cleanups.push(() => workDir.close(keepWorkDir));
+    this.#closeWithLast(fanOut.sandboxes, () => workDir.close(keepWorkDir));
     const { tag, isolation, mechanism } = plan;
     return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
   }
@@ -400,6 +400,15 @@ export class Engine {
     await end(sandboxes);
   }
 
+  /** A fan-out's work directory goes with the last of its children. */
+  #closeWithLast(sandboxes: Sandbox[], close: () => void): void {
+    const last = Promise.all(sandboxes.map((sandbox) => sandbox.ended)).then(() => {
+      close();
+      this.#closing.delete(last);
+    });
+    this.#closing.add(last);
+  }
+
   #forget(sandbox: Sandbox): void {
     this.#sandboxes.delete(sandbox.id);
     this.#servers.get(sandbox.id)?.close();
@@ -411,7 +420,7 @@ export class Engine {
     await end(this.#sandboxes.values());
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();
-    for (const cleanup of this.#cleanups.splice(0).reverse()) cleanup();
+    await Promise.all(this.#closing);
     await this.pool.close();
   }
 }

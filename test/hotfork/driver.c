@@ -629,6 +629,7 @@ static void expect_scheduling(const struct process* one, bool first_moments) {
 /** HF_FORK_PIN and HF_FORK_BATCH hold for the first moments and for all threads, then leave no trace. */
 static void check_moments(void) {
   struct process one = start();
+  ask(&one, "check");  // by now each thread has made its own settings
   freeze(&one);
   ask_fork(one.control, HF_FORK, 2, HF_FORK_PIN | HF_FORK_BATCH);
   struct process child[2];

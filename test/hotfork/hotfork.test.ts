@@ -49,11 +49,8 @@ for (const [name, title] of Object.entries(CHECKS)) {
   test(title, async ({ build }) => {
     const output = await new Promise<string>((resolve) => {
       const args = [join(build, 'shim.so'), join(build, 'subject'), name];
-      execFile(
-        join(build, 'driver'),
-        args,
-        { timeout: CHECK_TIMEOUT_MS, killSignal: 'SIGKILL' },
-        (error, stdout) => resolve(stdout.trim() || (error?.message ?? 'no output')),
+      execFile(join(build, 'driver'), args, { timeout: CHECK_TIMEOUT_MS, killSignal: 'SIGKILL' }, (error, stdout) =>
+        resolve(stdout.trim() || (error?.message ?? 'no output')),
       );
     });
     assert.is(output, 'ok');
