@@ -23,6 +23,8 @@ const run = async (argv: string[]): Promise<number> => {
   cli.help((sections) => {
     // cac's own heading says `forkd/VERSION`; the list of `--help` invitations says nothing new.
     sections.splice(0, 1, { body: `forkd ${VERSION}` });
+    // cac takes `--no-wait` for an option `wait` that is on unless it is given.
+    for (const section of sections) section.body = section.body.replaceAll(' (default: true)', '');
     return sections.filter((section) => !section.title?.startsWith('For more info'));
   });
   cli.version(VERSION, '-V, --version');
@@ -39,7 +41,9 @@ const run = async (argv: string[]): Promise<number> => {
     if (end < 0 || argv.slice(0, end).some((a) => a === '--help' || a === '-h')) return 0;
   }
   if (!cli.matchedCommand) {
-    if (name !== undefined && !name.startsWith('-')) line(`Error: unknown command '${name}'\n`);
+    if (name !== undefined) line(`Error: unknown ${name.startsWith('-') ? 'option' : 'command'} '${name}'\n`);
+    // cac writes help to stdout; nobody asked for it here.
+    console.info = console.error;
     cli.outputHelp();
     return USAGE_ERROR;
   }
@@ -69,7 +73,7 @@ const register = (
 /** `Error: ...`, then the causes and the hint, as the reference lays them out. */
 const report = (error: unknown): number => {
   if (error instanceof Error && error.name === 'CACError') {
-    line(`Error: ${error.message}`);
+    line(`Error: ${error.message}\n\nHint: See \`forkd --help\`, or \`forkd COMMAND --help\`.`);
     return USAGE_ERROR;
   }
   const failure = ForkdError.from(error);

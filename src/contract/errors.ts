@@ -20,7 +20,7 @@ export const catalogue = {
     "invalid tag '{tag}'",
     'A tag is 1 to 64 letters, digits, "_", "." or "-", and starts with a letter, a digit or "_".',
   ),
-  ARGUMENT_INVALID: row(400, '{argument}: {reason}', 'See `forkd {command} --help`.', 2),
+  ARGUMENT_INVALID: row(400, '{argument} {reason}', 'See `forkd {command} --help`.', 2),
   COUNT_INVALID: row(
     400,
     'cannot fork {n} children: the count must be between 1 and {max}',
@@ -167,6 +167,7 @@ export const catalogue = {
     'the agent at {target} did not answer within {seconds} s',
     'Raise --timeout-secs, or check the sandbox with `forkd ping`.',
   ),
+  EXEC_TIMEOUT: row(504, 'the command did not end within {seconds} s and was killed', 'Raise --timeout-secs.'),
   AGENT_ERROR: row(502, 'agent error: {error}', 'The guest refused or could not do this.'),
   AGENT_PROTOCOL: row(
     502,

@@ -47,6 +47,8 @@ export interface SnapshotManifest {
   kernel: FileDigest;
   initrd: FileDigest;
   rootfs_digest: FileDigest;
+  /** One for each of `volumes`. */
+  volume_digests: FileDigest[];
   /** Generation of the agent that is inside the memory image. */
   agent_generation: number;
   /** Host interface of the guest's network card, when it has one. */

@@ -75,11 +75,6 @@ export interface RestoreChild {
 }
 
 export interface Tasks {
-  /** Fills `[first, first+count)` of a page map from the memory file. */
-  load: {
-    input: { map: Int32Array; first: number; count: number; chunkBytes: number; source: number; memfd: number };
-    output: { filled: number; skipped: number; bytes: number };
-  };
   /** Starts the parent and waits until its agent says hello. */
   boot: { input: { vmm: VmmStart; waitMs: number }; output: { hello: Hello; boot_ms: number } };
   /** Walks the parent through the path that a child takes, seals it, and saves device state and memory. */

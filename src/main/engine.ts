@@ -35,6 +35,8 @@ import type { QemuDriver } from './vmm/qemu.js';
 export interface Hooks {
   signal?: AbortSignal;
   onStep?: (step: string) => void;
+  /** Steps of building the guest image, with the fraction that is done. */
+  onProgress?: Progress;
 }
 
 export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation' | 'tscKhz'> &
@@ -123,7 +125,7 @@ export class Engine {
         vcpus: 1,
         cpuModel: 'host',
         volumes: [],
-        kernelArgs: kernelArgs(await tscKhz(hostFile())),
+        kernelArgs: kernelArgs('kvm', await tscKhz(hostFile())),
       };
       const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
       await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, () => Promise.resolve());
@@ -136,7 +138,7 @@ export class Engine {
     parseTag(request.tag);
     if (this.store.exists(request.tag) && !request.force) throw new ForkdError('SNAPSHOT_EXISTS', { tag: request.tag });
     const driver = await this.driver();
-    const image = await this.image((step) => onStep?.(step), signal);
+    const image = await this.image(hooks.onProgress, signal);
     const isolation = chooseIsolation(request.require === 'tcg' ? NOT_ASKED : await this.kvm(hooks), request.require);
     return makeSnapshot(
       {

@@ -83,7 +83,9 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
 
     const bootWaitSecs = request.bootWaitSecs ?? DEFAULT_BOOT_WAIT_SECS;
     onStep(`booting the parent (${spec.isolation}, ${spec.memoryMib} MiB, at most ${bootWaitSecs} s)`);
-    const digests = pool.run('hash', { paths: [spec.kernel, spec.initrd, spec.rootfs] });
+    const digests = pool.run('hash', {
+      paths: [spec.kernel, spec.initrd, spec.rootfs, ...spec.volumes.map((v) => v.host_path)],
+    });
     digests.catch(() => undefined);
     const save = async (parent: Parent) => {
       onStep(`agent answered after ${(parent.bootMs / 1000).toFixed(1)} s; warming and saving`);
@@ -96,7 +98,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       { ...options, keepWorkDir: request.keepWorkDir ?? false, ...(signal ? { signal } : {}) },
       save,
     );
-    const [kernel, initrd, rootfs] = (await digests).digests.map(withMtime);
+    const [kernel, initrd, rootfs, ...volumeDigests] = (await digests).digests.map(withMtime);
     const manifest: SnapshotManifest = {
       vmstate: `${store.dir(tag)}/vmstate`,
       memory: `${store.dir(tag)}/memory.bin`,
@@ -113,6 +115,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       kernel: kernel as FileDigest,
       initrd: initrd as FileDigest,
       rootfs_digest: rootfs as FileDigest,
+      volume_digests: volumeDigests,
       agent_generation: hello.generation,
       ...(spec.tap ? { tap: spec.tap } : {}),
       memory_bytes: spec.memoryMib * MiB,
@@ -146,7 +149,7 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
     kernel: requireFile('kernel', request.kernel),
     initrd: requireFile('initramfs', request.initrd),
     rootfs: requireFile('root file system', request.rootfs),
-    kernelArgs: kernelArgs(request.tscKhz),
+    kernelArgs: kernelArgs(isolation, request.tscKhz),
     isolation,
     memoryMib,
     vcpus,

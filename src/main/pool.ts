@@ -1,10 +1,10 @@
 /** The worker pool. The only file that knows piscina. */
 import { availableParallelism } from 'node:os';
-import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import { Piscina } from 'piscina';
 import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
-import type { Job } from '../workers/entry.js';
+import type { Job, RoleJob } from '../workers/entry.js';
 
 /** Tasks that wait for a guest hold a thread but no processor, so there are more threads than processors. */
 const THREADS_PER_CPU = 8;
@@ -51,6 +51,12 @@ export class Pool {
         onEvent?.(m.message as TaskEvent);
       port1.close();
     }
+  }
+
+  /** Gives a long-lived role a worker and its port; settles when the role has ended. */
+  async serve(role: RoleJob['role'], port: MessagePort): Promise<void> {
+    const job: RoleJob = { role, port };
+    await this.#pool().run(job, { transferList: [port] });
   }
 
   /** Starts the workers now, so that the first task does not wait for them. */

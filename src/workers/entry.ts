@@ -2,19 +2,19 @@
 import type { MessagePort } from 'node:worker_threads';
 import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
+import { serveMemory } from './roles/memory.js';
 import { boot } from './tasks/boot.js';
 import { call } from './tasks/call.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
-import { load } from './tasks/load.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { template } from './tasks/template.js';
 
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
 
-const handlers: { [T in TaskName]: Handler<T> } = { boot, call, copy, hash, hotfork, load, restore, save, template };
+const handlers: { [T in TaskName]: Handler<T> } = { boot, call, copy, hash, hotfork, restore, save, template };
 
 export interface Job<T extends TaskName = TaskName> {
   task: T;
@@ -22,7 +22,18 @@ export interface Job<T extends TaskName = TaskName> {
   port?: MessagePort;
 }
 
-export default <T extends TaskName>({ task, input, port }: Job<T>): Outcome<T> => {
+/** A role stays with its port until it is told to stop; a task is one bounded step. */
+export interface RoleJob {
+  role: 'memory';
+  port: MessagePort;
+}
+
+export default async <T extends TaskName>(job: Job<T> | RoleJob): Promise<Outcome<T> | undefined> => {
+  if ('role' in job) {
+    await serveMemory(job.port);
+    return undefined;
+  }
+  const { task, input, port } = job;
   try {
     return { ok: true, value: handlers[task](input, (event) => port?.postMessage(event)) };
   } catch (error) {

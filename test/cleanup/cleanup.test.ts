@@ -9,6 +9,7 @@ import {
   realpathSync,
   rmSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -55,11 +56,15 @@ test.after.each(({ root }) => rmSync(root, { recursive: true, force: true }));
 /** The pid of a process that has ended. */
 const deadPid = (): number => spawnSync('/bin/true').pid;
 
+const MADE_AT = Date.now() / 1000 - 60;
+
 const makeDir = (parent: string, name: string, lockPid?: number): string => {
   const dir = join(parent, name);
   mkdirSync(join(dir, 'inside'), { recursive: true });
   writeFileSync(join(dir, 'inside/file'), 'x'.repeat(10_000));
   if (lockPid !== undefined) writeFileSync(join(dir, '.lock'), String(lockPid));
+  // cleanup spares what was made a moment ago.
+  utimesSync(dir, MADE_AT, MADE_AT);
   return dir;
 };
 

@@ -30,7 +30,9 @@ const evalAll = async (
 };
 
 export const identitySuite = (cold: boolean) => {
-  const identity = suite<{ engine: Engine; children: Sandbox[]; digest: string }>(cold ? 'cold identity' : 'hot identity');
+  const identity = suite<{ engine: Engine; children: Sandbox[]; digest: string }>(
+    cold ? 'cold identity' : 'hot identity',
+  );
 
   identity.before(async (context) => {
     context.engine = new Engine();

@@ -36,7 +36,7 @@ const hostTscKhz = (): number =>
 
 const qemuArgs = (image: GuestImage, dir: string, volumes: string[]): string[] => {
   const mounts = volumes.length === 0 ? [] : ['forkd.mounts=vdb:/volume,vdc:/fixed:ro,bad,vdz:/missing'];
-  const append = [...kernelArgs(hostTscKhz()), ...mounts].join(' ');
+  const append = [...kernelArgs('tcg', hostTscKhz()), ...mounts].join(' ');
   const disks = [image.rootfs, ...volumes].flatMap((file, index) => [
     ...['-drive', `file=${file},if=none,id=disk${index},format=raw,readonly=on`],
     ...['-device', `virtio-blk-device,drive=disk${index}`],

@@ -603,7 +603,7 @@ static void check_failed(void) {
   end(&one);
 }
 
-static void expect_scheduling(const struct process* one, bool first_moments) {
+static void expect_pinned(const struct process* one, bool first_moments) {
   char path[64];
   snprintf(path, sizeof path, "/proc/%d/task", one->pid);
   DIR* directory = opendir(path);
@@ -617,8 +617,6 @@ static void expect_scheduling(const struct process* one, bool first_moments) {
     cpu_set_t cpus;
     if (sched_getaffinity(tid, sizeof cpus, &cpus) != 0) continue;  // a thread that has just ended
     if (CPU_COUNT(&cpus) == 1) single++;
-    const int policy = sched_getscheduler(tid);
-    if (policy != (first_moments ? SCHED_BATCH : SCHED_OTHER)) die("thread %d has policy %d", tid, policy);
   }
   closedir(directory);
   // 13 threads and the shim's own; one chose a processor for itself long before.
@@ -626,12 +624,12 @@ static void expect_scheduling(const struct process* one, bool first_moments) {
   if (single != expected) die("%d threads are tied to one processor, not %d", single, expected);
 }
 
-/** HF_FORK_PIN and HF_FORK_BATCH hold for the first moments and for all threads, then leave no trace. */
-static void check_moments(void) {
+/** HF_FORK_PIN holds for the first moments and for all threads, then leaves no trace. */
+static void check_pin(void) {
   struct process one = start();
   ask(&one, "check");  // by now each thread has made its own settings
   freeze(&one);
-  ask_fork(one.control, HF_FORK, 2, HF_FORK_PIN | HF_FORK_BATCH);
+  ask_fork(one.control, HF_FORK, 2, HF_FORK_PIN);
   struct process child[2];
   for (int i = 0; i < 2; i++) child[i] = take_child(one.control);
   receive(one.control);
@@ -640,15 +638,15 @@ static void check_moments(void) {
   // The first answer to STATUS comes from the rebuilt control thread: by then all threads exist.
   simple(child[0].control, HF_STATUS);
   expect_type(HF_STATE);
-  expect_scheduling(&child[0], true);
+  expect_pinned(&child[0], true);
   // The second is branched while it is still pinned: its copy must not take that for its own wish.
   struct process copy = fork_one(&child[1], HF_BRANCH, 0);
-  expect_scheduling(&child[1], false);
+  expect_pinned(&child[1], false);
   simple(copy.control, HF_STATUS);
-  expect_scheduling(&copy, false);
+  expect_pinned(&copy, false);
   usleep(600000);
-  expect_scheduling(&child[0], false);
-  expect_scheduling(&one, false);
+  expect_pinned(&child[0], false);
+  expect_pinned(&one, false);
   if (getpriority(PRIO_PROCESS, (id_t)child[0].pid) != getpriority(PRIO_PROCESS, 0))
     die("a child kept the boost");
   ask(&child[0], "check");
@@ -666,7 +664,7 @@ static const struct {
     {"depth", check_depth},       {"frozen", check_frozen},     {"dontfork", check_dontfork},
     {"refusals", check_refusals}, {"epoll", check_epoll},       {"protocol", check_protocol},
     {"given", check_given},       {"leaks", check_leaks},       {"death", check_death},
-    {"failed", check_failed},     {"moments", check_moments},
+    {"failed", check_failed},     {"pin", check_pin},
 };
 
 int main(int argc, char** argv) {

@@ -29,7 +29,7 @@ const CHECKS = {
   leaks: '10,000 forks leave no descriptor, thread or memory behind',
   death: 'children die with the engine',
   failed: 'a child that cannot be completed says why and ends',
-  moments: 'pinning and batch scheduling end after the first moments',
+  pin: 'pinning to one processor ends after the first moments, for all threads',
 };
 
 const test = suite<{ build: string }>('hot fork');

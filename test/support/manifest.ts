@@ -19,6 +19,7 @@ export const manifest = (change: Partial<SnapshotManifest> = {}): SnapshotManife
   kernel: file('/nowhere/vmlinuz'),
   initrd: file('/nowhere/initrd'),
   rootfs_digest: file('/nowhere/rootfs.ext4'),
+  volume_digests: [],
   agent_generation: 1,
   memory_bytes: 512 * 2 ** 20,
   vmstate_bytes: 1000,

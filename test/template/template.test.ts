@@ -45,31 +45,34 @@ template('none and too many are refused', async ({ engine }) => {
   }
 });
 
-template('a template that is killed in the middle of a fan-out: everyone is served, those it made live on', async ({ engine }) => {
-  const parent = await engine.warm(BASE_TAG);
-  let killed = false;
-  let fallback = '';
-  const { sandboxes, failures } = await engine.fork(
-    { tag: BASE_TAG, n: 24 },
-    {
-      onReady: (ready) => {
-        if (killed || ready < 3) return;
-        killed = true;
-        for (const { vm } of parent.lanes) process.kill(vm.vmm.pid, 'SIGKILL');
+template(
+  'a template that is killed in the middle of a fan-out: everyone is served, those it made live on',
+  async ({ engine }) => {
+    const parent = await engine.warm(BASE_TAG);
+    let killed = false;
+    let fallback = '';
+    const { sandboxes, failures } = await engine.fork(
+      { tag: BASE_TAG, n: 24 },
+      {
+        onReady: (ready) => {
+          if (killed || ready < 3) return;
+          killed = true;
+          for (const { vm } of parent.lanes) process.kill(vm.vmm.pid, 'SIGKILL');
+        },
+        onFallback: (reason) => {
+          fallback = reason;
+        },
       },
-      onFallback: (reason) => {
-        fallback = reason;
-      },
-    },
-  );
-  assert.equal(failures, []);
-  assert.match(fallback, /restored cold/);
-  assert.equal(await answers(engine, sandboxes), allRight(24));
-  assert.ok(await eventually(() => !parent.isAlive));
-  const again = await engine.fork({ tag: BASE_TAG, n: 2 });
-  assert.is(again.mechanism, 'hot-fork');
-  assert.is.not(await engine.warm(BASE_TAG), parent);
-});
+    );
+    assert.equal(failures, []);
+    assert.match(fallback, /restored cold/);
+    assert.equal(await answers(engine, sandboxes), allRight(24));
+    assert.ok(await eventually(() => !parent.isAlive));
+    const again = await engine.fork({ tag: BASE_TAG, n: 2 });
+    assert.is(again.mechanism, 'hot-fork');
+    assert.is.not(await engine.warm(BASE_TAG), parent);
+  },
+);
 
 template('a stopped child does not hold up the others', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 3 });
@@ -125,10 +128,17 @@ template('a running child is branched; source, branch and branch of the branch d
     generations.push(made[0] as Sandbox);
     await engine.eval(source.id, 'import builtins; builtins.trail += "x"');
   }
-  const trail = await Promise.all(generations.map(async ({ id }) => (await engine.eval(id, 'import builtins; builtins.trail')).result));
+  const trail = await Promise.all(
+    generations.map(async ({ id }) => (await engine.eval(id, 'import builtins; builtins.trail')).result),
+  );
   assert.equal(trail, ["'0x'", "'01x'", "'012x'", "'012'"]);
-  const hosts = await Promise.all(generations.map(async ({ id }) => (await engine.exec(id, ['hostname'])).stdout.trim()));
-  assert.equal(hosts, generations.map((g) => g.id));
+  const hosts = await Promise.all(
+    generations.map(async ({ id }) => (await engine.exec(id, ['hostname'])).stdout.trim()),
+  );
+  assert.equal(
+    hosts,
+    generations.map((g) => g.id),
+  );
   for (const one of templates) await engine.retire(one);
 });
 
@@ -162,7 +172,10 @@ template('files written by children are their own', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 4 });
   const results = await engine.callAll(
     sandboxes,
-    (s) => ({ action: 'exec', args: ['sh', '-c', `cat /root/f 2>/dev/null; echo ${s.birth.index} > /root/f; sync; cat /root/f`] }),
+    (s) => ({
+      action: 'exec',
+      args: ['sh', '-c', `cat /root/f 2>/dev/null; echo ${s.birth.index} > /root/f; sync; cat /root/f`],
+    }),
     60,
   );
   assert.equal(

@@ -25,6 +25,7 @@ export const exec: Command = {
     })) as ExecReply;
     printRaw(reply.stdout ?? '');
     process.stderr.write(reply.stderr ?? '');
+    if (reply.timed_out) throw new ForkdError('EXEC_TIMEOUT', { seconds: timeout });
     if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });
     // A guest ended by signal N reports -N; an exit status is 8 bits.
     return reply.exit_code & 0xff;

@@ -3,6 +3,7 @@ import { ForkdError } from '../../contract/errors.js';
 import { formatBytes, formatMs } from '../../contract/units.js';
 import type { Command } from '../command.js';
 import { detail, line, step } from '../progress.js';
+import { StepProgress } from '../setup.js';
 import { printJson } from '../render.js';
 import { withEngine } from '../with-engine.js';
 
@@ -68,10 +69,10 @@ export const snapshot: Command = {
       >),
     };
     return withEngine(async (engine, signal) => {
-      const { manifest, dir, boot_ms, state_ms, memory_ms, written_bytes } = await engine.snapshot(request, {
-        signal,
-        onStep: step,
-      });
+      const progress = new StepProgress();
+      const { manifest, dir, boot_ms, state_ms, memory_ms, written_bytes } = await engine
+        .snapshot(request, { signal, onStep: step, onProgress: progress.update })
+        .finally(() => progress.end());
       detail(
         `device state ${formatBytes(manifest.vmstate_bytes)} in ${formatMs(state_ms)}, memory ${formatBytes(written_bytes)} in ${formatMs(memory_ms)}`,
       );

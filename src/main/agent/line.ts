@@ -101,7 +101,7 @@ const answerOne = (socket: Socket, agent: AgentClient): void => {
     taken = true;
     const line = text.split('\n', 1)[0]?.trim();
     if (!line) return void socket.end();
-    forward(line, agent).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
+    void forward(line, agent).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
   };
   socket.setEncoding('utf8');
   socket.on('error', () => socket.destroy());

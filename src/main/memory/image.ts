@@ -4,8 +4,12 @@
  */
 import { closeSync, openSync } from 'node:fs';
 import { CHUNK_BYTES, PageMap } from '../../contract/page-map.js';
+import { ForkdError } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
 import type { Pool } from '../pool.js';
+import { withMemoryServer } from './server.js';
+
+const PROGRESS_MS = 100;
 
 export type LoadProgress = (loadedBytes: number, totalBytes: number) => void;
 
@@ -62,9 +66,6 @@ export class MemoryImage {
   }
 }
 
-/** Ranges a worker: enough that they end together, large enough that a task costs nothing beside its work. */
-const CHUNKS_PER_TASK = 512;
-
 const fill = async (
   pages: PageMap,
   source: number,
@@ -73,21 +74,24 @@ const fill = async (
   onProgress?: LoadProgress,
 ): Promise<void> => {
   const { states } = pages;
-  const count = states.length;
-  let next = 0;
-  let done = 0;
-  const lane = async () => {
-    while (next < count) {
-      const first = next;
-      const n = Math.min(CHUNKS_PER_TASK, count - first);
-      next += n;
-      await pool.run('load', { map: states, first, count: n, chunkBytes: CHUNK_BYTES, source, memfd });
-      done += n;
-      onProgress?.(done * CHUNK_BYTES, count * CHUNK_BYTES);
-    }
-  };
-  // Every lane is awaited, also after one failed: the descriptors are closed next.
-  const lanes = await Promise.allSettled(Array.from({ length: pool.width }, lane));
-  const failed = lanes.find((l) => l.status === 'rejected');
-  if (failed) throw failed.reason;
+  const job = { states, chunkBytes: CHUNK_BYTES, source, memfd };
+  const total = states.length * CHUNK_BYTES;
+  const timer = onProgress && setInterval(() => onProgress(pages.counts().present * CHUNK_BYTES, total), PROGRESS_MS);
+  const populate = () =>
+    withMemoryServer(pool, async (server) => {
+      const outcome = await server.populate(job);
+      if (!outcome.ok) throw ForkdError.fromData(outcome.error);
+    });
+  try {
+    // Every server is awaited, also after one failed: the descriptors are closed next.
+    const outcomes = await Promise.allSettled(Array.from({ length: pool.width }, populate));
+    const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
+  } finally {
+    clearInterval(timer);
+  }
+  // A chunk that another server had claimed is settled by now; one that is not there would be read as zeros.
+  const { present } = pages.counts();
+  if (present !== states.length)
+    throw new ForkdError('INTERNAL', { reason: `${states.length - present} chunks of the memory image are missing` });
 };

@@ -38,7 +38,12 @@ export class LoadedSnapshot {
     };
     try {
       const state = open(manifest.vmstate);
-      await requireFile(tag, manifest.rootfs, manifest.rootfs_digest, pool);
+      await requireFile(tag, 'root file system', manifest.rootfs, manifest.rootfs_digest, pool);
+      for (const [i, { host_path }] of manifest.volumes.entries()) {
+        const digest = manifest.volume_digests[i];
+        if (!digest) throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `no digest of the volume ${host_path}` });
+        await requireFile(tag, 'volume', host_path, digest, pool);
+      }
       const disks = [manifest.rootfs, ...manifest.volumes.map((v) => v.host_path)].map(open);
       const memory = await MemoryImage.load(`forkd:${tag}`, manifest.memory, pool, options);
       return new LoadedSnapshot(manifest, memory, state, disks);

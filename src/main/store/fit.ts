@@ -19,7 +19,7 @@ export const misfit = (manifest: SnapshotManifest, host: HostFit): string | unde
   if (release(vmm.version) !== release(host.vmmVersion)) {
     return `it was saved by QEMU ${vmm.version}, and QEMU ${host.vmmVersion} is installed here`;
   }
-  if (vmm.machine !== host.machine) return `it needs the machine type '${vmm.machine}'`;
+  if (vmm.machine !== host.machine) return `it needs the machine '${vmm.machine}', and this forkd makes another`;
   if (isolation === 'kvm' && host.kvmProblem !== undefined) return `it needs KVM, but ${host.kvmProblem}`;
   if (isolation === 'tcg' && !sameSpeed(manifest.tsc_khz, host.tscKhz)) {
     return `its clock runs at the speed of another processor (${manifest.tsc_khz} kHz, ${host.tscKhz} kHz here)`;
@@ -34,11 +34,17 @@ const release = (version: string): string => version.split('.').slice(0, 2).join
  * The guest has the disk's contents in its page cache, so the file must be the very one. Size and mtime settle it at once;
  * a file that was copied or touched is hashed. Throws SNAPSHOT_INCOMPATIBLE.
  */
-export const requireFile = async (tag: string, path: string, digest: FileDigest, pool: Pool): Promise<void> => {
+export const requireFile = async (
+  tag: string,
+  what: string,
+  path: string,
+  digest: FileDigest,
+  pool: Pool,
+): Promise<void> => {
   const refuse = (reason: string) => new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason });
   const stat = statSync(path, { throwIfNoEntry: false });
-  if (!stat) throw refuse(`its root file system ${path} is missing`);
+  if (!stat) throw refuse(`its ${what} ${path} is missing`);
   if (stat.size === digest.bytes && stat.mtimeMs === digest.mtime_ms) return;
   const { digests } = await pool.run('hash', { paths: [path] });
-  if (digests[0]?.sha256 !== digest.sha256) throw refuse(`its root file system ${path} has changed since`);
+  if (digests[0]?.sha256 !== digest.sha256) throw refuse(`its ${what} ${path} has changed since`);
 };

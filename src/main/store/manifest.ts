@@ -45,6 +45,7 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   kernel: digest,
   initrd: digest,
   rootfs_digest: digest,
+  volume_digests: list(digest),
   agent_generation: count,
   tap: optional(string),
   memory_bytes: count,

@@ -123,11 +123,7 @@ export class Template {
       undo.push(() => end(vms));
       const consolePath = workDir.file('template.console');
       const adopt = adoptInto(vms, manifest, consolePath);
-      const { port, pause_us } = await pool.run(
-        'copy',
-        { source, running: true },
-        adopt,
-      );
+      const { port, pause_us } = await pool.run('copy', { source, running: true }, adopt);
       const first = { ...port, name: `the branch of ${source.name}` };
       const template = new Template(
         manifest,
@@ -143,13 +139,7 @@ export class Template {
     }
   }
 
-  async #widen(
-    width: number,
-    pool: Pool,
-    source: SourcePort,
-    adopt: (e: TaskEvent) => void,
-    vms: Sandbox[],
-  ) {
+  async #widen(width: number, pool: Pool, source: SourcePort, adopt: (e: TaskEvent) => void, vms: Sandbox[]) {
     const began = performance.now();
     while (this.lanes.length < width) {
       const { port } = await pool.run('copy', { source, running: false }, adopt);

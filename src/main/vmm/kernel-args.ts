@@ -1,3 +1,5 @@
+import type { Isolation } from '../../contract/snapshot.js';
+
 /**
  * The kernel command line of a parent. docs/internals/guest.md gives the reason of each word.
  */
@@ -9,11 +11,17 @@ const COMMON = [
   'random.trust_cpu=on',
   'tsc=reliable',
   'no_timer_check',
-  'mitigations=off',
 ];
+
+/** Emulation runs no instruction speculatively, so the kernel's mitigations would guard against nothing; under KVM they stay. */
+const EMULATED = ['mitigations=off'];
 
 /**
  * `tscKhz`: an emulated guest reads the host's time stamp counter and would measure its speed against an emulated timer;
  * on a busy host that fails, the counter is given up, and the boot hangs on a timer that this machine type does not route.
  */
-export const kernelArgs = (tscKhz: number): string[] => [...COMMON, `tsc_early_khz=${tscKhz}`];
+export const kernelArgs = (isolation: Isolation, tscKhz: number): string[] => [
+  ...COMMON,
+  ...(isolation === 'tcg' ? EMULATED : []),
+  `tsc_early_khz=${tscKhz}`,
+];

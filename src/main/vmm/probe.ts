@@ -51,7 +51,11 @@ export const probeKvm = async (hostFile: string, driver: VmmDriver, boot: () => 
   return verdict;
 };
 
-const firstLine = (text: string): string => text.split('\n', 1)[0]?.replace(/; its last lines:$/, '') ?? text;
+/** The error on one line, with QEMU's own last words. */
+const firstLine = (text: string): string => {
+  const [first = text, ...console] = text.split('\n');
+  return [first.replace(/; its last lines:$/, ''), ...console.slice(-1)].map((line) => line.trim()).join(': ');
+};
 
 /** KVM where it works, else emulation. Throws KVM_REQUIRED. */
 export const chooseIsolation = (kvm: KvmVerdict, wanted: Isolation | undefined): Isolation => {

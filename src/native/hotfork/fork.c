@@ -92,7 +92,7 @@ static void child_begin(void* argument) {
   }
   // A group of its own: a signal to the engine's terminal, or kill(-group), must not reach all children.
   sys(SYS_setpgid, 0, 0);
-  moments_begin(birth->frozen ? 0 : birth->flags, birth->spread);
+  if (birth->pin) affinity_pin(birth->spread);
   if (!join_cgroups(&birth->sources, &why) || !fds_apply(&birth->sources, &why)) child_fail(&why);
   // A frozen child has the control thread's life and no other until it is released.
   if (birth->frozen) run_on_stack(control.stack, control_loop, NULL);

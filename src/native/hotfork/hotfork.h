@@ -7,7 +7,7 @@
 //   fds.c       what each descriptor is, and what a child gets in its place
 //   thread.c    where libc keeps a thread's tid; rseq
 //   locks.c     owner fields of locks that hold a tid
-//   moments.c   a child's first moments: on which processor, before whom
+//   affinity.c  a child's first moments on one processor
 //   tasks.c     lists the threads of this process
 //   clock.c     stops the guest's clocks while frozen
 //   memory.c    makes the next forks cheap
@@ -148,9 +148,8 @@ HF_INTERNAL bool fds_apply(const struct fd_sources* sources, struct refusal* why
 struct birth {
   struct fd_sources sources;
   bool frozen;
-  /** HF_FORK_* */
-  uint32_t flags;
-  /** Number in its batch, or -1: which processor HF_FORK_PIN means. */
+  /** Keep the child on one processor while it starts: its number in a batch, or -1 for where it is born. */
+  bool pin;
   int spread;
   /** Directory of a cgroup v2 to be born in, or -1. */
   int cgroup_into;
@@ -172,15 +171,13 @@ HF_INTERNAL void rebuild_settle(void);
 /** Top of a stack nobody else uses: the rebuilder's own. */
 HF_INTERNAL uintptr_t nursery_top(void);
 
-// moments.c
-/** In a child: what HF_FORK_PIN and HF_FORK_BATCH ask for, until moments_end. `spread`: see struct birth. */
-HF_INTERNAL void moments_begin(uint32_t fork_flags, int spread);
-HF_INTERNAL void moments_end(void);
-/** Until moments_end is due; -1 when nothing is to be ended. */
-HF_INTERNAL int moments_left_ms(void);
-/** In a template: the control thread goes before others while it makes a batch. */
-HF_INTERNAL void moments_boost(void);
-HF_INTERNAL void moments_unboost(void);
+// affinity.c
+/** In a child: all threads to come stay on one processor, until affinity_unpin. `spread`: see struct birth.
+ */
+HF_INTERNAL void affinity_pin(int spread);
+HF_INTERNAL void affinity_unpin(void);
+/** Milliseconds until the pin should be lifted, or -1 when there is none. */
+HF_INTERNAL int affinity_due_ms(void);
 
 // memory.c
 HF_INTERNAL void memory_trim(void);

@@ -159,8 +159,6 @@ enum {
   /** For its first quarter of a second the child stays on one processor: where it is born, or in turn for
      count > 1. */
   HF_FORK_PIN = 2,
-  /** For as long it is a batch task (SCHED_BATCH): children that start together do not preempt each other. */
-  HF_FORK_BATCH = 4,
 };
 
 /** Descriptors with it: the pidfd, then one for each PAIR or PIPE entry in the order of the request. */

@@ -41,10 +41,10 @@ static struct hf_header header_for(enum hf_type type, uint32_t id) {
 /** Waits until the socket can be read or written: children's control sockets are non-blocking. */
 static void wait_for(short events) {
   struct pollfd one = {.fd = control.fd, .events = events};
-  const int due_ms = moments_left_ms();
+  const int due_ms = affinity_due_ms();
   const struct timespec limit = {.tv_sec = due_ms / 1000, .tv_nsec = due_ms % 1000 * 1000000};
   if (due_ms == 0 || sys(SYS_ppoll, &one, 1, due_ms > 0 ? &limit : NULL, NULL, KERNEL_SIGSET_BYTES) == 0)
-    moments_end();
+    affinity_unpin();
 }
 
 /** Sends one packet. Returns false when the engine is gone. */
@@ -120,7 +120,7 @@ static bool freeze(uint32_t flags, struct refusal* why) {
   // The threads of a child that has just begun may still be on their way into their frames.
   rebuild_settle();
   // A copy must not take a starting child's one processor for its threads' own wish.
-  moments_end();
+  affinity_unpin();
   for (int attempt = 1;; attempt++) {
     // Looked at before the threads stop, so that a branched source does not wait for it; what may have
     // changed in between is looked at again.
@@ -230,7 +230,7 @@ static void close_reported(void) {
 static void prepare_birth(const struct hf_fork* request) {
   birth.frozen = (request->flags & HF_FORK_FROZEN) != 0;
   birth.cgroup_into = -1;
-  birth.flags = request->flags;
+  birth.pin = (request->flags & HF_FORK_PIN) != 0 && !birth.frozen;
   birth.spread = -1;
   uint32_t next = 0;
   for (uint32_t i = 0; i < request->entries; i++) {
@@ -247,7 +247,6 @@ static void on_fork(uint32_t id) {
   uint32_t made = 0;
   prepare_birth(request);
   bool fine = fds_plan(request, &why);
-  if (request->count > 1) moments_boost();
   for (; fine && made < request->count; made++) {
     int64_t fork_ns;
     long pid;
@@ -257,7 +256,6 @@ static void on_fork(uint32_t id) {
     send_child(id, request->first_index + made, pid, fork_ns, 0);
     close_reported();
   }
-  moments_unboost();
   if (!fine) {
     refuse(id, &why, made);
     return;

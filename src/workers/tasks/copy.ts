@@ -8,10 +8,7 @@ import { childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
 const COPY_MS = 30_000;
 
 /** A copy that stays frozen: one thread, nothing rebuilt. Its descriptors have the source's numbers. */
-export const copy = (
-  { source, running }: TaskInput<'copy'>,
-  emit: (event: TaskEvent) => void,
-): TaskOutput<'copy'> => {
+export const copy = ({ source, running }: TaskInput<'copy'>, emit: (event: TaskEvent) => void): TaskOutput<'copy'> => {
   const shim = new HotforkControl(source.controlFd, source.name);
   const deadline = new Deadline(COPY_MS);
   const entries = frozenEntries(source);

@@ -9,7 +9,7 @@ import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
 import { EVAL_ID, FORK_ID, firstWords, withEntries } from '../vmm/hot-child.js';
 import { childOf, HotforkControl } from '../vmm/hotfork.js';
-import { CLOCK_ROUND_TRIP_MS, clockNs, receiptOf, setClock } from '../vmm/identity.js';
+import { clockNs, correctClock, receiptOf } from '../vmm/identity.js';
 import { explain } from '../vmm/obituary.js';
 
 /**
@@ -133,7 +133,7 @@ class FanOut {
       }
       if (!infant.receipt || (this.input.firstEval !== undefined && !infant.firstResult)) return;
       this.#infants.delete(fd);
-      if (performance.now() - infant.sentAt > CLOCK_ROUND_TRIP_MS) setClock(infant.agent, infant.deadline);
+      correctClock(infant.agent, infant.sentAt, infant.deadline);
       this.#ready(infant, infant.receipt);
     } catch (error) {
       this.#infants.delete(fd);

@@ -10,19 +10,25 @@ export const clockNs = (): string =>
 export type Identity = Omit<ForkRequest, 'clock_ns'>;
 
 /** The clock is behind by at most the round trip in which it was set; one longer than this is set again. */
-export const CLOCK_ROUND_TRIP_MS = 20;
+const CLOCK_ROUND_TRIP_MS = 20;
 const CLOCK_ATTEMPTS = 5;
 
 /** Gives a child its identity and returns the receipt. Fails closed: throws IDENTITY_FAILED when any step failed. */
 export const takeIdentity = (agent: AgentPort, identity: Identity, deadline: Deadline): ForkReceipt => {
-  let sent = performance.now();
+  const sent = performance.now();
   const request: ForkRequest = { ...identity, clock_ns: clockNs() };
   const receipt = receiptOf(agent.name, agent.call(request, deadline) as unknown as Partial<ForkReply>);
+  correctClock(agent, sent, deadline);
+  return receipt;
+};
+
+/** Sets the clock again, until it was set within a short round trip, when the message sent at `sentAt` took long. */
+export const correctClock = (agent: AgentPort, sentAt: number, deadline: Deadline): void => {
+  let sent = sentAt;
   for (let i = 0; i < CLOCK_ATTEMPTS && performance.now() - sent > CLOCK_ROUND_TRIP_MS; i++) {
     sent = performance.now();
     setClock(agent, deadline);
   }
-  return receipt;
 };
 
 export const setClock = (agent: AgentPort, deadline: Deadline): void => {

@@ -58,9 +58,10 @@ export const qemuMachine: Check = {
   run: async (host) => {
     const driver = await host.qemu;
     if (driver instanceof Error) return skip('no QEMU to ask');
+    const [type = ''] = driver.machine.split(',');
     const { stdout } = await run(driver.file, ['-machine', 'help'], { timeout: COMMAND_MS });
-    if (new RegExp(`^${driver.machine}\\s`, 'm').test(stdout)) return pass(driver.machine);
-    return fail(`this QEMU has no machine type '${driver.machine}'`, {
+    if (new RegExp(`^${type}\\s`, 'm').test(stdout)) return pass(type);
+    return fail(`this QEMU has no machine type '${type}'`, {
       hint: `Use the distribution's ${QEMU_PACKAGE}.`,
     });
   },
