@@ -3,7 +3,7 @@
  * `driver.c` speaks the protocol and checks; here it is compiled, and each check runs in a process of its own, with a time limit.
  */
 import { execFile, execFileSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from 'uvu';
@@ -54,6 +54,30 @@ for (const [name, title] of Object.entries(CHECKS)) {
       );
     });
     assert.is(output, 'ok');
+  });
+}
+
+/** Sections of the protocol page whose tables repeat an enumeration of protocol.h, with the prefix of its members. */
+const TABLES: Record<string, [enumeration: string, prefix: string]> = {
+  Types: ['hf_type', 'HF_'],
+  Kinds: ['hf_kind', 'HF_KIND_'],
+  Dispositions: ['hf_disposition', 'HF_'],
+  'Ways to replace': ['hf_how', 'HF_'],
+  Codes: ['hf_code', 'HF_'],
+};
+
+for (const [section, [enumeration, prefix]] of Object.entries(TABLES)) {
+  test(`docs/reference/hotfork-protocol.md, ${section}: as in protocol.h`, () => {
+    const header = readFileSync(join(shimSources, 'protocol.h'), 'utf8');
+    const body = new RegExp(`enum ${enumeration} \\{([^}]*)\\}`).exec(header)?.[1] ?? '';
+    const members = [...body.matchAll(new RegExp(`${prefix}(\\w+) = (\\d+)`, 'g'))].map(
+      ([, name, value]) => `${value} ${name}`,
+    );
+    const page = readFileSync(join(root, 'docs/reference/hotfork-protocol.md'), 'utf8');
+    const table = page.split(`### ${section}\n`)[1]?.split(/^#/m)[0] ?? '';
+    const rows = [...table.matchAll(/^\| (\d+) +\| `(\w+)`/gm)].map(([, value, name]) => `${value} ${name}`);
+    assert.ok(members.length > 1);
+    assert.equal(rows, members);
   });
 }
 

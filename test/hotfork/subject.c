@@ -478,7 +478,8 @@ int main(void) {
     struct pollfd one = {.fd = COMMAND_FD, .events = POLLIN};
     if (poll(&one, 1, -1) < 0 && errno != EINTR) return 1;
     const ssize_t bytes = read(COMMAND_FD, line, sizeof line - 1);
-    if (bytes == 0) return 0;
+    // The driver is gone. If it had us told to die with it, that comes first; else nobody would end us.
+    if (bytes == 0) return (int)sleep(3);
     if (bytes < 0) continue;
     line[bytes] = '\0';
     line[strcspn(line, "\n")] = '\0';

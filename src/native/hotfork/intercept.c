@@ -55,3 +55,11 @@ HF_EXPORT int io_uring_queue_init(unsigned entries, struct io_uring* ring, unsig
   (void)entries, (void)ring, (void)flags;
   return -ENOSYS;
 }
+
+typedef struct io_context* io_context_t;
+/** libaio's: a kernel AIO context belongs to one address space and is not inherited. QEMU's aio=native fails
+ * at start, by name. */
+HF_EXPORT int io_setup(int events, io_context_t* context) {
+  (void)events, (void)context;
+  return -ENOSYS;
+}

@@ -1,0 +1,54 @@
+/** Every bench runs with its smallest parameters, so that none rots. What it measures is not looked at: only that all is right. */
+import { cpSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { BENCH_TAG } from '../../bench/parent.js';
+import { benches } from '../../bench/trials/index.js';
+import { start } from '../support/cli.js';
+import { BASE_TAG, makeWorld, qemusOf, type World } from '../support/world.js';
+
+const bench = suite<{ world: World }>('bench');
+
+const KEYS: Record<string, string[]> = {
+  'cold-restore': ['n', 'spawn_ms', 'load_ms', 'first_answer_ms', 'ready_ms', 'pss_kib_per_child', 'failed'],
+  eval: ['eval_ms', 'exec_ms'],
+  'fan-out': [
+    'n',
+    'mode',
+    'ready_ms',
+    'fork_ms',
+    'child_ready_ms',
+    'cpu_ms_per_child',
+    'pss_kib_per_child',
+    'idle_cpu_percent_per_child',
+    'failed',
+    'ratio',
+    'cold',
+  ],
+  branch: ['idle', 'dirtying', 'failed'],
+  density: ['n', 'pss_kib_per_child', 'failed'],
+  lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
+};
+
+bench.before((context) => {
+  context.world = makeWorld(true);
+  cpSync(join(context.world.snapshots, BASE_TAG), join(context.world.snapshots, BENCH_TAG), { recursive: true });
+});
+bench.after(({ world }) => {
+  assert.equal(qemusOf(world.root), []);
+  world.close();
+});
+
+for (const { name } of benches) {
+  bench(`${name}: one line of JSON with its keys, and nothing failed`, async ({ world }) => {
+    const runner = join(import.meta.dirname, '../../bench/run.js');
+    const ended = await start(process.execPath, [runner, name, '--smoke', '--json'], { env: world.env }).ended;
+    assert.is(ended.code, 0, ended.stderr);
+    const result = JSON.parse(ended.stdout) as Record<string, unknown>;
+    for (const key of KEYS[name] ?? ['failed']) assert.ok(key in result, `${key} in ${ended.stdout}`);
+    assert.is(result['failed'], 0);
+  });
+}
+
+bench.run();
