@@ -22,6 +22,8 @@ export class Pool {
       minThreads: this.width,
       maxThreads: this.width * THREADS_PER_CPU,
       idleTimeout: 10_000,
+      // Descriptors are handed from thread to thread: Node must not close those that a worker opened when it ends.
+      trackUnmanagedFds: false,
     });
     return this.#piscina;
   }

@@ -55,7 +55,7 @@ const inNamespace = async (
     native.tcpConnect(fd, address, target.port, timeoutMs);
     return { socket: new Socket({ fd, readable: true, writable: true, allowHalfOpen: true }) };
   } catch (error) {
-    if (fd >= 0) closeSync(fd);
+    if (fd >= 0) native.fdClose(fd);
     if (errnoOf(error) === 'EPERM')
       throw new ForkdError('PERMISSION_DENIED', { reason: `entering ${netns} needs root` }, error);
     throw new ForkdError('AGENT_UNREACHABLE', { target: `${name} in ${netns}`, reason: reasonOf(error) }, error);

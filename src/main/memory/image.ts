@@ -53,7 +53,7 @@ export class MemoryImage {
         native.memfdSeal(memfd, ['grow', 'shrink', 'future_write', 'seal']);
         return new MemoryImage(memfd, pages, bytes);
       } catch (error) {
-        closeSync(memfd);
+        native.fdClose(memfd);
         throw error;
       }
     } finally {
@@ -62,7 +62,7 @@ export class MemoryImage {
   }
 
   close(): void {
-    closeSync(this.memfd);
+    native.fdClose(this.memfd);
   }
 }
 

@@ -4,7 +4,6 @@
  *     starting --ready--> ready --(its process ends)--> dead
  *        \-----------(its process ends)----------------^
  */
-import { closeSync } from 'node:fs';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError } from '../../contract/errors.js';
@@ -67,7 +66,7 @@ export class Sandbox {
       native.pidfdWatch(vmm.pidfd, (status) => {
         this.state = 'dead';
         this.#status = status;
-        closeSync(vmm.pidfd);
+        native.fdClose(vmm.pidfd);
         onEnd?.(this);
         resolve(status);
       });
@@ -138,10 +137,10 @@ export class Sandbox {
   /** Closes the sockets. No worker may be using them. */
   release(): void {
     if (this.#agent) this.#agent.close();
-    else if (this.#qmpOpen) closeSync(this.vmm.agentFd);
+    else if (this.#qmpOpen) native.fdClose(this.vmm.agentFd);
     if (this.#qmpOpen) {
-      closeSync(this.vmm.qmpFd);
-      if (this.vmm.controlFd !== undefined) closeSync(this.vmm.controlFd);
+      native.fdClose(this.vmm.qmpFd);
+      if (this.vmm.controlFd !== undefined) native.fdClose(this.vmm.controlFd);
     }
     this.#qmpOpen = false;
   }

@@ -1,8 +1,7 @@
-import { closeSync } from 'node:fs';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import { parsePayload } from '../../contract/frames.js';
 import { type EvalReply, type ForkReceipt, type ForkReply, FrameType } from '../../contract/guest.js';
-import { Say } from '../../contract/hotfork.js';
+import { FORK_PIN, Say } from '../../contract/hotfork.js';
 import type { HotChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
@@ -74,7 +73,7 @@ class FanOut {
       const at = performance.now();
       try {
         const id = withEntries(this.input.port, child.consolePath, child.cgroupProcs, (entries, given) =>
-          this.#shim.requestFork(child.index, 0, entries, given, new Deadline(this.input.answerMs)),
+          this.#shim.requestFork(child.index, FORK_PIN, entries, given, new Deadline(this.input.answerMs)),
         );
         this.#requested.set(id, { child, at });
       } catch (error) {
@@ -104,7 +103,7 @@ class FanOut {
   #greet(child: HotChild, requestedAt: number, pid: number, fds: number[]): void {
     const [pidfd, controlFd, qmpFd, agentFd] = fds;
     if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined) {
-      for (const fd of fds) closeSync(fd);
+      for (const fd of fds) native.fdClose(fd);
       this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
       return;
     }

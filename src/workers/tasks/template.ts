@@ -17,6 +17,15 @@ import { parsePayload } from '../../contract/frames.js';
 const TRIM_AFTER_ROUNDS = 8;
 const ROUNDS_AFTER_TRIM = 3;
 
+/** The guest goes idle between rounds, as it is when a child wakes up: its way out of idleness is rehearsed too. */
+const IDLE_MS = 20;
+/** After a trim the guest's own timers must bring back what they need. */
+const IDLE_AFTER_TRIM_MS = 150;
+
+const idle = (ms: number): void => {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+};
+
 export const template = (input: TaskInput<'template'>, emit: (event: TaskEvent) => void): TaskOutput<'template'> => {
   const { vmm: start, answerMs } = input;
   try {
@@ -42,11 +51,11 @@ const startTemplate = (
       [controlTheirs, controlTarget],
     ]);
   } catch (error) {
-    closeSync(controlFd);
+    native.fdClose(controlFd);
     throw error;
   } finally {
     closeSync(state);
-    closeSync(controlTheirs);
+    native.fdClose(controlTheirs);
   }
   emit({ type: 'spawned', vmm: { ...vmm, controlFd } });
 
@@ -61,12 +70,16 @@ const startTemplate = (
     shim.freeze(false, deadline);
     shim.release(deadline);
     rehearse();
+    idle(IDLE_MS);
   };
   for (let i = 0; i < rounds; i++) round();
   if (rounds >= TRIM_AFTER_ROUNDS) {
     shim.freeze(true, deadline);
     shim.release(deadline);
-    for (let i = 0; i < ROUNDS_AFTER_TRIM; i++) rehearse();
+    for (let i = 0; i < ROUNDS_AFTER_TRIM; i++) {
+      rehearse();
+      idle(IDLE_AFTER_TRIM_MS);
+    }
   }
   const frozen = shim.freeze(false, deadline);
   const numbers = { control, qmp: start.qmpTarget, agent: start.agentTarget };

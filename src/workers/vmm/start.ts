@@ -1,5 +1,5 @@
 /** Starts one VMM process with fresh sockets for QMP and the agent. */
-import { closeSync, openSync } from 'node:fs';
+import { openSync } from 'node:fs';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import type { StartedVmm, VmmStart } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
@@ -55,7 +55,7 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
     if (errnoOf(error) === 'ENOENT') throw new ForkdError('QEMU_MISSING', {}, error);
     throw new ForkdError('VMM_START_FAILED', { reason: reasonOf(error) }, error);
   } finally {
-    for (const fd of [...temporary, ...kept]) closeSync(fd);
+    for (const fd of [...temporary, ...kept]) native.fdClose(fd);
   }
 };
 
