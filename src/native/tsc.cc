@@ -40,6 +40,8 @@ Napi::Value TscSample(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-void RegisterTsc(Napi::Env env, Napi::Object exports) { Export<TscSample>(env, exports, "tscSample"); }
+void RegisterTsc(Napi::Env env, Napi::Object exports) {
+  Export<TscSample>(env, exports, "tscSample");
+}
 
 }  // namespace forkd

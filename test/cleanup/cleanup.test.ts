@@ -56,15 +56,18 @@ test.after.each(({ root }) => rmSync(root, { recursive: true, force: true }));
 /** The pid of a process that has ended. */
 const deadPid = (): number => spawnSync('/bin/true').pid;
 
-const MADE_AT = Date.now() / 1000 - 60;
+/** cleanup spares what was made a moment ago. Not further back: a maker's pid counts only if it lived then. */
+const backdate = (path: string): void => {
+  const at = Date.now() / 1000 - 0.5;
+  utimesSync(path, at, at);
+};
 
 const makeDir = (parent: string, name: string, lockPid?: number): string => {
   const dir = join(parent, name);
   mkdirSync(join(dir, 'inside'), { recursive: true });
   writeFileSync(join(dir, 'inside/file'), 'x'.repeat(10_000));
   if (lockPid !== undefined) writeFileSync(join(dir, '.lock'), String(lockPid));
-  // cleanup spares what was made a moment ago.
-  utimesSync(dir, MADE_AT, MADE_AT);
+  backdate(dir);
   return dir;
 };
 
@@ -194,6 +197,7 @@ test('records of ended sandboxes go, those of live ones stay', async (context) =
   mkdirSync(dir);
   const record = (id: string, pid: number, start: number): string => {
     writeFileSync(join(dir, `${id}.json`), JSON.stringify({ id, pid, start_time: start }));
+    backdate(join(dir, `${id}.json`));
     return join(dir, `${id}.json`);
   };
   const start = startTime(process.pid) ?? 0;

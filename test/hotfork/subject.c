@@ -59,7 +59,7 @@ static int ping_fd, pong_fd, probe_fd, probe_alias_fd, semaphore_fd, signal_fd, 
 static pthread_t main_thread;
 static pthread_t leaver;
 static int leave_generation;
-static volatile sig_atomic_t signals_seen;
+static int signals_seen;  // several threads count at once
 
 static void fail(const char* format, ...) {
   if (failure[0] != '\0') return;
@@ -271,7 +271,7 @@ static void* run_new(void* argument) {
 
 static void on_signal(int signal) {
   (void)signal;
-  signals_seen++;
+  __atomic_add_fetch(&signals_seen, 1, __ATOMIC_RELAXED);
 }
 
 static void check_progress(void) {
@@ -305,13 +305,17 @@ static void check_main_thread(void) {
   }
 }
 
+static int seen_signals(void) {
+  return __atomic_load_n(&signals_seen, __ATOMIC_RELAXED);
+}
+
 static void check_signals(void) {
-  signals_seen = 0;
+  __atomic_store_n(&signals_seen, 0, __ATOMIC_RELAXED);
   for (int role = 0; role < ROLES; role++) expect(pthread_kill(thread_of[role], SIGUSR1), "pthread_kill");
-  for (int waited = 0; signals_seen < ROLES && waited < WAIT_MS; waited++) usleep(1000);
-  if (signals_seen != ROLES) fail("%d of %d signals arrived", (int)signals_seen, ROLES);
+  for (int waited = 0; seen_signals() < ROLES && waited < WAIT_MS; waited++) usleep(1000);
+  if (seen_signals() != ROLES) fail("%d of %d signals arrived", seen_signals(), ROLES);
   raise(SIGUSR1);
-  if (signals_seen != ROLES + 1) fail("raise did not arrive");
+  if (seen_signals() != ROLES + 1) fail("raise did not arrive");
   struct signalfd_siginfo info;
   kill(getpid(), SIGUSR2);
   struct pollfd one = {.fd = signal_fd, .events = POLLIN};
