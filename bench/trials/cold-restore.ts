@@ -21,6 +21,7 @@ const trial = async ({ n }: Parameters): Promise<Trial> => {
     const { sandboxes, failures, firstResults, ready_ms, load_ms } = await engine.fork({
       tag: BENCH_TAG,
       n,
+      cold: true,
       firstEval: FIRST_EVAL,
     });
     const wrong = sandboxes.filter((s) => firstResults.get(s.birth.index)?.result !== FIRST_ANSWER).length;

@@ -10,12 +10,12 @@ interface Trial {
 }
 
 /** Calls before the clock counts: the child's translated code for them is part of being warm. */
-const WARM_CALLS = 20;
+const WARM_CALLS = 50;
 
 const trial = async ({ n }: Parameters): Promise<Trial> => {
-  const engine = new Engine();
+  const engine = new Engine({ resident: true });
   try {
-    const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: 1 });
+    const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: 1, firstEval: FIRST_EVAL });
     const id = sandboxes[0]?.id ?? '';
     let failed = 0;
     const time = async (count: number, call: () => Promise<boolean>): Promise<number[]> => {
