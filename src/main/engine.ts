@@ -291,7 +291,7 @@ export class Engine {
     const { snapshot } = sandbox.birth;
     if (!source || !snapshot)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
-    const { template, pauseUs } = await Template.branch(source, snapshot, this.pool, 1);
+    const { template, pauseUs } = await sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
   }
@@ -386,7 +386,7 @@ export class Engine {
       request: requestFor(s),
       timeoutMs,
     }));
-    await this.pool.run('call', { calls }, (event) => {
+    const running = this.pool.run('call', { calls }, (event) => {
       const sandbox = 'index' in event ? byIndex.get(event.index) : undefined;
       if (!sandbox) return;
       if (event.type === 'reply') settle(sandbox, event.ms, { reply: event.reply });
@@ -394,6 +394,7 @@ export class Engine {
       const told = sandbox.explain(ForkdError.fromData(event.error));
       explained.push(told.then((error) => settle(sandbox, event.ms, { error: error.toData() })));
     });
+    await Promise.all(lane.map((sandbox) => sandbox.lend(() => running)));
     await Promise.all(explained);
   }
 

@@ -46,7 +46,10 @@ export const withParent = async <T>(
     undo.push(() => workDir.close(keepWorkDir));
     const memfd = MemoryImage.blank(`forkd:${name}`, spec.memoryMib * MiB);
     undo.push(() => native.fdClose(memfd));
-    undo.push(() => (sandbox ? end([sandbox]) : undefined));
+    undo.push(() => {
+      sandbox?.returned();
+      return sandbox ? end([sandbox]) : undefined;
+    });
     const consolePath = workDir.file('parent.console');
     const vmm = driver.boot(spec, { name: 'the parent', consolePath, memfd });
     signal?.addEventListener('abort', onAbort);

@@ -118,6 +118,11 @@ export class Nursery {
     return [...this.#born.values()].sort((a, b) => a.birth.index - b.birth.index);
   }
 
+  /** Every worker of the fan-out has ended: the sockets are the sandboxes' own from now on. */
+  returnAll(): void {
+    for (const sandbox of this.#born.values()) sandbox.returned();
+  }
+
   killAll(): void {
     for (const sandbox of this.#born.values()) sandbox.kill();
   }

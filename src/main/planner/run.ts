@@ -72,6 +72,7 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     signal?.addEventListener('abort', onAbort);
 
     const job = { request, context, nursery: children, cancel };
+    undo.push(() => children.returnAll());
     const forkUs: number[] = [];
     let failures = await settleBatches(
       origin.lanes ? hotBatches(plan.children, origin.lanes, job) : coldBatches(plan.children, job),
@@ -80,6 +81,7 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     );
     signal?.throwIfAborted();
     failures = await retryCold(failures, plan, job);
+    children.returnAll();
     signal?.throwIfAborted();
 
     const sandboxes = await children.settle(failures);

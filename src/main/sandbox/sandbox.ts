@@ -54,7 +54,12 @@ export class Sandbox {
   readonly ended: Promise<ExitStatus>;
   readonly createdAt = Math.floor(Date.now() / 1000);
   #agent: AgentClient | undefined;
-  #qmpOpen = true;
+  /** Workers that use the sockets; at first the one that starts the VM. */
+  #borrowers = 1;
+  #closed = false;
+  #killed = false;
+  /** Read when it ends: its console goes with the work directory. */
+  #lastWords: { panic?: string | undefined; console: string } = { console: '' };
   #status: ExitStatus | undefined;
 
   constructor(
@@ -67,6 +72,8 @@ export class Sandbox {
         this.state = 'dead';
         this.#status = status;
         native.fdClose(vmm.pidfd);
+        if (!this.#killed) this.#lastWords = lastWordsOf(birth.consolePath);
+        this.#closeWhenUnused();
         onEnd?.(this);
         resolve(status);
       });
@@ -119,30 +126,44 @@ export class Sandbox {
     return this.state === 'dead' ? this.death() : failure;
   }
 
-  /**
-   * Why it ended, with the console's last lines.
-   */
+  /** Why it ended, with the console's last lines. */
   death(): ForkdError {
     const vm = `child ${this.birth.index}`;
-    const panic = panicOf(this.birth.consolePath);
+    const { panic, console } = this.#lastWords;
     if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic });
-    return new ForkdError('VMM_DIED', { vm, how: describe(this.#status), console: lastLines(this.birth.consolePath) });
+    return new ForkdError('VMM_DIED', { vm, how: describe(this.#status), console });
   }
 
   /** Ends the process; `ended` tells when it has. */
   kill(): void {
-    if (this.state !== 'dead') native.pidfdSignal(this.vmm.pidfd, constants.signals.SIGKILL);
+    if (this.state === 'dead') return;
+    this.#killed = true;
+    native.pidfdSignal(this.vmm.pidfd, constants.signals.SIGKILL);
   }
 
-  /** Closes the sockets. No worker may be using them. */
-  release(): void {
-    if (this.#agent) this.#agent.close();
-    else if (this.#qmpOpen) native.fdClose(this.vmm.agentFd);
-    if (this.#qmpOpen) {
-      native.fdClose(this.vmm.qmpFd);
-      if (this.vmm.controlFd !== undefined) native.fdClose(this.vmm.controlFd);
+  /** A worker uses the sockets while `use` runs: they stay open until it is done, also when the VM ends meanwhile. */
+  async lend<T>(use: () => Promise<T>): Promise<T> {
+    this.#borrowers++;
+    try {
+      return await use();
+    } finally {
+      this.returned();
     }
-    this.#qmpOpen = false;
+  }
+
+  /** The worker that started it has ended its task. */
+  returned(): void {
+    this.#borrowers--;
+    this.#closeWhenUnused();
+  }
+
+  #closeWhenUnused(): void {
+    if (this.state !== 'dead' || this.#borrowers > 0 || this.#closed) return;
+    this.#closed = true;
+    if (this.#agent) this.#agent.close();
+    else native.fdClose(this.vmm.agentFd);
+    native.fdClose(this.vmm.qmpFd);
+    if (this.vmm.controlFd !== undefined) native.fdClose(this.vmm.controlFd);
   }
 
   info(): SandboxInfo {
@@ -161,6 +182,8 @@ export class Sandbox {
     };
   }
 }
+
+const lastWordsOf = (path: string) => ({ panic: panicOf(path), console: lastLines(path) });
 
 /** `signal SIGKILL`, `exit code 1`. */
 export const describe = (status: ExitStatus | undefined): string => {

@@ -18,7 +18,7 @@ export class Lane {
   /** Runs `use` after everyone who came before. */
   async take<T>(use: (port: SourcePort) => Promise<T>): Promise<T> {
     this.#users++;
-    const turn = this.#last.then(() => use(this.port));
+    const turn = this.#last.then(() => this.vm.lend(() => use(this.port)));
     this.#last = turn.catch(() => undefined);
     try {
       return await turn;

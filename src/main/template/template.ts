@@ -71,7 +71,7 @@ export class Template {
       signal?.addEventListener('abort', onAbort);
       const workDir = WorkDir.create('template', manifest.tag);
       undo.push(() => workDir.close());
-      undo.push(() => end(vms));
+      undo.push(() => endTemplate(vms));
       const consolePath = workDir.file('template.console');
       const vmm = driver.template(
         snapshot.hardware,
@@ -120,7 +120,7 @@ export class Template {
     try {
       const workDir = WorkDir.create('template', manifest.tag);
       undo.push(() => workDir.close());
-      undo.push(() => end(vms));
+      undo.push(() => endTemplate(vms));
       const consolePath = workDir.file('template.console');
       const adopt = adoptInto(vms, manifest, consolePath);
       const { port, pause_us } = await pool.run('copy', { source, running: true }, adopt);
@@ -153,6 +153,12 @@ export class Template {
     await this.#undo.run();
   }
 }
+
+/** No worker starts it any more; one that still forks from it keeps its sockets open until it notices. */
+const endTemplate = async (vms: Sandbox[]): Promise<void> => {
+  for (const vm of vms) vm.returned();
+  await end(vms);
+};
 
 const adoptInto =
   (vms: Sandbox[], { tag, isolation }: SnapshotManifest, consolePath: string) =>
