@@ -3,9 +3,11 @@
 The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. If
 more requests come while it is busy, a helper thread reads them. Nobody watches a clock for that: both threads wait for the
 port through an epoll of their own, registered exclusively, and the kernel wakes the second only if nobody waits in the
-first. A helper that was woken just as the main thread finished leaves the request to it: Python allows signal handlers only
-on the main thread, so evals belong there.
+first. A helper that was woken just as the main thread finished leaves the request to it, and nudges it: Python allows signal
+handlers only on the main thread, so evals belong there. The nudge is needed with two processors: the helper's look at the
+port takes the buffer off the device's queue, and the device's interrupt, finding nothing more there, wakes nobody.
 """
+import os
 import select
 import threading
 import time
@@ -43,6 +45,8 @@ class Server:
         # The order of registration is the order in which the kernel offers a wake-up.
         for epoll in (self._main, self._helpers):
             epoll.register(port.fd, LEVEL)
+        self._nudged, self._nudge = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._main.register(self._nudged, select.EPOLLIN)
 
     def serve(self) -> None:
         """Never returns."""
@@ -51,8 +55,10 @@ class Server:
         while True:
             try:
                 self._main_busy = False
-                self._main.poll()
+                ready = self._main.poll()
                 self._main_busy = True
+                if any(fd == self._nudged for fd, _ in ready):
+                    os.read(self._nudged, 4096)
                 self._turn(is_helper=False)
             except BaseException as error:  # Evaluated code may raise anything, in any thread, at any time.
                 log(f'serve: {type(error).__name__}: {error}')
@@ -70,6 +76,7 @@ class Server:
                 if self._main_busy:
                     self._turn(is_helper=True)
                 else:
+                    os.write(self._nudge, b'n')
                     time.sleep(YIELD_SECONDS)
             except BaseException as error:
                 log(f'serve: {type(error).__name__}: {error}')
@@ -90,7 +97,7 @@ class Server:
         # A read gives one buffer of the device. What came in the same interrupt must be taken now: nobody else was woken
         # for it, and the eval below may take long. What comes from here on wakes a helper.
         own = self._helpers if is_helper else self._main
-        while own.poll(0):
+        while any(fd == self._port.fd for fd, _ in own.poll(0)):
             frames += self._read()
         if len(frames) == 1:
             self._do(frames[0], is_helper)
