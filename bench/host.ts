@@ -1,6 +1,6 @@
 /** What a figure was measured on. A figure without it cannot be compared with any other. */
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { findQemu } from '../src/main/vmm/find.js';
 
@@ -39,9 +39,8 @@ const revision = (): string => {
 export const pssKib = (pid: number): number =>
   Number(/^Pss:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'))?.[1] ?? 0);
 
-/** User and system time that a process has used, ms (proc(5): stat fields 14 and 15, in ticks of 10 ms). */
-export const cpuMs = (pid: number): number => {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) * 10;
-};
+/** Processor time that the threads of a process have used, ms (schedstat: nanoseconds, where stat has ticks of 10 ms). */
+export const cpuMs = (pid: number): number =>
+  readdirSync(`/proc/${pid}/task`)
+    .map((tid) => Number(readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8').split(' ')[0]))
+    .reduce((sum, ns) => sum + ns / 1e6, 0);
