@@ -121,10 +121,12 @@ command('kill -9: the VMs end with it, and cleanup takes the directory', async (
   const temp = env['TMPDIR'] as string;
   const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '3', '--settle-secs', '60'], { env });
   await fork.says('forkd exec --target');
-  assert.ok(qemusOf(temp).length >= 3);
+  const pids = qemusOf(temp);
+  assert.ok(pids.length >= 3);
   fork.kill('SIGKILL');
   await fork.ended;
-  assert.ok(await eventually(() => qemusOf(temp).length === 0), 'orphans');
+  // Gone altogether: a process whose memory is being freed still has its start time, and counts as alive.
+  assert.ok(await eventually(() => pids.every((pid) => !existsSync(`/proc/${pid}`))), 'orphans');
   assert.ok(readdirSync(temp).length > 0);
   const cleanup = await forkd(['cleanup', '--yes'], { env });
   assert.is(cleanup.code, 0, cleanup.stderr);

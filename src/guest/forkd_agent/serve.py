@@ -56,7 +56,7 @@ class Server:
             try:
                 self._main_busy = False
                 ready = self._main.poll()
-                self._main_busy = True
+                # Not busy yet: a helper that looks now must leave the request to this thread. _do says when it is.
                 if any(fd == self._nudged for fd, _ in ready):
                     os.read(self._nudged, 4096)
                 self._turn(is_helper=False)
