@@ -47,7 +47,18 @@ export const command = (tool: string, args: string[], options: CommandOptions = 
       ...(options.signal === undefined ? {} : { signal: options.signal }),
       env: commandEnv(options.env),
       stdio: ['pipe', 'pipe', 'pipe'],
+      // A process group of its own: compileall has workers, which an abort must end with it.
+      detached: true,
     });
+    const killGroup = () => {
+      try {
+        if (child.pid) process.kill(-child.pid, 'SIGKILL');
+      } catch {
+        // The group has ended.
+      }
+    };
+    options.signal?.addEventListener('abort', killGroup);
+    child.on('close', () => options.signal?.removeEventListener('abort', killGroup));
     const stdout: Buffer[] = [];
     const stderr: Buffer[] = [];
     child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk));
