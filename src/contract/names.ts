@@ -17,9 +17,9 @@ export const isTag = (text: string): boolean => TAG.test(text);
 
 export const isSandboxId = (text: string): boolean => SANDBOX_ID.test(text);
 
-/** `sb-<hex unix seconds>-<hex, at least 4 digits>`, as the reference's; the suffix is unguessable. */
+/** `sb-<hex unix seconds>-<8 hex digits>`: the reference's form (at least 4), of one length for all; the suffix is unguessable. */
 export const sandboxId = (unixSeconds: number, suffix: number): string =>
-  `sb-${unixSeconds.toString(16)}-${suffix.toString(16).padStart(4, '0')}`;
+  `sb-${unixSeconds.toString(16)}-${suffix.toString(16).padStart(8, '0')}`;
 
 /** Where an agent is reached. */
 export type Target =

@@ -41,7 +41,7 @@ names('a target is an address, a path or a sandbox', () => {
 });
 
 names('a sandbox id has the form that clients know', () => {
-  assert.is(sandboxId(0x6543_2100, 10), 'sb-65432100-000a');
+  assert.is(sandboxId(0x6543_2100, 10), 'sb-65432100-0000000a');
   assert.ok(isSandboxId('sb-65432100-000a'));
   assert.not.ok(isSandboxId('sb-../x-0000'));
 });

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import random
+import _random
 import socket
 import struct
 import sys
@@ -16,10 +17,12 @@ import uuid
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import wire
+from .legacy_random import LegacyRandom
 from .output import log
 
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
+_DEFAULT_RANDOM: random.Random = getattr(random, '_inst')
 HOOKS = '/etc/forkd/fork.d'
 HOOK_SECONDS = 10
 ENTROPY_MIN = 32
@@ -39,10 +42,9 @@ class Request:
         self.env: Dict[str, str] = request.get('env') or {}
         self.kernel_seed = hashlib.blake2b(entropy, person=b'kernel').digest()
         seeds = hashlib.blake2b(entropy, person=b'generators').digest()
-        self.python_seed, self.numpy_seed, self.openssl_seed = seeds[:16], seeds[16:32], seeds[32:]
-        names = hashlib.blake2b(entropy, digest_size=22, person=b'names').digest()
-        self.uuid_node = names[:6]
-        self.boot_id = format_uuid4(names[6:])
+        self.python_seed, self.openssl_seed = seeds[:16], seeds[16:42]
+        self.uuid_node = seeds[42:48]
+        self.boot_id = format_uuid4(seeds[48:])
 
 
 def format_uuid4(data: bytes) -> str:
@@ -75,7 +77,7 @@ class Identity:
 
     def __init__(self, numpy: Any, agent_lang: str) -> None:
         self._random_fd = os.open('/dev/urandom', os.O_WRONLY | os.O_CLOEXEC)
-        self._numpy = numpy
+        self._legacy_random = None if numpy is None else LegacyRandom(numpy)
         self._agent_lang = agent_lang
         self._hooks_found: Optional[List[str]] = None
         own = '/run/forkd/identity'
@@ -158,13 +160,15 @@ class Identity:
         self._files['boot_id'].write(request.boot_id + '\n')
 
     def _python_random(self, request: Request) -> None:
-        random.seed(int.from_bytes(request.python_seed, 'little'))
+        # What random.seed() does with an integer, without its looking at what else a seed may be.
+        _random.Random.seed(_DEFAULT_RANDOM, int.from_bytes(request.python_seed, 'little'))
+        _DEFAULT_RANDOM.gauss_next = None
 
-    def _numpy_random(self, request: Request) -> Optional[str]:
-        if self._numpy is None:
+    def _numpy_random(self, _request: Request) -> Optional[str]:
+        if self._legacy_random is None:
             return 'numpy is not installed'
-        # The legacy generator behind numpy.random.*. default_rng() takes its seed from the kernel each time.
-        self._numpy.random.seed(self._numpy.frombuffer(request.numpy_seed, 'u4'))
+        # After the kernel's generator, which it reads. default_rng() takes its seed from there each time by itself.
+        self._legacy_random.reseed()
         return None
 
     def _uuid(self, request: Request) -> None:

@@ -31,6 +31,20 @@ def decode_json(payload: bytes) -> Any:
     return _decode(payload.decode('utf-8', 'replace'))
 
 
+def whole_frames(data: bytes) -> List[Frame]:
+    """The frames of `data` if it consists of whole frames and nothing else, which is what a host sends; else nothing."""
+    frames: List[Frame] = []
+    at = 0
+    while len(data) - at >= 12:
+        magic, kind, flags, ident, length = HEADER.unpack_from(data, at)
+        end = at + 12 + length
+        if magic != MAGIC or flags != 0 or kind > MAX_TYPE or end > len(data):
+            return []
+        frames.append((kind, ident, data[at + 12 : end]))
+        at = end
+    return frames if at == len(data) else []
+
+
 class FrameReader:
     """Collects bytes into frames. Bytes that are no frame are skipped up to the next header.
 
@@ -45,9 +59,9 @@ class FrameReader:
 
     def feed(self, data: bytes) -> List[Frame]:
         if not self._held and len(data) >= 12:
-            magic, kind, flags, ident, length = HEADER.unpack_from(data)
-            if magic == MAGIC and flags == 0 and kind <= MAX_TYPE and length == len(data) - 12:
-                return [(kind, ident, data[12:])]
+            whole = whole_frames(data)
+            if whole:
+                return whole
         self._held += data
         frames: List[Frame] = []
         while True:

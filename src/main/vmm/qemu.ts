@@ -20,6 +20,9 @@ const TCG_BUFFER_MIB = 64;
 /** QEMU's heap on huge pages: its page tables are what a fork copies. */
 const TEMPLATE_ENV = ['GLIBC_TUNABLES=glibc.malloc.hugetlb=1'];
 
+/** Waits for device state instead of booting. */
+const INCOMING = [['-incoming', 'defer']];
+
 export class QemuDriver implements VmmDriver {
   readonly machine = MACHINE;
 
@@ -39,15 +42,18 @@ export class QemuDriver implements VmmDriver {
   }
 
   restore(hardware: Hardware, options: StartOptions): VmmStart {
-    return this.#start(hardware, options, false, [['-incoming', 'defer']]);
+    return this.#start(hardware, options, false, INCOMING);
   }
 
   template(hardware: Hardware, options: StartOptions, shim: string): VmmStart {
-    const start = this.restore(hardware, options);
-    return {
-      ...start,
-      env: [...start.env, ...TEMPLATE_ENV, `LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`],
-    };
+    // The shim makes the shared mapping a private one (hotfork/ram.c): QEMU then leaves RAM out of what it saves.
+    const start = this.#start(hardware, options, true, INCOMING);
+    const shimEnv = [
+      `LD_PRELOAD=${shim}`,
+      `FORKD_HOTFORK_FD=${VmmFd.control}`,
+      `FORKD_HOTFORK_RAM=${VmmFd.memory}`,
+    ];
+    return { ...start, env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
   }
 
   #start(hardware: Hardware, options: StartOptions, shared: boolean, more: string[][]): VmmStart {

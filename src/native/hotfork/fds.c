@@ -197,7 +197,23 @@ static bool sort_out(struct descriptor* one, struct refusal* why) {
   return false;
 }
 
-/** Calls `visit` with each open descriptor but the one that lists them. */
+static const int* ignored;
+static uint32_t ignored_count;
+
+void fds_ignore(const int* given, uint32_t count) {
+  ignored = given;
+  ignored_count = count;
+}
+
+static bool is_ignored(int fd) {
+  for (uint32_t i = 0; i < ignored_count; i++) {
+    if (ignored[i] == fd) return true;
+  }
+  return false;
+}
+
+/** Calls `visit` with each open descriptor but the one that lists them, and those that came with the request.
+ */
 static bool each_descriptor(bool (*visit)(int fd, struct refusal*), struct refusal* why) {
   char buffer[4096] __attribute__((aligned(8)));
   const int directory = open_ro("/proc/self/fd", O_DIRECTORY);
@@ -210,7 +226,7 @@ static bool each_descriptor(bool (*visit)(int fd, struct refusal*), struct refus
       if (entry->name[0] == '.') continue;
       int fd = 0;
       for (const char* digit = entry->name; *digit != '\0'; digit++) fd = fd * 10 + (*digit - '0');
-      if (fd != directory) going = visit(fd, why);
+      if (fd != directory && !is_ignored(fd)) going = visit(fd, why);
     }
   }
   if (directory >= 0) sys(SYS_close, directory);

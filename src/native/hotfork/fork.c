@@ -92,6 +92,10 @@ static void child_begin(void* argument) {
   }
   // A group of its own: a signal to the engine's terminal, or kill(-group), must not reach all children.
   sys(SYS_setpgid, 0, 0);
+  // Where the template's heap or translation buffer ends, a child's first write would clear 2 MiB to use 4
+  // KiB of it: no new huge pages. Those that are there stay shared. The child inherits this to its own
+  // copies.
+  sys(SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0);
   if (birth->pin) affinity_pin(birth->spread);
   if (!join_cgroups(&birth->sources, &why) || !fds_apply(&birth->sources, &why)) child_fail(&why);
   // A frozen child has the control thread's life and no other until it is released.

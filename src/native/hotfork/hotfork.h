@@ -11,6 +11,7 @@
 //   tasks.c     lists the threads of this process
 //   clock.c     stops the guest's clocks while frozen
 //   memory.c    makes the next forks cheap
+//   ram.c       guest memory: shared in QEMU's eyes, private in truth, filled on demand
 //   intercept.c calls of the host program that would break all this
 #ifndef FORKD_HOTFORK_HOTFORK_H_
 #define FORKD_HOTFORK_HOTFORK_H_
@@ -124,6 +125,8 @@ struct descriptors {
 HF_INTERNAL extern struct descriptors descriptors;
 /** Lists and sorts out every open descriptor. */
 HF_INTERNAL bool fds_scan(struct refusal* why);
+/** Descriptors that came with the request under way: not the program's, so no scan sees them. */
+HF_INTERNAL void fds_ignore(const int* given, uint32_t count);
 /** Reads the eventfd counters again, and checks that the set of descriptors is still the scanned one. All
  * threads parked. */
 HF_INTERNAL bool fds_settle(struct refusal* why);
@@ -182,6 +185,10 @@ HF_INTERNAL int affinity_due_ms(void);
 // memory.c
 HF_INTERNAL void memory_trim(void);
 HF_INTERNAL bool memory_copyable(struct refusal* why);
+
+// ram.c
+/** Learns which file is guest memory. False when the descriptor named in the environment is none. */
+HF_INTERNAL bool ram_init(void);
 
 // server.c
 struct control {

@@ -372,6 +372,7 @@ static long receive(void) {
     given_count = (uint32_t)((one->cmsg_len - CMSG_LEN(0)) / sizeof(int));
     memcpy(given, CMSG_DATA(one), given_count * sizeof(int));
   }
+  fds_ignore(given, given_count);
   return bytes;
 }
 
@@ -433,7 +434,7 @@ __attribute__((constructor)) static void start(void) {
   control.threads_exist = true;
   control.clock_available = clock_init();
   sched_getaffinity(0, sizeof control.affinity, &control.affinity);
-  if (!fork_init() || !park_init() || !start_control_thread()) {
+  if (!ram_init() || !fork_init() || !park_init() || !start_control_thread()) {
     fprintf(stderr, "forkd hotfork: cannot start\n");
     _exit(CHILD_FAILED_STATUS);
   }
