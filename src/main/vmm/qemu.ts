@@ -48,11 +48,7 @@ export class QemuDriver implements VmmDriver {
   template(hardware: Hardware, options: StartOptions, shim: string): VmmStart {
     // The shim makes the shared mapping a private one (hotfork/ram.c): QEMU then leaves RAM out of what it saves.
     const start = this.#start(hardware, options, true, INCOMING);
-    const shimEnv = [
-      `LD_PRELOAD=${shim}`,
-      `FORKD_HOTFORK_FD=${VmmFd.control}`,
-      `FORKD_HOTFORK_RAM=${VmmFd.memory}`,
-    ];
+    const shimEnv = [`LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`, `FORKD_HOTFORK_RAM=${VmmFd.memory}`];
     return { ...start, env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
   }
 
