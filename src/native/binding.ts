@@ -38,6 +38,61 @@ export interface ExitStatus {
   signal: number | null;
 }
 
+/**
+ * What is wrong with a layer file, as thrown by the functions that read one: `reason` is the text. `layer` is its place in the
+ * list that was given, 0 the base, where there was a list.
+ */
+export interface LayerDamaged extends Error {
+  code: 'LAYER_DAMAGED';
+  reason: string;
+  layer?: number;
+}
+
+/** Of a layer file, from its header and index. */
+export interface LayerInfo {
+  /** Hex, 64 digits. */
+  root: string;
+  /** Null: a base. */
+  parentRoot: string | null;
+  imageBytes: number;
+  chunkBytes: number;
+  /** Chunks of which the layer owns pages. */
+  entries: number;
+  /** Bytes of all frames. */
+  dataBytes: number;
+  fileBytes: number;
+  /** Pages with data, counted for every chunk they are in. */
+  dataPages: number;
+  /** Pages that the layer makes zero. */
+  zeroPages: number;
+  /** Different frames in the file, and the chunks that use one of another chunk. */
+  uniqueFrames: number;
+  sharedFrames: number;
+}
+
+export interface LayerWritten {
+  root: string;
+  entries: number;
+  dataBytes: number;
+  fileBytes: number;
+}
+
+export interface LayerOptions {
+  /** 0: frames stay raw. 1 to 19: a frame is compressed when that saves an eighth or more. */
+  zstdLevel: number;
+}
+
+export interface SourceInfo {
+  imageBytes: number;
+  chunkBytes: number;
+  chunks: number;
+  layers: number;
+  /** Chunks without data in any layer. */
+  zeroChunks: number;
+  /** Bytes of the frames that the image needs, each counted once. */
+  storedBytes: number;
+}
+
 export interface Native {
   /** memfd_create(2), MFD_CLOEXEC | MFD_ALLOW_SEALING (and MFD_HUGETLB | MFD_HUGE_2MB). Returns the descriptor. */
   memfdCreate(name: string, hugePages?: boolean): number;
@@ -92,6 +147,65 @@ export interface Native {
     source: number,
     memfd: number,
   ): { filled: number; skipped: number; bytes: number };
+
+  /**
+   * Reads and checks header and index of a layer file (docs/reference/snapshot-format.md), not its frames. pread(2).
+   * Throws LayerDamaged, as do the others here that read layers.
+   */
+  layerOpen(fd: number): LayerInfo;
+  /**
+   * Writes the non-zero pages of `source` (a memfd or a file of whole pages; SEEK_DATA skips holes) as a layer: a base, or with
+   * `parentRoot` a layer that owns every page. `target` is emptied first, and again when it fails; fsync(2) at the end.
+   * `chunkBytes` is 65536. Blocks, as do the others here that write: call it from a worker.
+   */
+  layerWriteImage(
+    source: number,
+    target: number,
+    options: LayerOptions & { chunkBytes: number; parentRoot?: string },
+  ): LayerWritten;
+  /**
+   * Writes what a process has changed: the anonymous pages of its private mappings of `memfd`, which it must not change meanwhile.
+   * /proc/PID/maps, ioctl(2) PAGEMAP_SCAN (or /proc/PID/pagemap where the kernel lacks it, or with `scan: false`),
+   * process_vm_readv(2). Throws ENXIO when there is no such mapping, EEXIST when two show the same page, ESRCH when the process ended.
+   * `dirtyBytes`: the pages found, those that are zero included.
+   */
+  layerWriteProcess(
+    pid: number,
+    memfd: number,
+    target: number,
+    options: LayerOptions & { parentRoot: string; scan?: boolean },
+  ): LayerWritten & { dirtyBytes: number };
+  /**
+   * Writes one base that equals the chain `layers` (base first). Verifies every frame it needs. A frame that one layer owns wholly
+   * is copied as it is stored.
+   */
+  layerCompact(layers: number[], target: number, options: LayerOptions): LayerWritten;
+  /** BLAKE3-256 of `data`, in hex. */
+  blake3(data: Uint8Array): string;
+
+  /**
+   * Merges a chain of layers (base first) into one table of chunks. Returns a handle that is valid in every worker. The descriptors are
+   * duplicated. Throws LayerDamaged, also when the layers do not belong together.
+   */
+  sourceOpen(layers: number[]): number;
+  /** Calls that are at work with it go on. False when there is no such handle. */
+  sourceClose(handle: number): boolean;
+  sourceInfo(handle: number): SourceInfo;
+  /** One chunk, verified, its rest past the image's end zero. Returns the bytes read from layers. */
+  sourceRead(handle: number, chunk: number, into: Uint8Array): number;
+  /**
+   * chunksFill from a source: reads, verifies and decompresses each chunk that it can claim, and writes it into `memfd`. Chunks without
+   * data are marked present without writing. On failure (LayerDamaged, EIO, ...) the chunk goes back to absent and it throws.
+   * `stats`, if given, is added to atomically as it goes: [chunks filled, bytes read from layers, bytes written].
+   */
+  sourceFill(
+    handle: number,
+    states: Int32Array,
+    first: number,
+    count: number,
+    memfd: number,
+    stats?: BigInt64Array,
+  ): { filled: number; skipped: number; bytes: number; readBytes: number };
 
   /** RDTSC and clock_gettime(2) CLOCK_MONOTONIC, read as closely together as can be. */
   tscSample(): { ticks: bigint; ns: bigint };
