@@ -2,13 +2,21 @@
   "targets": [
     {
       "target_name": "forkd_native",
-      "sources": ["<!@(ls -1 src/native/*.cc)"],
-      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      # BLAKE3: tools/preinstall.mjs brings it. Each set of instructions is a file; blake3_dispatch.c asks the processor.
+      "variables": { "blake3": ["vendor/blake3/blake3.c", "vendor/blake3/blake3_dispatch.c",
+        "vendor/blake3/blake3_portable.c", "vendor/blake3/blake3_sse2_x86-64_unix.S",
+        "vendor/blake3/blake3_sse41_x86-64_unix.S", "vendor/blake3/blake3_avx2_x86-64_unix.S",
+        "vendor/blake3/blake3_avx512_x86-64_unix.S"] },
+      "sources": ["<!@(ls -1 src/native/*.cc)", "<@(blake3)"],
+      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")", "vendor/blake3"],
+      # The static library: nothing new is needed at run time. Its symbols stay inside: Node may export its own zstd.
+      "libraries": ["-l:libzstd.a"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_DISABLE_DEPRECATED", "NAPI_DISABLE_CPP_EXCEPTIONS",
         # A worker that is being terminated cannot throw: without this the attempt aborts the process.
         "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS", "_GNU_SOURCE"],
       # Node unloads an addon with the last worker that loaded it; the spawn thread's code must stay.
-      "ldflags": ["-Wl,-z,nodelete"],
+      "ldflags": ["-Wl,-z,nodelete", "-Wl,--exclude-libs,ALL"],
+      "cflags": ["-fvisibility=hidden"],
       "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra", "-Wno-unused-parameter"],
       "cflags_cc!": ["-std=gnu++17", "-fexceptions"]
     },

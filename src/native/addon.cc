@@ -11,6 +11,11 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterMemfd(env, exports);
   forkd::RegisterCopy(env, exports);
   forkd::RegisterPageMap(env, exports);
+  forkd::RegisterLayer(env, exports);
+  forkd::RegisterLayerImage(env, exports);
+  forkd::RegisterLayerProcess(env, exports);
+  forkd::RegisterLayerCompact(env, exports);
+  forkd::RegisterSource(env, exports);
   forkd::RegisterScmRights(env, exports);
   forkd::RegisterSpawn(env, exports);
   forkd::RegisterPidfd(env, exports);

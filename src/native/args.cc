@@ -79,6 +79,16 @@ std::span<int32_t> Args::Int32s(size_t i, const char* name) {
   return {};
 }
 
+std::span<int64_t> Args::Int64s(size_t i, const char* name) {
+  Napi::Value value = info_[i];
+  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_bigint64_array) {
+    Napi::BigInt64Array array = value.As<Napi::BigInt64Array>();
+    return {array.Data(), array.ElementLength()};
+  }
+  Refuse(name, "a BigInt64Array");
+  return {};
+}
+
 Napi::Array Args::ToArray(Napi::Value value, const char* name) {
   if (value.IsArray()) return value.As<Napi::Array>();
   Refuse(name, "an array");

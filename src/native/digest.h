@@ -14,7 +14,7 @@ using Digest = std::array<uint8_t, 32>;
 
 Digest DigestOf(const uint8_t* data, size_t bytes);
 
-// The digest of bytes that come in parts. The state is large (2 KiB): not for every frame.
+// The digest of bytes that come in parts.
 class DigestStream {
  public:
   DigestStream();

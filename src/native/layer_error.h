@@ -30,6 +30,8 @@ struct ChunkError {
   std::string Text() const;
 };
 
+LayerError ToLayerError(const ChunkError& error);
+
 // A failed system call as ThrowSysError does; damage as an Error with code LAYER_DAMAGED, the text in
 // `reason` and, in a chain, its place in `layer`.
 Napi::Value ThrowLayerError(Napi::Env env, const LayerError& error);
