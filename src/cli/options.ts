@@ -45,6 +45,14 @@ export class Options {
     return value;
   }
 
+  /** The only positional argument. */
+  one(name: string): string {
+    const [value, ...more] = this.positional;
+    if (value === undefined) throw this.wrong(name, 'is required');
+    if (more.length > 0) throw this.wrong(name, 'is given more than once');
+    return value;
+  }
+
   /** A whole number, not negative. */
   count(name: string, short?: string): number | undefined {
     const text = this.string(name, short ? { short } : {});

@@ -30,6 +30,12 @@ export const printJson = (value: unknown): void => write(`${JSON.stringify(value
 
 export const printPrettyJson = (value: unknown): void => write(`${JSON.stringify(value, null, 2)}\n`);
 
+/** `name: value` lines, values aligned; what has no value is left out. */
+export const printFacts = (facts: [name: string, value: string | undefined][]): void => {
+  const width = Math.max(...facts.map(([name]) => name.length)) + 2;
+  for (const [name, value] of facts) if (value !== undefined) printLine(`${`${name}:`.padEnd(width)}${value}`);
+};
+
 /** Columns padded to their widest cell; the last one is left as it is. */
 export const printTable = (header: string[], rows: string[][]): void => {
   const all = [header, ...rows];

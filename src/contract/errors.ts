@@ -57,7 +57,16 @@ export const catalogue = {
     "snapshot '{tag}' is being written or removed by another forkd",
     'Wait for the other command, then try again.',
   ),
-  SNAPSHOT_IN_USE: row(409, "snapshot '{tag}' is in use by {holder}", 'Wait for it to end, or end it, then try again.'),
+  SNAPSHOT_IN_USE: row(
+    409,
+    "snapshot '{tag}' is in use by {holder}",
+    'Wait for it to end, or end it; `--force` removes the tag all the same, and what runs goes on.',
+  ),
+  SNAPSHOT_HAS_DEPENDENTS: row(
+    409,
+    "snapshot '{tag}' is the parent of {dependents}: cascade removes them too, force leaves them without their memory",
+    'See the chain with `forkd snapshot-info {tag}`; free a child from its parents with `forkd snapshot-compact`.',
+  ),
   SNAPSHOT_CORRUPT: row(
     409,
     "snapshot '{tag}' is damaged: {reason}",
@@ -67,6 +76,26 @@ export const catalogue = {
     409,
     "snapshot '{tag}' does not fit this host: {reason}",
     'Use a host that fits, or make the snapshot again here.',
+  ),
+  PARENT_MISSING: row(
+    409,
+    "snapshot '{tag}' holds only what changed since '{parent}', and '{parent}' is missing",
+    'Nothing can bring its memory back without that very parent: remove it with `forkd rmi {tag}`.',
+  ),
+  PARENT_ALTERED: row(
+    409,
+    "snapshot '{tag}' holds only what changed since '{parent}', and '{parent}' is another one now: its root is {actual}, not {expected}",
+    'Bring back the parent it was made from, or remove it with `forkd rmi {tag}` and make it again.',
+  ),
+  CHAIN_CYCLE: row(
+    409,
+    "the chain of snapshot '{tag}' has no base: {cycle}",
+    'Its snapshot.json was changed by hand: remove the tags with `forkd rmi --force`.',
+  ),
+  CHAIN_TOO_DEEP: row(
+    409,
+    "snapshot '{tag}' would be more than {max} links away from its base",
+    'Make a new base of its parent first: `forkd snapshot-compact --from PARENT --to NEW`.',
   ),
 
   // Host

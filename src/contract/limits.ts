@@ -17,6 +17,10 @@ export const limits = {
   agentFrameMaxBytes: 256 * 1024 * 1024,
   /** A snapshot.json is a few KiB; anything larger is not one. */
   snapshotJsonMaxBytes: 1024 * 1024,
+  /** Links between a snapshot and its base; the reference's limit. Depth costs nothing at spawn, but every link must be there. */
+  chainDepthMax: 32,
+  /** Milliseconds to wait for another command to publish or remove a tag, which is a check and a rename. */
+  storeTurnMs: 10_000,
   /** Console bytes kept for each VM: enough for a kernel panic with its backtrace. */
   consoleTailBytes: 16 * 1024,
   /** Free bytes that must remain on the data file system after a snapshot. */

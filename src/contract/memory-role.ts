@@ -3,13 +3,14 @@
  * it over a MessagePort (comlink); the page map says what is there, so any number of them may fill the same image.
  */
 import type { ErrorData } from './errors.js';
+import type { LayerName } from './layer-damage.js';
 
 export interface MemoryJob {
   /** The page map's states, shared. */
   states: Int32Array;
-  chunkBytes: number;
-  /** Descriptors of the file and of the memfd. */
+  /** Handle of the layers that it comes from, and their names for errors. */
   source: number;
+  layers: LayerName[];
   memfd: number;
 }
 

@@ -2,7 +2,17 @@
  * What `snapshot.json` says. Keys of the reference come first; a reader ignores keys it does not know and never
  * invents the ones that are absent: a directory without `vmm` is not one that this engine can restore.
  */
-export const SNAPSHOT_FORMAT = 1;
+export const SNAPSHOT_FORMAT = 2;
+
+/** The files of a snapshot directory. */
+export const MANIFEST_FILE = 'snapshot.json';
+export const STATE_FILE = 'vmstate';
+export const MEMORY_FILE = 'memory.layer';
+/** Numbers of the chunks that the first children touched, in their order: unsigned, 32 bits, little endian. Not always there. */
+export const WORKING_SET_FILE = 'working-set';
+
+/** Raw: a chunk is faulted in from the page cache sooner than it could be decompressed, and equal and zero pages are left out anyway. */
+export const LAYER_ZSTD_LEVEL = 0;
 
 /** How a VM is held apart from the host: hardware virtualisation, or QEMU's emulation. */
 export type Isolation = 'kvm' | 'tcg';
@@ -26,7 +36,9 @@ export interface SnapshotManifest {
   memory: string;
   volumes: Volume[];
   rootfs: string;
+  /** The snapshot that this one's memory is a difference to; a base has none. */
   parent_tag?: string;
+  /** `memory_root` of the parent when the difference was made: another parent of that name is refused. */
   parent_content_hash?: string;
 
   format: typeof SNAPSHOT_FORMAT;
@@ -53,7 +65,11 @@ export interface SnapshotManifest {
   agent_generation: number;
   /** Host interface of the guest's network card, when it has one. */
   tap?: string;
-  /** Sizes that a restore checks before it maps anything. */
+  /** Where it came from when it was not booted: the id of a sandbox, or `compact:<tag>`. */
+  branched_from?: string;
+  /** Root hash of the layer in `memory`, hex: it covers every page, and by the parent's root the whole chain. */
+  memory_root: string;
+  /** Sizes that a restore checks before it maps anything: guest RAM, and the file of device state. */
   memory_bytes: number;
   vmstate_bytes: number;
 }
@@ -62,12 +78,40 @@ export interface SnapshotManifest {
 export interface SnapshotSummary {
   tag: string;
   dir: string;
-  /** Bytes on disk of everything in the directory. */
+  /** Bytes on disk of everything in the directory: what no other tag brings. */
   bytes: number;
+  /** Bytes on disk of the memory of its ancestors, which it needs as well and shares with them. */
+  shared_bytes: number;
+  /** Guest RAM. */
   memory_bytes: number;
+  /** Links to its base; 0 is a base. */
+  chain_depth: number;
+  parent_tag?: string;
   created_at_unix: number;
   rootfs: boolean;
   isolation?: Isolation;
   /** Set when the directory is not a usable snapshot, with the reason. */
   problem?: string;
+}
+
+/** What `snapshot-info` and GET /v1/snapshots/:tag/info tell. */
+export interface SnapshotDetail {
+  tag: string;
+  dir: string;
+  created_at_unix: number;
+  /** Guest RAM, and what of it the tag itself has on disk. */
+  memory_logical_bytes: number;
+  memory_physical_bytes: number;
+  /** On disk too, in its ancestors. */
+  shared_bytes: number;
+  vmstate_bytes: number;
+  memory_root: string;
+  parent_tag?: string;
+  parent_content_hash?: string;
+  branched_from?: string;
+  chain_depth: number;
+  /** Its children, by name. */
+  dependents: string[];
+  /** Base first, without the tag itself. */
+  ancestors: string[];
 }

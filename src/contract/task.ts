@@ -12,6 +12,7 @@
  */
 import type { ErrorData } from './errors.js';
 import type { TemplatePort } from './hotfork.js';
+import type { LayerName } from './layer-damage.js';
 import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
 
 /** How to start one VMM process; the worker adds the socket ends. */
@@ -57,6 +58,11 @@ export interface SourcePort extends TemplatePort {
   name: string;
 }
 
+/** A layer of a chain, open. */
+export interface LayerFile extends LayerName {
+  fd: number;
+}
+
 export interface ChildTimes {
   /** Milliseconds: process start to its first word on QMP; or, for a hot fork, from the request to the live process. */
   spawn_ms: number;
@@ -92,7 +98,7 @@ export interface Tasks {
       /** Evaluated in the parent before anything is rehearsed. */
       warmEval?: string;
     };
-    output: { state_ms: number; memory_ms: number; state_bytes: number; written_bytes: number };
+    output: { state_ms: number; memory_ms: number; state_bytes: number; memory_root: string; written_bytes: number };
   };
   /** Starts a batch of children from device state, gives each its identity, waits for each first answer. */
   restore: {
@@ -143,6 +149,16 @@ export interface Tasks {
   call: {
     input: { calls: { index: number; name: string; agentFd: number; request: object; timeoutMs: number }[] };
     output: { answered: number };
+  };
+  /** Writes the files of a base that equals a chain, base first. */
+  compact: {
+    input: { layers: LayerFile[]; memoryPath: string; stateFd: number; statePath: string };
+    output: { root: string; fileBytes: number };
+  };
+  /** Reads and checks every chunk of every image of a chain, base first. */
+  verify: {
+    input: { layers: LayerFile[] };
+    output: { chunks: number; readBytes: number; problems: { tag: string; chunk: number; reason: string }[] };
   };
   /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };

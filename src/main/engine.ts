@@ -25,7 +25,9 @@ import type { Sandbox } from './sandbox/sandbox.js';
 import { Template } from './template/template.js';
 import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
+import { type Compacted, type CompactRequest, compact } from './store/compact.js';
 import { misfit } from './store/fit.js';
+import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
 import { findQemu } from './vmm/find.js';
 import { kernelArgs } from './vmm/kernel-args.js';
@@ -155,13 +157,25 @@ export class Engine {
 
   /** Opens a tag after checking that it fits this host. The caller closes what it gets. */
   async load(tag: string, options: { hugePages?: boolean; onLoad?: LoadProgress } = {}): Promise<LoadedSnapshot> {
-    const manifest = this.store.open(parseTag(tag));
-    await this.#requireFit(manifest);
     const { hugePages = false, onLoad } = options;
-    return LoadedSnapshot.open(this.store, manifest, this.pool, {
-      hugePages,
-      ...(onLoad ? { onProgress: onLoad } : {}),
-    });
+    const chain = this.store.hold(parseTag(tag));
+    try {
+      await this.#requireFit(chain.manifest);
+    } catch (error) {
+      chain.close();
+      throw error;
+    }
+    return LoadedSnapshot.open(chain, this.pool, { hugePages, ...(onLoad ? { onProgress: onLoad } : {}) });
+  }
+
+  /** Makes one base of a chain, under a new tag. */
+  compact(request: CompactRequest, hooks: Hooks = {}): Promise<Compacted> {
+    return compact(this.store, request, this.pool, hooks.signal);
+  }
+
+  /** Reads and checks every chunk of a tag and its ancestors. */
+  verify(tag: string): Promise<Verification> {
+    return verify(this.store, tag, this.pool);
   }
 
   async #requireFit(manifest: SnapshotManifest): Promise<void> {

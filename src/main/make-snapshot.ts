@@ -1,15 +1,17 @@
 /** Local `snapshot`: boot a parent, warm it, save it under a tag. */
 import { randomBytes } from 'node:crypto';
 import { statSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { ForkdError } from '../contract/errors.js';
 import { limits } from '../contract/limits.js';
 import { parseTag } from '../contract/names.js';
 import {
   type FileDigest,
   type Isolation,
+  MEMORY_FILE,
   SNAPSHOT_FORMAT,
   type SnapshotManifest,
+  STATE_FILE,
   type Volume,
 } from '../contract/snapshot.js';
 import { MiB } from '../contract/units.js';
@@ -83,6 +85,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
     const lock = store.lock(tag);
     undo.push(() => lock.release());
     if (store.exists(tag) && !request.force) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
+    store.requireNoDependents(tag);
     store.requireSpace(spec.memoryMib * MiB + STATE_ROOM_BYTES);
     const staging = store.stage(tag);
     undo.push(() => staging.discard());
@@ -106,8 +109,8 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
     );
     const [kernel, initrd, rootfs, ...volumeDigests] = (await digests).digests.map(withMtime);
     const manifest: SnapshotManifest = {
-      vmstate: `${store.dir(tag)}/vmstate`,
-      memory: `${store.dir(tag)}/memory.bin`,
+      vmstate: join(store.dir(tag), STATE_FILE),
+      memory: join(store.dir(tag), MEMORY_FILE),
       volumes: spec.volumes,
       rootfs: spec.rootfs,
       format: SNAPSHOT_FORMAT,
@@ -124,6 +127,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       volume_digests: volumeDigests,
       agent_generation: hello.generation,
       ...(spec.tap ? { tap: spec.tap } : {}),
+      memory_root: saved.memory_root,
       memory_bytes: spec.memoryMib * MiB,
       vmstate_bytes: saved.state_bytes,
     };
@@ -194,8 +198,8 @@ const saveInput = (
   agentFd: sandbox.vmm.agentFd,
   consolePath: sandbox.birth.consolePath,
   memfd,
-  statePath: staging.file('vmstate'),
-  memoryPath: staging.file('memory.bin'),
+  statePath: staging.file(STATE_FILE),
+  memoryPath: staging.file(MEMORY_FILE),
   rehearsal: {
     action: 'fork' as const,
     entropy: randomBytes(64).toString('base64'),

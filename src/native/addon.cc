@@ -9,7 +9,6 @@
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterFile(env, exports);
   forkd::RegisterMemfd(env, exports);
-  forkd::RegisterCopy(env, exports);
   forkd::RegisterPageMap(env, exports);
   forkd::RegisterLayer(env, exports);
   forkd::RegisterLayerImage(env, exports);

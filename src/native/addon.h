@@ -8,7 +8,6 @@ namespace forkd {
 // addon.
 void RegisterFile(Napi::Env env, Napi::Object exports);
 void RegisterMemfd(Napi::Env env, Napi::Object exports);
-void RegisterCopy(Napi::Env env, Napi::Object exports);
 void RegisterPageMap(Napi::Env env, Napi::Object exports);
 void RegisterLayer(Napi::Env env, Napi::Object exports);
 void RegisterLayerImage(Napi::Env env, Napi::Object exports);

@@ -108,11 +108,6 @@ export interface Native {
   memfdPunch(fd: number, offset: number, bytes: number): void;
   /** fstat(2): logical size and allocated bytes (st_blocks * 512). */
   fdSize(fd: number): { bytes: number; allocated: number };
-  /**
-   * Writes the non-zero 4 KiB pages of `from` to `to` (sparse copy; SEEK_DATA skips holes; all-zero pages are left as holes).
-   * `to` is emptied and resized to the size of `from`. Returns bytes written. Blocks: call it from a worker.
-   */
-  copySparse(from: number, to: number): number;
   /** fsync(2). */
   fdSync(fd: number): void;
   fdClose(fd: number): void;
@@ -132,21 +127,6 @@ export interface Native {
   chunkClaim(map: Int32Array, index: number): boolean;
   /** filling -> present or absent, with release order. False when it was not filling. Wakes nobody in Atomics.wait. */
   chunkSettle(map: Int32Array, index: number, present: boolean): boolean;
-  /**
-   * For each chunk of [first, first+count) that it can claim: copies it from `source` (same offset) into `memfd`, marks it present.
-   * Chunks that are holes, zero, or past the end of the source are marked present without writing: `memfd` must hold zeros there.
-   * On failure the chunk goes back to absent and it throws; chunks filled before it stay present.
-   * Blocks: call it from a worker. Returns what this call did: `filled` chunks it made present, `skipped` chunks that others
-   * have filled or are filling (they are not waited for), `bytes` written.
-   */
-  chunksFill(
-    map: Int32Array,
-    first: number,
-    count: number,
-    chunkBytes: number,
-    source: number,
-    memfd: number,
-  ): { filled: number; skipped: number; bytes: number };
 
   /**
    * Reads and checks header and index of a layer file (docs/reference/snapshot-format.md), not its frames. pread(2).
@@ -194,8 +174,8 @@ export interface Native {
   /** One chunk, verified, its rest past the image's end zero. Returns the bytes read from layers. */
   sourceRead(handle: number, chunk: number, into: Uint8Array): number;
   /**
-   * chunksFill from a source: reads, verifies and decompresses each chunk that it can claim, and writes it into `memfd`. Chunks without
-   * data are marked present without writing. On failure (LayerDamaged, EIO, ...) the chunk goes back to absent and it throws.
+   * Reads, verifies and decompresses each chunk of [first, first+count) that it can claim, writes it into `memfd` and marks it present. Chunks
+   * that others have filled or are filling are skipped, not waited for. Chunks without data are marked present without writing. On failure (LayerDamaged, EIO, ...) the chunk goes back to absent and it throws.
    * `stats`, if given, is added to atomically as it goes: [chunks filled, bytes read from layers, bytes written].
    */
   sourceFill(

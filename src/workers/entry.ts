@@ -5,16 +5,29 @@ import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../con
 import { serveMemory } from './roles/memory.js';
 import { boot } from './tasks/boot.js';
 import { call } from './tasks/call.js';
+import { compact } from './tasks/compact.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { template } from './tasks/template.js';
+import { verify } from './tasks/verify.js';
 
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
 
-const handlers: { [T in TaskName]: Handler<T> } = { boot, call, copy, hash, hotfork, restore, save, template };
+const handlers: { [T in TaskName]: Handler<T> } = {
+  boot,
+  call,
+  compact,
+  copy,
+  hash,
+  hotfork,
+  restore,
+  save,
+  template,
+  verify,
+};
 
 export interface Job<T extends TaskName = TaskName> {
   task: T;

@@ -1,6 +1,3 @@
-import { mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { ABSENT, CHUNK_BYTES, FILLING, PageMap, PRESENT } from '../../src/contract/page-map.js';
@@ -64,57 +61,6 @@ test('three workers fill each chunk once, and the result equals the source', asy
     equal: true,
     allocated: Math.ceil(chunks / 3) * CHUNK_BYTES,
   });
-});
-
-test('a source that fails gives its chunk back, and keeps those before it', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'forkd-native-'));
-  const path = join(folder, 'source');
-  writeFileSync(path, new Uint8Array(4 * CHUNK_BYTES).fill(1));
-  const readable = openSync(path, 'r');
-  const unreadable = openSync(path, 'a');
-  const memfd = native.memfdCreate('image');
-  native.fdResize(memfd, 4 * CHUNK_BYTES);
-  const map = PageMap.create(4 * CHUNK_BYTES);
-
-  assert.equal(native.chunksFill(map.states, 0, 2, CHUNK_BYTES, readable, memfd), {
-    filled: 2,
-    skipped: 0,
-    bytes: 2 * CHUNK_BYTES,
-  });
-  assert.throws(() => native.chunksFill(map.states, 0, 4, CHUNK_BYTES, unreadable, memfd), /EBADF.*pread/);
-  assert.equal([...map.states], [PRESENT, PRESENT, ABSENT, ABSENT]);
-
-  // A target that cannot be written fails in the same way.
-  native.memfdSeal(memfd, ['write']);
-  assert.throws(() => native.chunksFill(map.states, 0, 4, CHUNK_BYTES, readable, memfd), /EPERM.*pwrite/);
-  assert.equal([...map.states], [PRESENT, PRESENT, ABSENT, ABSENT]);
-
-  for (const fd of [readable, unreadable, memfd]) native.fdClose(fd);
-  rmSync(folder, { recursive: true });
-});
-
-test('a source that has no size is refused: it would count as all zero', () => {
-  const [left, right] = native.socketPair('stream');
-  const map = PageMap.create(CHUNK_BYTES);
-  assert.throws(() => native.chunksFill(map.states, 0, 1, CHUNK_BYTES, left, right), /EINVAL.*fstat/);
-  assert.is(map.states[0], ABSENT);
-  native.fdClose(left);
-  native.fdClose(right);
-});
-
-test('past the end of a short source there are zeros', () => {
-  const source = native.memfdCreate('source');
-  const memfd = native.memfdCreate('image');
-  native.fdWrite(source, Uint8Array.of(1, 2, 3), CHUNK_BYTES);
-  native.fdResize(memfd, 3 * CHUNK_BYTES);
-  const map = PageMap.create(3 * CHUNK_BYTES);
-  assert.equal(native.chunksFill(map.states, 0, 3, CHUNK_BYTES, source, memfd), { filled: 3, skipped: 0, bytes: 3 });
-  const into = new Uint8Array(4);
-  native.fdRead(memfd, into, CHUNK_BYTES);
-  assert.equal([...into], [1, 2, 3, 0]);
-  assert.is(native.fdSize(memfd).bytes, 3 * CHUNK_BYTES);
-  native.fdClose(source);
-  native.fdClose(memfd);
 });
 
 test.run();

@@ -158,8 +158,8 @@ faults('an unknown, a damaged and a foreign tag cannot be forked', async ({ worl
   writeFileSync(json, '{');
   await told(/'copy' is damaged/);
   writeFileSync(json, good);
-  truncateSync(join(copy, 'memory.bin'), 4096);
-  await told(/memory\.bin has 4096 bytes/);
+  truncateSync(join(copy, 'memory.layer'), 1_000_000);
+  await told(/'copy' is damaged: .*memory\.layer: .*truncated/);
   truncateSync(join(copy, 'vmstate'), 100);
   await told(/damaged/);
   for (const n of ['0', '5000', 'many']) assert.is((await fork('copy', n)).code, n === 'many' ? 2 : 1, n);

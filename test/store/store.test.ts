@@ -4,6 +4,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
   rmSync,
   statSync,
   truncateSync,
@@ -18,6 +19,7 @@ import { ForkdError } from '../../src/contract/errors.js';
 import type { SnapshotManifest } from '../../src/contract/snapshot.js';
 import { misfit } from '../../src/main/store/fit.js';
 import { Store } from '../../src/main/store/store.js';
+import { code, putBase } from '../support/layers.js';
 import { manifest } from '../support/manifest.js';
 
 const store = suite<{ root: string; store: Store }>('store');
@@ -28,38 +30,13 @@ store.before.each((context) => {
 });
 store.after.each(({ root }) => rmSync(root, { recursive: true, force: true }));
 
-/** A tag with small files of the right sizes. */
-const put = (target: Store, tag: string, change: Partial<SnapshotManifest> = {}, replace = false): string => {
-  const staging = target.stage(tag);
-  writeFileSync(staging.file('vmstate'), 'state');
-  writeFileSync(staging.file('memory.bin'), 'memory!');
-  const dir = target.dir(tag);
-  staging.publish(
-    manifest({
-      tag,
-      vmstate: join(dir, 'vmstate'),
-      memory: join(dir, 'memory.bin'),
-      vmstate_bytes: 5,
-      memory_bytes: 7,
-      ...change,
-    }),
-    replace,
-  );
-  return dir;
-};
-
-const code = (call: () => unknown): string => {
-  try {
-    call();
-    return 'no error';
-  } catch (error) {
-    return error instanceof ForkdError ? error.code : String(error);
-  }
-};
+/** A tag with a small image. */
+const put = (target: Store, tag: string, change: Partial<SnapshotManifest> = {}, replace = false): string =>
+  putBase(target, tag, { 0: 1, 20: 2 }, change, replace);
 
 store('what is published can be opened, and nothing else is left', ({ store: s }) => {
   const dir = put(s, 'base');
-  assert.is(s.open('base').memory, join(dir, 'memory.bin'));
+  assert.is(s.open('base').memory, join(dir, 'memory.layer'));
   assert.equal(
     readdirSync(s.root).filter((name) => !name.startsWith('.locks')),
     ['base'],
@@ -69,7 +46,7 @@ store('what is published can be opened, and nothing else is left', ({ store: s }
 store('a store can be moved', ({ root, store: s }) => {
   put(s, 'base');
   spawnSync('mv', [s.root, join(root, 'moved')]);
-  assert.is(new Store(join(root, 'moved')).open('base').memory, join(root, 'moved/base/memory.bin'));
+  assert.is(new Store(join(root, 'moved')).open('base').memory, join(root, 'moved/base/memory.layer'));
 });
 
 store('an existing tag is replaced only when asked, in one step', ({ store: s }) => {
@@ -94,10 +71,17 @@ store('missing, truncated and unreadable parts are named', ({ store: s }) => {
       return error.message;
     }
   };
-  truncateSync(join(dir, 'memory.bin'), 3);
-  assert.match(problem(), /memory\.bin has 3 bytes instead of 7/);
-  unlinkSync(join(dir, 'memory.bin'));
-  assert.match(problem(), /memory\.bin is missing/);
+  truncateSync(join(dir, 'vmstate'), 3);
+  assert.match(problem(), /vmstate has 3 bytes instead of 12/);
+  writeFileSync(join(dir, 'vmstate'), 'device state');
+  truncateSync(join(dir, 'memory.layer'), 5000);
+  assert.match(problem(), /memory\.layer: .*truncated/);
+  truncateSync(join(dir, 'memory.layer'), 0);
+  assert.match(problem(), /memory\.layer: /);
+  unlinkSync(join(dir, 'memory.layer'));
+  assert.match(problem(), /memory\.layer is missing/);
+  spawnSync('mkfifo', [join(dir, 'memory.layer')]);
+  assert.match(problem(), /memory\.layer: it is not a file/);
   writeFileSync(join(dir, 'snapshot.json'), '{"vmstate": ');
   assert.match(problem(), /snapshot\.json/);
   writeFileSync(join(dir, 'snapshot.json'), Buffer.alloc(2 * 2 ** 20, 0x20));
@@ -107,7 +91,7 @@ store('missing, truncated and unreadable parts are named', ({ store: s }) => {
 store('every wrong key of snapshot.json is caught by name', ({ store: s }) => {
   const dir = put(s, 'base');
   const good = s.open('base') as unknown as Record<string, unknown>;
-  const optional = new Set(['parent_tag', 'parent_content_hash', 'tap']);
+  const optional = new Set(['parent_tag', 'parent_content_hash', 'branched_from', 'tap']);
   for (const key of Object.keys(good)) {
     for (const wrong of [null, [], {}, -1, '', undefined]) {
       if (key.startsWith('volume') && Array.isArray(wrong)) continue;
@@ -129,6 +113,22 @@ store('a snapshot of the reference is refused as made by another engine', ({ sto
     code(() => s.open('theirs')),
     'SNAPSHOT_INCOMPATIBLE',
   );
+});
+
+store('a snapshot of format 1 says how to get a new one', ({ store: s }) => {
+  const dir = put(s, 'old');
+  const path = join(dir, 'snapshot.json');
+  writeFileSync(
+    path,
+    JSON.stringify({ ...JSON.parse(readFileSync(path, 'utf8')), format: 1, memory: `${dir}/memory.bin` }),
+  );
+  assert.is(
+    code(() => s.open('old')),
+    'SNAPSHOT_INCOMPATIBLE',
+  );
+  assert.match(s.list()[0]?.problem ?? '', /older version of forkd; make it again with --force/);
+  put(s, 'old', {}, true);
+  assert.is(s.list()[0]?.problem, undefined);
 });
 
 store('unknown and unsafe tags', ({ store: s }) => {

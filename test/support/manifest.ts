@@ -5,7 +5,7 @@ const file = (path: string) => ({ path, sha256: '0'.repeat(64), bytes: 1, mtime_
 /** A manifest that is right in every key, for code that is asked before any file is. */
 export const manifest = (change: Partial<SnapshotManifest> = {}): SnapshotManifest => ({
   vmstate: '/nowhere/vmstate',
-  memory: '/nowhere/memory.bin',
+  memory: '/nowhere/memory.layer',
   volumes: [],
   rootfs: '/nowhere/rootfs.ext4',
   format: SNAPSHOT_FORMAT,
@@ -21,6 +21,7 @@ export const manifest = (change: Partial<SnapshotManifest> = {}): SnapshotManife
   rootfs_digest: file('/nowhere/rootfs.ext4'),
   volume_digests: [],
   agent_generation: 1,
+  memory_root: 'ab'.repeat(32),
   memory_bytes: 512 * 2 ** 20,
   vmstate_bytes: 1000,
   ...change,

@@ -1,3 +1,4 @@
+import type { SnapshotSummary } from '../../contract/snapshot.js';
 import { formatAge, formatBytes } from '../../contract/units.js';
 import { snapshotsDir } from '../../main/paths.js';
 import { Store } from '../../main/store/store.js';
@@ -22,17 +23,23 @@ export const images: Command = {
     }
     const now = Date.now() / 1000;
     printTable(
-      ['TAG', 'SIZE', 'MEMORY', 'CREATED', 'ROOTFS'],
-      snapshots.map((s) => [
-        s.tag,
-        formatBytes(s.bytes),
-        formatBytes(s.memory_bytes),
-        formatAge(now - s.created_at_unix),
-        s.rootfs ? 'yes' : '—',
-      ]),
+      ['TAG', 'SIZE', 'SHARED', 'MEMORY', 'CREATED', 'ROOTFS', 'DEPTH', 'PARENT'],
+      snapshots.map((snapshot) => row(snapshot, now)),
     );
     printLine(`${snapshots.length} snapshots, ${formatBytes(snapshots.reduce((sum, s) => sum + s.bytes, 0))}`);
     for (const { problem } of snapshots) if (problem !== undefined) line(`⚠ ${problem}`);
     return 0;
   },
 };
+
+/** SIZE is what the tag itself takes on disk, SHARED what it needs of its ancestors. */
+const row = (s: SnapshotSummary, now: number): string[] => [
+  s.tag,
+  formatBytes(s.bytes),
+  s.chain_depth === 0 ? '—' : formatBytes(s.shared_bytes),
+  formatBytes(s.memory_bytes),
+  formatAge(now - s.created_at_unix),
+  s.rootfs ? 'yes' : '—',
+  String(s.chain_depth),
+  s.parent_tag ?? '—',
+];

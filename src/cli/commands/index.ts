@@ -5,10 +5,13 @@ import { evaluate } from './eval.js';
 import { exec } from './exec.js';
 import { fork } from './fork.js';
 import { images } from './images.js';
+import { inspect } from './inspect.js';
 import { ping } from './ping.js';
 import { quickstart } from './quickstart.js';
 import { rmi } from './rmi.js';
 import { snapshot } from './snapshot.js';
+import { snapshotCompact } from './snapshot-compact.js';
+import { snapshotInfo } from './snapshot-info.js';
 import { where } from './where.js';
 
 /** In the order in which `forkd --help` lists them: the way a new user meets them. */
@@ -21,6 +24,9 @@ export const commands: Command[] = [
   evaluate,
   ping,
   images,
+  snapshotInfo,
+  snapshotCompact,
+  inspect,
   rmi,
   cleanup,
   where,

@@ -21,7 +21,7 @@ import { native } from '../../native/binding.js';
 import { STAGING_PREFIX } from '../image/cache.js';
 import { imagesDir, sandboxesDir, snapshotsDir, tempDir, WORK_DIR_PREFIX } from '../paths.js';
 import { stale } from '../sandbox/registry.js';
-import { Store } from '../store/store.js';
+import { leftoverTag, Store } from '../store/store.js';
 import { TagLock } from '../store/tag-lock.js';
 import { emptyCgroups, removeCgroup } from './cgroup.js';
 import { startTime } from './process.js';
@@ -160,8 +160,10 @@ const takeLock = (dir: string): number | 'held' | undefined => {
 // Staging directories
 
 const removeStaging = (path: string): void => {
-  // The name is `.staging-<tag>-XXXXXX`; who has the tag's lock may be writing there.
-  const tag = basename(path).slice(STAGING_PREFIX.length, -'-XXXXXX'.length);
+  const tag = leftoverTag(basename(path));
+  if (tag === undefined)
+    throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'its name is not one that forkd gives' });
+  // Who has the tag's lock may be writing there, or removing.
   const lock = TagLock.take(dirname(path), tag);
   try {
     rmSync(path, { recursive: true, force: true });

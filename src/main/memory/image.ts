@@ -1,12 +1,12 @@
 /**
  * A loaded memory image: one memfd that every child maps private, and the page map that says which of its chunks are there.
- * The file is read by the worker pool, each chunk once.
+ * Its layers are read by the worker pool, each chunk once.
  */
-import { closeSync, openSync } from 'node:fs';
 import { CHUNK_BYTES, PageMap } from '../../contract/page-map.js';
 import { ForkdError } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
 import type { Pool } from '../pool.js';
+import type { MemorySource } from './source.js';
 import { withMemoryServer } from './server.js';
 
 const PROGRESS_MS = 100;
@@ -33,31 +33,26 @@ export class MemoryImage {
   }
 
   /**
-   * Loads the file into a memfd and seals it: no child, however it misbehaves, can change what the others see.
-   * Throws ENOMEM/EIO errors of the system calls.
+   * Loads all of the source into a memfd and seals it: no child, however it misbehaves, can change what the others see.
+   * Throws SNAPSHOT_CORRUPT, and ENOMEM/EIO errors of the system calls.
    */
   static async load(
     name: string,
-    path: string,
+    source: MemorySource,
     pool: Pool,
     options: { hugePages?: boolean; onProgress?: LoadProgress } = {},
   ): Promise<MemoryImage> {
-    const source = openSync(path, 'r');
+    const bytes = source.info.imageBytes;
+    const memfd = native.memfdCreate(name, options.hugePages ?? false);
     try {
-      const { bytes } = native.fdSize(source);
-      const memfd = native.memfdCreate(name, options.hugePages ?? false);
-      try {
-        native.fdResize(memfd, bytes);
-        const pages = PageMap.create(bytes);
-        await fill(pages, source, memfd, pool, options.onProgress);
-        native.memfdSeal(memfd, ['grow', 'shrink', 'future_write', 'seal']);
-        return new MemoryImage(memfd, pages, bytes);
-      } catch (error) {
-        native.fdClose(memfd);
-        throw error;
-      }
-    } finally {
-      closeSync(source);
+      native.fdResize(memfd, bytes);
+      const pages = PageMap.create(bytes);
+      await fill(pages, source, memfd, pool, options.onProgress);
+      native.memfdSeal(memfd, ['grow', 'shrink', 'future_write', 'seal']);
+      return new MemoryImage(memfd, pages, bytes);
+    } catch (error) {
+      native.fdClose(memfd);
+      throw error;
     }
   }
 
@@ -68,13 +63,13 @@ export class MemoryImage {
 
 const fill = async (
   pages: PageMap,
-  source: number,
+  { handle, layers }: MemorySource,
   memfd: number,
   pool: Pool,
   onProgress?: LoadProgress,
 ): Promise<void> => {
   const { states } = pages;
-  const job = { states, chunkBytes: CHUNK_BYTES, source, memfd };
+  const job = { states, source: handle, layers, memfd };
   const total = states.length * CHUNK_BYTES;
   const timer = onProgress && setInterval(() => onProgress(pages.counts().present * CHUNK_BYTES, total), PROGRESS_MS);
   const populate = () =>

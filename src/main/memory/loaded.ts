@@ -1,54 +1,57 @@
-/** A snapshot that is ready to be restored from: all of its files are open, so nothing that happens to its directory matters. */
+/** A snapshot that is ready to be restored from: all of its files and its ancestors' are open, so nothing that happens to the directories matters. */
 import { closeSync, openSync } from 'node:fs';
-import { ForkdError, reasonOf } from '../../contract/errors.js';
-import type { SnapshotManifest } from '../../contract/snapshot.js';
+import { errnoOf, ForkdError } from '../../contract/errors.js';
+import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
 import type { Pool } from '../pool.js';
 import { requireFile } from '../store/fit.js';
-import type { Store } from '../store/store.js';
+import type { OpenChain } from '../store/open-chain.js';
+import { Undo } from '../undo.js';
 import type { Hardware } from '../vmm/driver.js';
 import { type LoadProgress, MemoryImage } from './image.js';
+import { MemorySource } from './source.js';
 
 export class LoadedSnapshot {
   private constructor(
-    readonly manifest: SnapshotManifest,
+    readonly chain: OpenChain,
+    readonly source: MemorySource,
     readonly memory: MemoryImage,
-    readonly stateFd: number,
     readonly diskFds: number[],
   ) {}
 
-  /** Throws SNAPSHOT_NOT_FOUND, SNAPSHOT_CORRUPT, SNAPSHOT_INCOMPATIBLE. */
+  get manifest(): SnapshotManifest {
+    return this.chain.manifest;
+  }
+
+  get stateFd(): number {
+    return this.chain.stateFd;
+  }
+
+  /** Owns `chain` from then on, also when it fails. Throws SNAPSHOT_CORRUPT, SNAPSHOT_INCOMPATIBLE. */
   static async open(
-    store: Store,
-    manifest: SnapshotManifest,
+    chain: OpenChain,
     pool: Pool,
     options: { hugePages?: boolean; onProgress?: LoadProgress } = {},
   ): Promise<LoadedSnapshot> {
-    const { tag } = manifest;
-    const opened: number[] = [];
+    const { tag, rootfs, rootfs_digest, volumes, volume_digests } = chain.manifest;
+    const undo = new Undo();
+    undo.push(() => chain.close());
     const open = (path: string): number => {
-      try {
-        const fd = openSync(path, 'r');
-        opened.push(fd);
-        return fd;
-      } catch (error) {
-        // The tag may have been removed or replaced since its manifest was read.
-        if (!store.exists(tag)) throw new ForkdError('SNAPSHOT_NOT_FOUND', { tag }, error);
-        throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: reasonOf(error) }, error);
-      }
+      const fd = openDisk(tag, path);
+      undo.push(() => closeSync(fd));
+      return fd;
     };
     try {
-      const state = open(manifest.vmstate);
-      await requireFile(tag, 'root file system', manifest.rootfs, manifest.rootfs_digest, pool);
-      for (const [i, { host_path }] of manifest.volumes.entries()) {
-        const digest = manifest.volume_digests[i];
-        if (!digest) throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `no digest of the volume ${host_path}` });
-        await requireFile(tag, 'volume', host_path, digest, pool);
+      await requireFile(tag, 'root file system', rootfs, rootfs_digest, pool);
+      for (const [i, { host_path }] of volumes.entries()) {
+        await requireFile(tag, 'volume', host_path, volume_digests[i] as FileDigest, pool);
       }
-      const disks = [manifest.rootfs, ...manifest.volumes.map((v) => v.host_path)].map(open);
-      const memory = await MemoryImage.load(`forkd:${tag}`, manifest.memory, pool, options);
-      return new LoadedSnapshot(manifest, memory, state, disks);
+      const disks = [rootfs, ...volumes.map((v) => v.host_path)].map(open);
+      const source = MemorySource.open(chain.layers);
+      undo.push(() => source.close());
+      const memory = await MemoryImage.load(`forkd:${tag}`, source, pool, options);
+      return new LoadedSnapshot(chain, source, memory, disks);
     } catch (error) {
-      for (const fd of opened) closeSync(fd);
+      await undo.run();
       throw error;
     }
   }
@@ -70,6 +73,17 @@ export class LoadedSnapshot {
 
   close(): void {
     this.memory.close();
-    for (const fd of [this.stateFd, ...this.diskFds]) closeSync(fd);
+    this.source.close();
+    for (const fd of this.diskFds) closeSync(fd);
+    this.chain.close();
   }
 }
+
+const openDisk = (tag: string, path: string): number => {
+  try {
+    return openSync(path, 'r');
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw error;
+    throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason: `${path} is missing` }, error);
+  }
+};

@@ -1,15 +1,18 @@
 /** Reads and writes snapshot.json. A reader trusts nothing in it: each key is checked before it is used. */
-import { closeSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, writeSync } from 'node:fs';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import { isTag } from '../../contract/names.js';
 import { SNAPSHOT_FORMAT, type SnapshotManifest } from '../../contract/snapshot.js';
+import { MiB } from '../../contract/units.js';
 import { native } from '../../native/binding.js';
-
-export const MANIFEST_FILE = 'snapshot.json';
 
 type Check = (value: unknown) => boolean;
 
-const string: Check = (v) => typeof v === 'string' && v.length > 0;
+/** No system call takes a path with a NUL. */
+const string: Check = (v) => typeof v === 'string' && v.length > 0 && !v.includes('\0');
+const tagName: Check = (v) => typeof v === 'string' && isTag(v);
+const hash: Check = (v) => typeof v === 'string' && /^[0-9a-f]{64}$/.test(v);
 const count: Check = (v) => Number.isSafeInteger(v) && (v as number) > 0;
 const optional =
   (check: Check): Check =>
@@ -22,7 +25,7 @@ const object =
 const list =
   (check: Check): Check =>
   (v) =>
-    Array.isArray(v) && v.every(check);
+    Array.isArray(v) && v.length <= limits.volumesMax && v.every(check);
 
 const digest = object({ path: string, sha256: string, bytes: count, mtime_ms: (v) => typeof v === 'number' });
 
@@ -33,8 +36,8 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   memory: string,
   volumes: list(object({ host_path: string, guest_path: string, read_only: (v) => typeof v === 'boolean' })),
   rootfs: string,
-  parent_tag: optional(string),
-  parent_content_hash: optional(string),
+  parent_tag: optional(tagName),
+  parent_content_hash: optional(hash),
   tag: string,
   created_at_unix: count,
   isolation: (v) => v === 'kvm' || v === 'tcg',
@@ -48,6 +51,8 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   volume_digests: list(digest),
   agent_generation: count,
   tap: optional(string),
+  branched_from: optional(string),
+  memory_root: hash,
   memory_bytes: count,
   vmstate_bytes: count,
 };
@@ -57,23 +62,41 @@ const firstWrong = (value: unknown, shape: Record<string, Check>): string | unde
   return Object.entries(shape).find(([key, check]) => !check((value as Record<string, unknown>)[key]))?.[0];
 };
 
-/** Throws SNAPSHOT_CORRUPT naming the file and the key. */
-export const readManifest = (tag: string, path: string): SnapshotManifest => {
+/** From an open snapshot.json; `path` is for errors. Throws SNAPSHOT_CORRUPT naming file and key, SNAPSHOT_INCOMPATIBLE. */
+export const readManifest = (tag: string, path: string, fd: number): SnapshotManifest => {
   let value: unknown;
   try {
-    const { size } = statSync(path);
+    const { size } = fstatSync(fd);
     if (size > limits.snapshotJsonMaxBytes) throw new Error(`${size} bytes is too large`);
-    value = JSON.parse(readFileSync(path, 'utf8'));
+    const text = Buffer.alloc(size);
+    value = JSON.parse(text.toString('utf8', 0, native.fdRead(fd, text, 0)));
   } catch (error) {
     throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `${path}: ${reasonOf(error)}` }, error);
   }
-  const wrong = firstWrong(value, SHAPE);
+  const wrong = firstWrong(value, SHAPE) ?? contradiction(value as SnapshotManifest);
+  if (wrong === 'format') {
+    throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason: foreign((value as { format?: unknown }).format) });
+  }
   if (wrong !== undefined) {
-    const foreign = wrong === 'format';
-    const reason = foreign ? 'it was made by another engine or version' : `${path}: key '${wrong}' is missing or wrong`;
-    throw new ForkdError(foreign ? 'SNAPSHOT_INCOMPATIBLE' : 'SNAPSHOT_CORRUPT', { tag, reason });
+    throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `${path}: key '${wrong}' is missing or wrong` });
   }
   return value as SnapshotManifest;
+};
+
+/** A key that is right in itself but not beside the others. */
+const contradiction = (m: SnapshotManifest): string | undefined => {
+  if ((m.parent_tag === undefined) !== (m.parent_content_hash === undefined)) {
+    return m.parent_tag === undefined ? 'parent_tag' : 'parent_content_hash';
+  }
+  if (m.memory_bytes !== m.memory_mib * MiB) return 'memory_bytes';
+  return m.volume_digests.length === m.volumes.length ? undefined : 'volume_digests';
+};
+
+const foreign = (format: unknown): string => {
+  if (typeof format !== 'number') return 'it was made by another engine';
+  return format < SNAPSHOT_FORMAT
+    ? 'it was made by an older version of forkd; make it again with --force'
+    : 'it was made by a newer version of forkd';
 };
 
 export const writeManifest = (path: string, manifest: SnapshotManifest): void => {

@@ -1,21 +1,29 @@
 /**
- * The snapshot store: `<data>/snapshots/<tag>/{snapshot.json,vmstate,memory.bin}`.
+ * The snapshot store: `<data>/snapshots/<tag>/{snapshot.json,vmstate,memory.layer}`.
  *
- * A tag is written into `.staging-<tag>-XXXXXX`, fsynced and renamed: it is wholly there or wholly absent. A lock file for
- * each tag orders writers and removers between processes; readers need it only while they open the files.
+ * A tag is written into `.staging-<tag>-XXXXXX`, fsynced and renamed; it is removed by a rename to `.trash-<tag>-XXXXXX`: it is
+ * wholly there or wholly absent. A lock file for each tag orders those who write and remove it; users mark what they use.
  */
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, rmSync, statSync } from 'node:fs';
-import { basename, join } from 'node:path';
-import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { isTag, parseTag } from '../../contract/names.js';
 import type { SnapshotManifest, SnapshotSummary } from '../../contract/snapshot.js';
-import { native } from '../../native/binding.js';
 import { formatBytes } from '../../contract/units.js';
-import { MANIFEST_FILE, readManifest, writeManifest } from './manifest.js';
+import { native } from '../../native/binding.js';
+import { dependentsOf, resolveChain } from './chain.js';
+import { summarize } from './listing.js';
+import { OpenChain } from './open-chain.js';
+import { type RemoveOptions, removeTags } from './removal.js';
+import { Staging } from './staging.js';
+import { TagDir } from './tag-dir.js';
 import { TagLock } from './tag-lock.js';
 
 const STAGING_PREFIX = '.staging-';
+const TRASH_PREFIX = '.trash-';
+/** What mkdtemp puts behind a name. */
+const SUFFIX_CHARS = '-XXXXXX'.length;
 
 export class Store {
   constructor(readonly root: string) {}
@@ -50,85 +58,93 @@ export class Store {
     return new Staging(this, tag, mkdtempSync(join(this.root, `${STAGING_PREFIX}${tag}-`)));
   }
 
-  /** The manifest of a tag whose files are all there. Throws SNAPSHOT_NOT_FOUND, SNAPSHOT_CORRUPT. */
-  open(tag: string): SnapshotManifest {
-    const dir = this.dir(tag);
-    if (!existsSync(dir)) throw new ForkdError('SNAPSHOT_NOT_FOUND', { tag });
-    const manifest = readManifest(tag, join(dir, MANIFEST_FILE));
-    // The recorded paths are for other readers; ours are found beside the manifest, so a store can be moved.
-    const vmstate = join(dir, basename(manifest.vmstate));
-    const memory = join(dir, basename(manifest.memory));
-    this.#requireFile(tag, vmstate, manifest.vmstate_bytes);
-    this.#requireFile(tag, memory, manifest.memory_bytes);
-    return { ...manifest, tag, vmstate, memory };
+  /** Where a tag goes when it is removed: its directory is renamed to `removed` in there. */
+  trash(tag: string): string {
+    return mkdtempSync(join(this.root, `${TRASH_PREFIX}${tag}-`));
   }
 
-  #requireFile(tag: string, path: string, bytes: number): void {
-    const actual = sizeOf(path);
-    if (actual === undefined) throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `${path} is missing` });
-    if (actual !== bytes) {
-      throw new ForkdError('SNAPSHOT_CORRUPT', { tag, reason: `${path} has ${actual} bytes instead of ${bytes}` });
+  /**
+   * The manifest of a tag whose own files are whole; its chain is not looked at.
+   * Throws SNAPSHOT_NOT_FOUND, SNAPSHOT_CORRUPT, SNAPSHOT_INCOMPATIBLE.
+   */
+  open(tag: string): SnapshotManifest {
+    const dir = TagDir.open(this.dir(tag), tag);
+    try {
+      dir.openState();
+      dir.openMemory();
+      return dir.manifest;
+    } finally {
+      dir.close();
     }
+  }
+
+  /** What a tag says about itself. Throws as `open` does. */
+  manifest(tag: string): SnapshotManifest {
+    const dir = TagDir.open(this.dir(tag), tag);
+    dir.close();
+    return dir.manifest;
+  }
+
+  /** The manifests of a tag and its ancestors, base first. Throws as `open` does, and what resolveChain throws. */
+  chain(tag: string): SnapshotManifest[] {
+    return resolveChain(tag, (name) => ({ manifest: this.manifest(name) })).map(({ manifest }) => manifest);
+  }
+
+  /** Opens every file of a tag and its ancestors, and marks all of them as in use. Throws as `chain` does. */
+  hold(tag: string): OpenChain {
+    return OpenChain.open((name) => this.dir(name), tag);
+  }
+
+  /** Every directory that has the name of a tag, in no order. */
+  tags(): string[] {
+    return this.#entries().filter((name) => isTag(name));
+  }
+
+  /** Of every tag that has a readable manifest. */
+  manifests(): SnapshotManifest[] {
+    return this.tags().flatMap((tag) => {
+      try {
+        return [this.manifest(tag)];
+      } catch {
+        return [];
+      }
+    });
+  }
+
+  /** The names of a tag's children. */
+  dependents(tag: string): string[] {
+    const all = this.manifests();
+    const root = all.find((one) => one.tag === tag)?.memory_root;
+    return dependentsOf(tag, root, all).map((child) => child.tag);
+  }
+
+  /** Throws SNAPSHOT_HAS_DEPENDENTS. */
+  requireNoDependents(tag: string): void {
+    const dependents = this.dependents(tag);
+    if (dependents.length === 0) return;
+    throw new ForkdError('SNAPSHOT_HAS_DEPENDENTS', { tag, dependents: dependents.join(', ') });
   }
 
   /** Every tag, newest first, ties by name. A damaged one is listed with its problem. */
   list(): SnapshotSummary[] {
-    const tags = this.#entries().filter((name) => isTag(name));
-    return tags
-      .map((tag) => this.#summary(tag))
-      .filter((s) => s !== undefined)
-      .sort((a, b) => b.created_at_unix - a.created_at_unix || a.tag.localeCompare(b.tag));
+    return summarize(this);
   }
 
-  #summary(tag: string): SnapshotSummary | undefined {
-    const dir = this.dir(tag);
-    let modified: number;
-    try {
-      modified = Math.floor(statSync(dir).mtimeMs / 1000);
-    } catch {
-      return undefined;
-    }
-    const files = readdirSync(dir).map((name) => statSync(join(dir, name)));
-    const bytes = files.reduce((sum, f) => sum + f.blocks * 512, 0);
-    const common = { tag, dir, bytes, rootfs: existsSync(join(dir, 'rootfs.ext4')) };
-    const memory = sizeOf(join(dir, 'memory.bin')) ?? 0;
-    try {
-      const m = this.open(tag);
-      return {
-        ...common,
-        memory_bytes: m.memory_bytes,
-        created_at_unix: m.created_at_unix,
-        isolation: m.isolation,
-        rootfs: existsSync(m.rootfs),
-      };
-    } catch (error) {
-      return { ...common, memory_bytes: memory, created_at_unix: modified, problem: reasonOf(error) };
-    }
+  /**
+   * Removes a tag, and with `cascade` everything that is made of it; returns what was removed, in order. Throws SNAPSHOT_NOT_FOUND,
+   * SNAPSHOT_BUSY and, unless forced, SNAPSHOT_HAS_DEPENDENTS and SNAPSHOT_IN_USE: then nothing was removed.
+   */
+  remove(tag: string, options: RemoveOptions = {}): string[] {
+    return removeTags(this, tag, options);
   }
 
-  /** Removes a tag: out of sight by one rename, then its files. Throws SNAPSHOT_NOT_FOUND, SNAPSHOT_BUSY. */
-  remove(tag: string): void {
-    const lock = this.lock(tag);
-    try {
-      const gone = mkdtempSync(join(this.root, `${STAGING_PREFIX}${tag}-`));
-      try {
-        native.rename2(this.dir(tag), join(gone, 'removed'), 'noreplace');
-      } catch (error) {
-        if (errnoOf(error) === 'ENOENT') throw new ForkdError('SNAPSHOT_NOT_FOUND', { tag });
-        throw error;
-      } finally {
-        rmSync(gone, { recursive: true, force: true });
-      }
-    } finally {
-      lock.release();
-    }
-  }
-
-  /** Staging directories whose writer is gone. */
+  /** Staging and trash directories whose owner is gone. */
   abandoned(): string[] {
     return this.#entries()
-      .filter((name) => name.startsWith(STAGING_PREFIX))
-      .filter((name) => !TagLock.isHeld(this.root, name.slice(STAGING_PREFIX.length, -7)))
+      .filter((name) => {
+        const tag = leftoverTag(name);
+        return tag !== undefined && !TagLock.isHeld(this.root, tag);
+      })
       .map((name) => join(this.root, name));
   }
 
@@ -142,53 +158,9 @@ export class Store {
   }
 }
 
-/** A snapshot being written. */
-export class Staging {
-  constructor(
-    readonly store: Store,
-    readonly tag: string,
-    readonly path: string,
-  ) {}
-
-  file(name: string): string {
-    return join(this.path, name);
-  }
-
-  /** Makes the tag appear, or replaces the old one in the same instant. The caller holds the tag's lock. */
-  publish(manifest: SnapshotManifest, replace: boolean): void {
-    const final = this.store.dir(this.tag);
-    writeManifest(this.file(MANIFEST_FILE), manifest);
-    syncDir(this.path);
-    try {
-      native.rename2(this.path, final, 'noreplace');
-    } catch (error) {
-      if (errnoOf(error) !== 'EEXIST') throw error;
-      if (!replace) throw new ForkdError('SNAPSHOT_EXISTS', { tag: this.tag });
-      native.rename2(this.path, final, 'exchange');
-      rmSync(this.path, { recursive: true, force: true });
-    }
-    syncDir(this.store.root);
-  }
-
-  discard(): void {
-    rmSync(this.path, { recursive: true, force: true });
-  }
-}
-
-const syncDir = (path: string): void => {
-  const fd = openSync(path, 'r');
-  try {
-    native.fdSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-};
-
-const sizeOf = (path: string): number | undefined => {
-  try {
-    const stat = statSync(path);
-    return stat.isFile() ? stat.size : undefined;
-  } catch {
-    return undefined;
-  }
+/** The tag that a staging or trash directory belongs to, by its name; undefined when it is neither. */
+export const leftoverTag = (name: string): string | undefined => {
+  const prefix = [STAGING_PREFIX, TRASH_PREFIX].find((p) => name.startsWith(p));
+  const tag = prefix && name.slice(prefix.length, -SUFFIX_CHARS);
+  return tag && isTag(tag) ? tag : undefined;
 };

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expose } from 'comlink';
 import nodeEndpoint from 'comlink/dist/esm/node-adapter.mjs';
 import { ForkdError } from '../../contract/errors.js';
+import { damageOf } from '../../contract/layer-damage.js';
 import type { MemoryServer } from '../../contract/memory-role.js';
 import { native } from '../../native/binding.js';
 
@@ -15,11 +16,11 @@ export const serveMemory = (port: MessagePort): Promise<void> =>
     let stopped = false;
     const stats = { filled: 0, bytes: 0 };
     const server: MemoryServer = {
-      populate: async ({ states, chunkBytes, source, memfd }) => {
+      populate: async ({ states, source, layers, memfd }) => {
         try {
           for (let first = 0; first < states.length && !stopped; first += SLICE_CHUNKS) {
             const count = Math.min(SLICE_CHUNKS, states.length - first);
-            const { filled, bytes } = native.chunksFill(states, first, count, chunkBytes, source, memfd);
+            const { filled, bytes } = native.sourceFill(source, states, first, count, memfd);
             stats.filled += filled;
             stats.bytes += bytes;
             // All of it was taken by another server: nothing took time, so nobody has been waiting.
@@ -27,7 +28,7 @@ export const serveMemory = (port: MessagePort): Promise<void> =>
           }
           return { ok: true };
         } catch (error) {
-          return { ok: false, error: ForkdError.from(error).toData() };
+          return { ok: false, error: ForkdError.from(damageOf(error, layers)).toData() };
         }
       },
       stats: () => ({ ...stats }),

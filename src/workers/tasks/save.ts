@@ -2,8 +2,10 @@ import { closeSync, openSync, statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import type { EvalReply, ForkReply } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
+import { CHUNK_BYTES } from '../../contract/page-map.js';
+import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
 import type { TaskInput, TaskOutput } from '../../contract/task.js';
-import { native } from '../../native/binding.js';
+import { type LayerWritten, native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
 import { setClock, takeIdentity } from '../vmm/identity.js';
@@ -27,12 +29,13 @@ export const save = (input: TaskInput<'save'>): TaskOutput<'save'> => {
     qmp.run('stop');
     saveState(qmp, input.statePath);
     const saved = performance.now();
-    const written = saveMemory(input.memfd, input.memoryPath);
+    const memory = saveMemory(input.memfd, input.memoryPath);
     return {
       state_ms: saved - began,
       memory_ms: performance.now() - saved,
       state_bytes: statSync(input.statePath).size,
-      written_bytes: written,
+      memory_root: memory.root,
+      written_bytes: memory.fileBytes,
     };
   } catch (error) {
     throw explain(error, input.name, input.consolePath);
@@ -74,12 +77,10 @@ const saveState = (qmp: Qmp, path: string): void => {
   }
 };
 
-const saveMemory = (memfd: number, path: string): number => {
-  const fd = openSync(path, 'wx', 0o600);
+const saveMemory = (memfd: number, path: string): LayerWritten => {
+  const fd = openSync(path, 'wx+', 0o600);
   try {
-    const written = native.copySparse(memfd, fd);
-    native.fdSync(fd);
-    return written;
+    return native.layerWriteImage(memfd, fd, { chunkBytes: CHUNK_BYTES, zstdLevel: LAYER_ZSTD_LEVEL });
   } finally {
     closeSync(fd);
   }

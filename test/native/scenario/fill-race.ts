@@ -1,4 +1,4 @@
-// Three workers fill the same image from the same source. A third of the chunks is data, a third zeros, a third holes.
+// Three workers fill the same image from the same layer. A third of the chunks is data, a third zeros, a third holes.
 import { fileURLToPath } from 'node:url';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import { CHUNK_BYTES, PageMap } from '../../../src/contract/page-map.js';
@@ -10,6 +10,7 @@ const WORKERS = 3;
 interface Fill {
   states: Int32Array;
   ready: Int32Array;
+  /** Handle. */
   source: number;
   memfd: number;
 }
@@ -21,13 +22,17 @@ function contents(fd: number): Buffer {
 }
 
 if (isMainThread) {
-  const source = native.memfdCreate('source');
+  const image = native.memfdCreate('source');
   const memfd = native.memfdCreate('image');
-  for (const fd of [source, memfd]) native.fdResize(fd, CHUNKS * CHUNK_BYTES);
+  for (const fd of [image, memfd]) native.fdResize(fd, CHUNKS * CHUNK_BYTES);
   for (let chunk = 0; chunk < CHUNKS; chunk++) {
     const bytes = new Uint8Array(CHUNK_BYTES).fill(chunk % 3 === 0 ? 1 + (chunk % 255) : 0);
-    if (chunk % 3 < 2) native.fdWrite(source, bytes, chunk * CHUNK_BYTES);
+    if (chunk % 3 < 2) native.fdWrite(image, bytes, chunk * CHUNK_BYTES);
   }
+
+  const layer = native.memfdCreate('layer');
+  native.layerWriteImage(image, layer, { chunkBytes: CHUNK_BYTES, zstdLevel: 0 });
+  const source = native.sourceOpen([layer]);
 
   const map = PageMap.create(CHUNKS * CHUNK_BYTES);
   const ready = new Int32Array(new SharedArrayBuffer(4));
@@ -35,7 +40,7 @@ if (isMainThread) {
     Array.from({ length: WORKERS }, () => {
       const fill: Fill = { states: map.states, ready, source, memfd };
       const worker = new Worker(fileURLToPath(import.meta.url), { workerData: fill });
-      return new Promise<ReturnType<typeof native.chunksFill>>((resolve) => worker.once('message', resolve));
+      return new Promise<ReturnType<typeof native.sourceFill>>((resolve) => worker.once('message', resolve));
     }),
   );
   const sum = (key: 'filled' | 'skipped' | 'bytes') => results.reduce((total, result) => total + result[key], 0);
@@ -46,7 +51,7 @@ if (isMainThread) {
       skipped: sum('skipped'),
       counts: map.counts(),
       bytesWritten: sum('bytes'),
-      equal: contents(memfd).equals(contents(source)),
+      equal: contents(memfd).equals(contents(image)),
       allocated: native.fdSize(memfd).allocated,
     }),
   );
@@ -54,5 +59,5 @@ if (isMainThread) {
   const { states, ready, source, memfd } = workerData as Fill;
   Atomics.add(ready, 0, 1);
   while (Atomics.load(ready, 0) < WORKERS); // all start together
-  parentPort?.postMessage(native.chunksFill(states, 0, CHUNKS, CHUNK_BYTES, source, memfd));
+  parentPort?.postMessage(native.sourceFill(source, states, 0, CHUNKS, memfd));
 }

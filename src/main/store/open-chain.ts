@@ -1,0 +1,41 @@
+/** Every file of a snapshot and its ancestors, open, and all of their directories marked as in use until it is closed. */
+import type { SnapshotManifest } from '../../contract/snapshot.js';
+import type { LayerFile } from '../../contract/task.js';
+import { resolveChain } from './chain.js';
+import { TagDir } from './tag-dir.js';
+
+export class OpenChain {
+  private constructor(
+    /** Base first. */
+    readonly dirs: TagDir[],
+    readonly stateFd: number,
+    readonly layers: LayerFile[],
+  ) {}
+
+  /** Throws as Store.chain does. */
+  static open(pathOf: (tag: string) => string, tag: string): OpenChain {
+    const held: TagDir[] = [];
+    const hold = (name: string): TagDir => {
+      const dir = TagDir.hold(pathOf(name), name);
+      held.push(dir);
+      return dir;
+    };
+    try {
+      const dirs = resolveChain(tag, hold);
+      const layers = dirs.map((dir) => ({ tag: dir.tag, path: dir.manifest.memory, fd: dir.openMemory() }));
+      return new OpenChain(dirs, (dirs.at(-1) as TagDir).openState(), layers);
+    } catch (error) {
+      for (const dir of held) dir.close();
+      throw error;
+    }
+  }
+
+  /** Of the snapshot itself. */
+  get manifest(): SnapshotManifest {
+    return (this.dirs.at(-1) as TagDir).manifest;
+  }
+
+  close(): void {
+    for (const dir of this.dirs) dir.close();
+  }
+}
