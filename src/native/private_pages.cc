@@ -167,11 +167,17 @@ SysError PrivatePages::Scan(int pagemap, const Mapping& mapping) {
       if (errno == EINTR) continue;
       return SysError::Last("ioctl PAGEMAP_SCAN");
     }
+    // Linux fills its own buffer of regions several times a call, and sets walk_end only when it ends with
+    // that buffer full: walk_end may be before regions that this call has returned already. What was returned
+    // last is where to go on.
+    uint64_t reached = request.walk_end;
     for (int i = 0; i < found; i++) {
-      AddRun(mapping, regions[static_cast<size_t>(i)].start, regions[static_cast<size_t>(i)].end);
+      const ScanRegion& region = regions[static_cast<size_t>(i)];
+      AddRun(mapping, region.start, region.end);
+      reached = std::max(reached, region.end);
     }
-    if (request.walk_end <= address) return {"ioctl PAGEMAP_SCAN", EIO};
-    address = request.walk_end;
+    if (reached <= address) return {"ioctl PAGEMAP_SCAN", EIO};
+    address = reached;
   }
   return {};
 }
