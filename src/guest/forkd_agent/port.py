@@ -4,8 +4,6 @@ import select
 import threading
 from typing import Optional
 
-from . import wire
-
 PORT_NAME = 'forkd.agent.0'
 PORTS = '/sys/class/virtio-ports'
 
@@ -39,15 +37,14 @@ class Port:
         self._writable = select.poll()
         self._writable.register(self.fd, select.POLLOUT)
 
-    def send(self, kind: int, ident: int, payload: bytes) -> bool:
-        """Writes one frame whole; False when the host hung up (the frame is then lost: nobody waits for it)."""
-        frame = wire.HEADER.pack(wire.MAGIC, kind, 0, ident, len(payload)) + payload
+    def send(self, frames: bytes) -> bool:
+        """Writes whole frames, all of them; False when the host hung up (they are then lost: nobody waits for them)."""
         with self._lock:
             try:
-                written = os.write(self.fd, frame)
+                written = os.write(self.fd, frames)
             except BlockingIOError:
                 written = 0
-            return written == len(frame) or self._send_rest(memoryview(frame)[written:])
+            return written == len(frames) or self._send_rest(memoryview(frames)[written:])
 
     def _send_rest(self, rest: memoryview) -> bool:
         while rest:

@@ -1,11 +1,12 @@
 """Reads requests from the port and has them done.
 
-The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. If
-more requests come while it is busy, a helper thread reads them. Nobody watches a clock for that: both threads wait for the
-port through an epoll of their own, registered exclusively, and the kernel wakes the second only if nobody waits in the
-first. A helper that was woken just as the main thread finished leaves the request to it, and nudges it: Python allows signal
-handlers only on the main thread, so evals belong there. The nudge is needed with two processors: the helper's look at the
-port takes the buffer off the device's queue, and the device's interrupt, finding nothing more there, wakes nobody.
+The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. While it
+evaluates, a helper thread reads what else comes: its epoll has the port only then, since every answer written to the port
+would wake it as well, for nothing. Nobody watches a clock for that: both epolls are registered exclusively, and the kernel
+wakes the second only if nobody waits in the first. A helper that was woken just as the main thread finished leaves the
+request to it, and nudges it: Python allows signal handlers only on the main thread, so evals belong there. The nudge is needed
+with two processors: the helper's look at the port takes the buffer off the device's queue, and the device's interrupt,
+finding nothing more there, wakes nobody.
 """
 import os
 import select
@@ -43,8 +44,12 @@ class Server:
         self._idle_helpers = 0
         self._count_lock = threading.Lock()
         # The order of registration is the order in which the kernel offers a wake-up.
-        for epoll in (self._main, self._helpers):
-            epoll.register(port.fd, LEVEL)
+        self._main.register(port.fd, LEVEL)
+        self._helped = False
+        self._register_lock = threading.Lock()
+        # An answer that leaves with the next one.
+        self._held = b''
+        self._holding = False
         self._nudged, self._nudge = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._main.register(self._nudged, select.EPOLLIN)
 
@@ -62,10 +67,12 @@ class Server:
                 self._turn(is_helper=False)
             except BaseException as error:  # Evaluated code may raise anything, in any thread, at any time.
                 log(f'serve: {type(error).__name__}: {error}')
+                self._holding = False
+                self._get_help(False)
 
     def _send_hello(self) -> None:
         if not self._hello_sent:
-            self._hello_sent = self._port.send(wire.HELLO, 0, self._hello)
+            self._hello_sent = self._port.send(wire.frame(wire.HELLO, 0, self._hello))
 
     def _help(self) -> None:
         while True:
@@ -122,27 +129,44 @@ class Server:
 
     def _rearm(self, events: int) -> None:
         # An exclusive registration cannot be modified, only made anew.
-        self._edge = events == EDGE
-        for epoll in (self._main, self._helpers):
-            epoll.unregister(self._port.fd)
-            epoll.register(self._port.fd, events)
+        with self._register_lock:
+            self._edge = events == EDGE
+            for epoll in (self._main, self._helpers) if self._helped else (self._main,):
+                epoll.unregister(self._port.fd)
+                epoll.register(self._port.fd, events)
+
+    def _get_help(self, wanted: bool) -> None:
+        """Lets a helper read the port from here on, or no longer."""
+        with self._register_lock:
+            if wanted == self._helped:
+                return
+            self._helped = wanted
+            if wanted:
+                self._helpers.register(self._port.fd, EDGE if self._edge else LEVEL)
+            else:
+                self._helpers.unregister(self._port.fd)
 
     # --- doing -------------------------------------------------------------------------------------------------------
 
     def _do_all(self, frames: List[wire.Frame], is_helper: bool) -> None:
         """Requests that arrived together: the last is done here, earlier evals on threads of their own, so that none
-        waits for another's code."""
+        waits for another's code. An identity and an eval, what a child hears first, are answered in one write."""
+        first_words = len(frames) == 2 and not is_helper and is_fork(frames[0]) and is_eval(frames[1])
         for frame in frames[:-1]:
-            if b'"eval"' in (frame[2] or b''):
+            if is_eval(frame):
                 threading.Thread(target=self._do, args=(frame, False), daemon=True).start()
             else:
+                self._holding = first_words
                 self._do(frame, is_helper)
+                self._holding = False
         self._do(frames[-1], is_helper)
 
     def _do(self, frame: wire.Frame, is_helper: bool) -> None:
         kind, ident, payload = frame
         if threading.get_ident() == self._main_thread:
             self._main_busy = True
+            if is_eval(frame):
+                self._get_help(True)
         if is_helper and self._idle_helpers == 0:
             # Main is busy and this thread may become so: someone must remain who reads.
             self._add_helper()
@@ -158,7 +182,23 @@ class Server:
         self._actions.handle(request, lambda answer: self._reply(ident, answer))
 
     def _reply(self, ident: int, answer: dict) -> None:
+        if threading.get_ident() != self._main_thread:
+            self._port.send(wire.frame(wire.REPLY, ident, wire.encode_json(answer)))
+            return
+        answers = self._held + wire.frame(wire.REPLY, ident, wire.encode_json(answer))
+        if self._holding:
+            self._held = answers
+            return
+        self._held = b''
         # Before the answer leaves: the host's next request may be here before this thread is back at its epoll.
-        if threading.get_ident() == self._main_thread:
-            self._main_busy = False
-        self._port.send(wire.REPLY, ident, wire.encode_json(answer))
+        self._main_busy = False
+        self._get_help(False)
+        self._port.send(answers)
+
+
+def is_eval(frame: wire.Frame) -> bool:
+    return b'"eval"' in (frame[2] or b'')
+
+
+def is_fork(frame: wire.Frame) -> bool:
+    return b'"fork"' in (frame[2] or b'')

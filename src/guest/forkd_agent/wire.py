@@ -31,6 +31,10 @@ def decode_json(payload: bytes) -> Any:
     return _decode(payload.decode('utf-8', 'replace'))
 
 
+def frame(kind: int, ident: int, payload: bytes) -> bytes:
+    return HEADER.pack(MAGIC, kind, 0, ident, len(payload)) + payload
+
+
 def whole_frames(data: bytes) -> List[Frame]:
     """The frames of `data` if it consists of whole frames and nothing else, which is what a host sends; else nothing."""
     frames: List[Frame] = []

@@ -11,6 +11,7 @@ const COMMON = [
   'random.trust_cpu=on',
   'tsc=reliable',
   'no_timer_check',
+  'psi=0',
 ];
 
 /** Emulation runs no instruction speculatively, so the kernel's mitigations would guard against nothing; under KVM they stay. */
