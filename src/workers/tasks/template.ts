@@ -88,8 +88,11 @@ const startTemplate = (
   return { port, load_ms: loaded - began, warm_ms: performance.now() - loaded, park_us: frozen.park_us };
 };
 
-/** Doublings of the emulated TLB: from its first 256 entries to more than a warm interpreter has pages. */
-const TLB_DOUBLINGS = 6;
+/**
+ * Programs run to make the emulated TLB grow. One makes it large enough; with six it had 65,536 entries, of which a child then
+ * wrote a few on each of 150 pages, and copied those.
+ */
+const TLB_PROGRAMS = 1;
 
 /**
  * QEMU's emulated TLB starts with 256 entries and grows only when the guest flushes it while it is nearly full (accel/tcg/cputlb.c,
@@ -97,7 +100,7 @@ const TLB_DOUBLINGS = 6;
  * walk for every second access. Running a program makes it switch page tables, there and back.
  */
 const growTlb = (agent: AgentPort, input: TaskInput<'template'>, deadline: Deadline): void => {
-  for (let i = 0; i < TLB_DOUBLINGS; i++) {
+  for (let i = 0; i < TLB_PROGRAMS; i++) {
     rehearsal(agent, input, deadline);
     agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
   }

@@ -10,7 +10,7 @@ export const clockNs = (): string =>
 export type Identity = Omit<ForkRequest, 'clock_ns'>;
 
 /** The clock is behind by at most the round trip in which it was set; one longer than this is set again. */
-const CLOCK_ROUND_TRIP_MS = 20;
+const CLOCK_ROUND_TRIP_MS = 50;
 const CLOCK_ATTEMPTS = 5;
 
 /** Gives a child its identity and returns the receipt. Fails closed: throws IDENTITY_FAILED when any step failed. */
