@@ -173,6 +173,11 @@ export const catalogue = {
     '{vm}: QEMU refused `{command}`: {reason}',
     'Run `forkd doctor`; check that the QEMU version is supported.',
   ),
+  MEMORY_HANDSHAKE: row(
+    500,
+    '{vm}: cannot serve its memory: {reason}',
+    'Check that the version of the virtual machine monitor is supported.',
+  ),
   BRANCH_UNSUPPORTED: row(
     409,
     "sandbox '{id}' cannot be branched: {reason}",

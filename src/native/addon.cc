@@ -21,6 +21,8 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterPoll(env, exports);
   forkd::RegisterNetns(env, exports);
   forkd::RegisterTsc(env, exports);
+  forkd::RegisterFault(env, exports);
+  forkd::RegisterThreadPriority(env, exports);
   return exports;
 }
 

@@ -20,6 +20,8 @@ void RegisterPidfd(Napi::Env env, Napi::Object exports);
 void RegisterPoll(Napi::Env env, Napi::Object exports);
 void RegisterNetns(Napi::Env env, Napi::Object exports);
 void RegisterTsc(Napi::Env env, Napi::Object exports);
+void RegisterFault(Napi::Env env, Napi::Object exports);
+void RegisterThreadPriority(Napi::Env env, Napi::Object exports);
 
 template <Napi::Value (*Binding)(const Napi::CallbackInfo&)>
 void Export(Napi::Env env, Napi::Object exports, const char* name) {

@@ -79,6 +79,16 @@ std::span<int32_t> Args::Int32s(size_t i, const char* name) {
   return {};
 }
 
+std::span<uint32_t> Args::Uint32s(size_t i, const char* name) {
+  Napi::Value value = info_[i];
+  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint32_array) {
+    Napi::Uint32Array array = value.As<Napi::Uint32Array>();
+    return {array.Data(), array.ElementLength()};
+  }
+  Refuse(name, "a Uint32Array");
+  return {};
+}
+
 std::span<int64_t> Args::Int64s(size_t i, const char* name) {
   Napi::Value value = info_[i];
   if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_bigint64_array) {

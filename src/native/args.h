@@ -28,6 +28,7 @@ class Args {
   // Valid while the binding runs: the caller's arguments keep the memory alive.
   std::span<uint8_t> Bytes(size_t i, const char* name);
   std::span<int32_t> Int32s(size_t i, const char* name);
+  std::span<uint32_t> Uint32s(size_t i, const char* name);
   std::span<int64_t> Int64s(size_t i, const char* name);
   std::vector<int> Fds(size_t i, const char* name) { return ToFds(info_[i], name); }
   std::vector<std::string> Texts(size_t i, const char* name) { return ToTexts(info_[i], name); }

@@ -93,6 +93,25 @@ export interface SourceInfo {
   storedBytes: number;
 }
 
+/** A piece of an address space that shows a piece of the image: whole pages. */
+export interface FaultRegion {
+  base: number;
+  bytes: number;
+  /** In the image. */
+  offset: number;
+}
+
+/** Someone whose memory could not be had. */
+export interface FaultFailure {
+  /** Null when the process could not be told for sure. */
+  pid: number | null;
+  /** Null: it was not about a chunk. */
+  chunk: number | null;
+  reason: string;
+  /** The process was killed; whoever touches the chunk there gets SIGBUS; or (kernels before 6.6) it goes on waiting. */
+  outcome: 'killed' | 'poisoned' | 'waiting';
+}
+
 export interface Native {
   /** memfd_create(2), MFD_CLOEXEC | MFD_ALLOW_SEALING (and MFD_HUGETLB | MFD_HUGE_2MB). Returns the descriptor. */
   memfdCreate(name: string, hugePages?: boolean): number;
@@ -186,6 +205,56 @@ export interface Native {
     memfd: number,
     stats?: BigInt64Array,
   ): { filled: number; skipped: number; bytes: number; readBytes: number };
+
+  /** ioctl(2) UFFDIO_API: the features of userfaultfd(2) that this kernel has for us, e.g. 'event_fork'. Throws EPERM, ENOSYS. */
+  uffdFeatures(): string[];
+  /**
+   * mmap(2) MAP_SHARED of a whole memfd that has its size, so that it can be filled with UFFDIO_COPY: page by page at once, and also
+   * after it was sealed with 'future_write'. Throws EINVAL for one with huge pages or of partial pages. Returns a handle that is valid in every worker.
+   */
+  memoryOpen(memfd: number): number;
+  /** Servers that use it go on. False when there is no such handle. */
+  memoryClose(memory: number): boolean;
+  /**
+   * A fault server for one image (docs/internals/faults.md). The image comes from `source` (sourceOpen) or `sourceFd` (a plain file, not
+   * verified). With `memory` chunks are put there, and whoever maps the memfd finds them; without, each address space gets copies.
+   * `patienceUs`: how long a fault waits for a chunk that another thread is filling before this one fills it too.
+   */
+  faultOpen(options: { memory?: number; patienceUs: number } & ({ source: number } | { sourceFd: number })): number;
+  /**
+   * Takes a process's userfaultfd into service; the descriptors are duplicated. `pidfd`: the process, where the caller knows it. Throws ENOTSUP
+   * when it was made without a feature that is needed: thread_id (unless there is a pidfd, and no event_fork), event_remove (without memory).
+   */
+  faultAdopt(server: number, uffd: number, regions: FaultRegion[], pidfd?: number): void;
+  /**
+   * Serves in this thread until faultStop: epoll_wait(2), read(2) of the userfaultfds, ioctl(2) UFFDIO_*. Several threads may serve at once, with the
+   * same arrays: `states` is the page map, `stats` that of contract/fault-stats.ts, `order` gets the chunks in the order of their
+   * first fault, after their count. Blocks: it has a worker for itself.
+   */
+  faultServe(server: number, states: Int32Array, stats: BigInt64Array, order: Uint32Array): void;
+  /**
+   * Fills those of `chunks` that are absent into the server's memory, until they are done or the server is stopped. Throws as sourceFill does.
+   * Blocks: call it from a worker. Returns what it filled, zeros included, and what others had filled or were filling.
+   */
+  faultFill(
+    server: number,
+    states: Int32Array,
+    stats: BigInt64Array,
+    chunks: Uint32Array,
+  ): { filled: number; skipped: number };
+  /** Failures since the last call. */
+  faultFailures(server: number): FaultFailure[];
+  /** Lets go of the address spaces that have ended. Returns how many live. */
+  faultSweep(server: number): number;
+  /** Every faultServe and faultFill of this server returns, now and from now on. Faults wait from then on. */
+  faultStop(server: number): void;
+  /**
+   * Closes the userfaultfds. What was not filled reads as zeros after that, so it throws EBUSY while an address space lives and a chunk is
+   * not present, or a thread serves. `kill`: rather end the processes that wait, or are known by pidfd.
+   */
+  faultClose(server: number, states: Int32Array, kill?: boolean): void;
+  /** sched_setscheduler(2) of this thread: SCHED_IDLE or SCHED_OTHER. Going back may need privileges: EPERM. */
+  threadIdlePriority(on: boolean): void;
 
   /** RDTSC and clock_gettime(2) CLOCK_MONOTONIC, read as closely together as can be. */
   tscSample(): { ticks: bigint; ns: bigint };
