@@ -61,7 +61,8 @@ const unpackBlake3 = () => {
     rmSync(blake3, { recursive: true, force: true });
     renameSync(join(work, 'c'), blake3);
   } catch (error) {
-    console.error(error);
+    rmSync(work, { recursive: true, force: true }); // giveUp exits, without what stands in `finally`
+    console.error(`forkd: ${error.message}`);
     giveUp(`the BLAKE3 sources of Debian's ${blake3Package} could not be had. As root: ${fix}`);
   } finally {
     rmSync(work, { recursive: true, force: true });

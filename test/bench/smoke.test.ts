@@ -28,6 +28,7 @@ const KEYS: Record<string, string[]> = {
   ],
   branch: ['idle', 'dirtying', 'failed'],
   density: ['n', 'pss_kib_per_child', 'failed'],
+  layer: ['hash_us', 'plain_write_ms', 'raw', 'zstd', 'failed'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 

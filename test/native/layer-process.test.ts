@@ -77,7 +77,17 @@ for (const scan of [true, false]) {
           'write 319 15',
         ],
         // Back to the file; a page that is in the middle of a mapping of its own; one in its neighbour's chunk.
-        ...['write 60 1', 'drop 60', 'split 81', 'write 81 16', 'write 80 17', 'write 64 18', 'write 63 19'],
+        ...[
+          'pageout 200',
+          'pageout 40',
+          'write 60 1',
+          'drop 60',
+          'split 81',
+          'write 81 16',
+          'write 80 17',
+          'write 64 18',
+          'write 63 19',
+        ],
       );
       const target = files.file();
       const written = native.layerWriteProcess(subject.pid, memfd, target, { zstdLevel: 0, parentRoot: root, scan });
@@ -101,6 +111,23 @@ for (const scan of [true, false]) {
     const target = files.file();
     native.layerWriteProcess(subject.pid, memfd, target, { zstdLevel: 0, parentRoot, scan });
     assert.equal(ownedPages(target), { data: [36], zero: [35] });
+    await subject.end();
+  });
+
+  test(`write-protected pages: right, though an untouched one may be stored too, by ${way}`, async ({
+    files,
+    program,
+  }) => {
+    const image = Buffer.alloc(10 * CHUNK_BYTES, 7);
+    const memfd = files.memory(image);
+    const base = files.file();
+    const { root } = native.layerWriteImage(memfd, base, raw);
+    const subject = new Subject(program, memfd);
+    await subject.do('write 3 5', 'protect 3', 'protect 4', 'read 40', 'protect 40');
+    const target = files.file();
+    native.layerWriteProcess(subject.pid, memfd, target, { zstdLevel: 0, parentRoot: root, scan });
+    pageOf(5).copy(image, 3 * PAGE_BYTES);
+    assert.ok(imageOf([base, target]).equals(image));
     await subject.end();
   });
 

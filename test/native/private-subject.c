@@ -1,9 +1,19 @@
-// A process that maps a memory file privately and changes it on request: what a frozen VM looks like to
-// layerWriteProcess. usage: private-subject FD PARTS, with PARTS mappings of equal size, which lie in memory
-// in the opposite order of the file. Reads commands, a line each, and answers "ok" or an error:
-//   write PAGE SEED | zero PAGE | read PAGE | drop PAGE (back to the file) | split PAGE (a mapping of its
-//   own) hide PAGE (no access) | zeropage PAGE (userfaultfd: the zero page, mapped) | fill FIRST COUNT SEED |
-//   again (map it once more)
+// A process that maps a memory file privately and changes it on request, as a VM does.
+//
+// usage: private-subject FD PARTS: PARTS mappings of equal size, in memory in the opposite order of the file.
+// Reads commands, a line each, and answers "ok" or an error:
+//
+//   write PAGE SEED
+//   fill FIRST COUNT SEED
+//   zero PAGE
+//   read PAGE
+//   drop PAGE       back to the file
+//   split PAGE      becomes a mapping of its own
+//   pageout PAGE    to swap, where there is any
+//   hide PAGE       no access
+//   zeropage PAGE   userfaultfd: the zero page, mapped
+//   protect PAGE    userfaultfd: write-protected
+//   again           the first page, mapped once more
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -32,18 +42,29 @@ static void fill(char* page, uint32_t seed) {
   for (uint32_t i = 0; i < PAGE / 4; i++) words[i] = seed + (i % 64) * (seed | 1);
 }
 
-static int zero_page(char* page) {
+static int opened_uffd(void) {
   static int uffd = -1;
-  if (uffd < 0) {
-    uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-    struct uffdio_api api = {.api = UFFD_API};
-    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0) return -1;
-  }
+  if (uffd >= 0) return uffd;
+  uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+  struct uffdio_api api = {.api = UFFD_API};
+  return uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0 ? -1 : uffd;
+}
+
+static int zero_page(char* page) {
+  int uffd = opened_uffd();
   struct uffdio_register range = {.range = {(uintptr_t)page, PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
   if (ioctl(uffd, UFFDIO_REGISTER, &range) != 0) return -1;
   struct uffdio_zeropage zero = {.range = {(uintptr_t)page, PAGE}};
   if (ioctl(uffd, UFFDIO_ZEROPAGE, &zero) != 0) return -1;
   return ioctl(uffd, UFFDIO_UNREGISTER, &range.range);
+}
+
+static int protect(char* page) {
+  int uffd = opened_uffd();
+  struct uffdio_register range = {.range = {(uintptr_t)page, PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
+  if (ioctl(uffd, UFFDIO_REGISTER, &range) != 0) return -1;
+  struct uffdio_writeprotect wp = {.range = {(uintptr_t)page, PAGE}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+  return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
 }
 
 int main(int argc, char** argv) {
@@ -81,10 +102,14 @@ int main(int argc, char** argv) {
       failed = madvise(page_at(page), PAGE, MADV_DONTNEED);
     } else if (!strcmp(name, "split")) {
       failed = madvise(page_at(page), PAGE, MADV_DONTFORK);
+    } else if (!strcmp(name, "pageout")) {
+      failed = madvise(page_at(page), PAGE, MADV_PAGEOUT);
     } else if (!strcmp(name, "hide")) {
       failed = mprotect(page_at(page), PAGE, PROT_NONE);
     } else if (!strcmp(name, "zeropage")) {
       failed = zero_page(page_at(page));
+    } else if (!strcmp(name, "protect")) {
+      failed = protect(page_at(page));
     } else if (!strcmp(name, "again")) {
       failed = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0) == MAP_FAILED;
     } else {
