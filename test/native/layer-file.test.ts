@@ -356,7 +356,7 @@ test('thousands of mutated files: an error each or the same image, no crash, no 
   const { opened, refused, peakMib } = (await inChild('layer-fuzz', 120_000)) as Record<string, number>;
   assert.ok(refused! > 2000, `${refused} refused`);
   assert.ok(opened! > 50, `${opened} opened`);
-  assert.ok(peakMib! < 400, `${peakMib} MiB`);
+  assert.ok(peakMib! < 700, `${peakMib} MiB`);
 });
 
 test.run();
