@@ -99,7 +99,7 @@ SysError PrivatePages::List(pid_t pid, int memfd, bool scan) {
 SysError PrivatePages::Confirm() const {
   std::vector<Mapping> now;
   if (SysError error = ReadMappings(&now)) return Reason(error);
-  if (Ended() || now.empty()) return {"read maps", ESRCH};
+  if (Ended()) return {"read maps", ESRCH};
   // It has mapped or unmapped memory, or has run another program.
   if (now != mappings_) return {"read maps", ESTALE};
   return {};
@@ -111,7 +111,9 @@ SysError PrivatePages::Reason(SysError failed) const {
 
 bool PrivatePages::Ended() const {
   struct pollfd waited = {pidfd_.Get(), POLLIN, 0};
-  return poll(&waited, 1, 0) == 1;
+  if (poll(&waited, 1, 0) == 1) return true;
+  std::vector<Mapping> mappings;
+  return folder_.Valid() && ReadMappings(&mappings).number == ESRCH;
 }
 
 // Ordered by offset. One image page that two mappings show could have two contents: EEXIST.
@@ -120,6 +122,8 @@ SysError PrivatePages::ReadMappings(std::vector<Mapping>* mappings) const {
   if (!maps.Valid()) return SysError::Last("open maps");
   std::string text;
   if (SysError error = ReadAll(maps.Get(), &text)) return error;
+  // Its memory goes some time before the process has ended, and before the pidfd says so.
+  if (text.empty()) return {"read maps", ESRCH};
 
   mappings->clear();
   for (const char* line = text.c_str(); *line;) {
