@@ -32,12 +32,26 @@ export const parsePayload = (frame: Frame): Record<string, unknown> => {
   return value as Record<string, unknown>;
 };
 
+const FRAME_TYPES_MAX = 15;
+
+const looksLikeHeader = (data: Uint8Array, at: number): boolean =>
+  data[at] === (FRAME_MAGIC & 0xff) &&
+  data[at + 1] === FRAME_MAGIC >> 8 &&
+  (data[at + 2] as number) <= FRAME_TYPES_MAX &&
+  data[at + 3] === 0;
+
 /** Collects bytes as they come and yields whole frames. Throws RangeError on bytes that are not this protocol. */
 export class FrameDecoder {
   #parts: Uint8Array[] = [];
   #held = 0;
   /** Bytes the frame at the front needs in all; the header alone until it is known. */
   #needed = FRAME_HEADER_BYTES;
+  #midway: boolean;
+
+  /** `midway`: the stream may begin in the middle of a frame, as that of a guest that was copied while it answered. */
+  constructor(midway = false) {
+    this.#midway = midway;
+  }
 
   /** The frames that `bytes` completes. Parts of a large frame are joined once, not at every read. */
   push(bytes: Uint8Array): Frame[] {
@@ -45,7 +59,8 @@ export class FrameDecoder {
     this.#held += bytes.length;
     const frames: Frame[] = [];
     while (this.#held >= this.#needed) {
-      const data = this.#join();
+      const data = this.#midway ? this.#skip(this.#join()) : this.#join();
+      if (data.length < FRAME_HEADER_BYTES) break;
       const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
       if (view.getUint16(0, true) !== FRAME_MAGIC) throw new RangeError('bad frame magic');
       const length = view.getUint32(8, true);
@@ -59,6 +74,17 @@ export class FrameDecoder {
       this.#needed = FRAME_HEADER_BYTES;
     }
     return frames;
+  }
+
+  /** Drops what comes before the first header. JSON holds no byte below 0x20, so a payload never looks like one. */
+  #skip(data: Uint8Array): Uint8Array {
+    let at = 0;
+    while (at + FRAME_HEADER_BYTES <= data.length && !looksLikeHeader(data, at)) at++;
+    this.#midway = at + FRAME_HEADER_BYTES > data.length;
+    const rest = data.subarray(at);
+    this.#parts = [rest];
+    this.#held = rest.length;
+    return rest;
   }
 
   #join(): Uint8Array {

@@ -140,10 +140,25 @@ export interface Tasks {
     };
     output: { failures: { index: number; error: ErrorData }[]; fork_us: number[] };
   };
-  /** Forks one copy that stays frozen: a second template, or (from a running source, which goes on) a branch. */
+  /**
+   * Forks one copy: a second template, or (from a running source, which goes on) a branch; both stay frozen. One that is to be
+   * saved is let run.
+   */
   copy: {
-    input: { source: SourcePort; running: boolean };
+    input: { source: SourcePort; running: boolean; frozen: boolean };
     output: { port: TemplatePort; pause_us: number; fork_us: number };
+  };
+  /** Saves a running copy: device state, and the pages that differ from the image it was loaded from. It is left stopped. */
+  saveCopy: {
+    input: { vm: StartedVmm; parentRoot: string; statePath: string; memoryPath: string };
+    output: {
+      state_ms: number;
+      memory_ms: number;
+      state_bytes: number;
+      memory_root: string;
+      written_bytes: number;
+      dirty_bytes: number;
+    };
   };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */
   call: {

@@ -29,6 +29,7 @@ import { type Compacted, type CompactRequest, compact } from './store/compact.js
 import { misfit } from './store/fit.js';
 import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
+import { reserveTag, type WriteBranchRequest, type WrittenBranch, writeBranch } from './write-branch.js';
 import { findQemu } from './vmm/find.js';
 import { kernelArgs } from './vmm/kernel-args.js';
 import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
@@ -84,6 +85,10 @@ export interface Branch {
   pause_us: number;
 }
 
+export interface TagBranch extends Branch {
+  written: Promise<WrittenBranch>;
+}
+
 /** What a template rehearses when the request names nothing: evaluates a name, and numpy where it is there. */
 const WARM_EVAL = "numpy.zeros(5).tolist() if 'numpy' in globals() else None";
 
@@ -92,6 +97,9 @@ export class Engine {
   readonly pool = new Pool();
   readonly #templates = new Templates();
   readonly #branches = new Set<Template>();
+  /** Branches whose tags are not on disk yet. */
+  readonly #unwritten = new Map<string, Template>();
+  readonly #writing = new Set<Promise<WrittenBranch>>();
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #closing = new Set<Promise<void>>();
   readonly #servers = new Map<string, Server>();
@@ -193,6 +201,9 @@ export class Engine {
   /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
   async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
     const began = performance.now();
+    const branch = this.#unwritten.get(request.tag);
+    if (branch)
+      return this.#forkHot(branch, request, planFork(request, branch.manifest, this.#hostState(true)), hooks, began);
     const manifest = this.store.open(parseTag(request.tag));
     const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest)));
     const { fallback } = plan;
@@ -308,6 +319,44 @@ export class Engine {
     const { template, pauseUs } = await sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
+  }
+
+  /**
+   * Branches a running sandbox into a tag. Children fork from the tag at once, from memory; `written` settles when it is on
+   * disk, or with the reason why it is not, and then the tag is as it was. The engine keeps the template, as it does any tag's.
+   * Throws SNAPSHOT_EXISTS, SNAPSHOT_BUSY, BRANCH_UNSUPPORTED.
+   */
+  async branchInto(id: string, options: { tag: string; force?: boolean }): Promise<TagBranch> {
+    const request = { ...options, branchedFrom: id };
+    const lock = reserveTag(this.store, request);
+    let branch: Branch;
+    try {
+      branch = await this.branch(id);
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
+    this.#unwritten.set(options.tag, branch.template);
+    const written = this.#write(branch.template, request).finally(() => {
+      this.#unwritten.delete(options.tag);
+      lock.release();
+    });
+    this.#writing.add(written);
+    const done = () => this.#writing.delete(written);
+    written.then(done, done);
+    return { ...branch, written };
+  }
+
+  async #write(template: Template, request: WriteBranchRequest): Promise<WrittenBranch> {
+    try {
+      const written = await writeBranch(template, request, { store: this.store, pool: this.pool });
+      this.#branches.delete(template);
+      await this.#templates.adopt(written.manifest, template);
+      return written;
+    } catch (error) {
+      await this.retire(template);
+      throw error;
+    }
   }
 
   /** Ends a template that `branch` made. Its children live on. */
@@ -434,6 +483,7 @@ export class Engine {
 
   /** Ends every sandbox, then the workers, and removes every work directory. */
   async close(): Promise<void> {
+    await Promise.allSettled(this.#writing);
     await end(this.#sandboxes.values());
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();

@@ -11,6 +11,7 @@ import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
+import { saveCopy } from './tasks/save-copy.js';
 import { template } from './tasks/template.js';
 import { verify } from './tasks/verify.js';
 
@@ -25,6 +26,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   hotfork,
   restore,
   save,
+  saveCopy,
   template,
   verify,
 };

@@ -28,6 +28,21 @@ frames('bytes that are not the protocol are refused', () => {
   assert.throws(() => new FrameDecoder().push(huge), /frame of/);
 });
 
+frames('a stream that begins in the middle of a frame', () => {
+  const stream = Buffer.concat([PING, PING]);
+  for (let start = 1; start < PING.length; start++) {
+    for (const cut of [start, start + 5, PING.length + 3]) {
+      const decoder = new FrameDecoder(true);
+      const got = [...decoder.push(stream.subarray(start, cut)), ...decoder.push(stream.subarray(cut))];
+      assert.equal(
+        got.map((frame) => [frame.id, parsePayload(frame)]),
+        [[7, { action: 'ping' }]],
+        `from ${start}, cut at ${cut}`,
+      );
+    }
+  }
+});
+
 frames('a payload that is not an object is refused', () => {
   for (const text of ['[]', 'null', '1', '{']) {
     assert.throws(() => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) }));

@@ -15,7 +15,7 @@ const FIRST_ID = 0x1000_0000;
 
 export class AgentClient {
   readonly #socket: Socket;
-  readonly #decoder = new FrameDecoder();
+  readonly #decoder = new FrameDecoder(true);
   readonly #waiting = new Map<number, Waiting>();
   #nextId = FIRST_ID;
   #broken: ForkdError | undefined;

@@ -123,7 +123,7 @@ export class Template {
       undo.push(() => endTemplate(vms));
       const consolePath = workDir.file('template.console');
       const adopt = adoptInto(vms, manifest, consolePath);
-      const { port, pause_us } = await pool.run('copy', { source, running: true }, adopt);
+      const { port, pause_us } = await pool.run('copy', { source, running: true, frozen: true }, adopt);
       const first = { ...port, name: `the branch of ${source.name}` };
       const template = new Template(
         manifest,
@@ -142,10 +142,27 @@ export class Template {
   async #widen(width: number, pool: Pool, source: SourcePort, adopt: (e: TaskEvent) => void, vms: Sandbox[]) {
     const began = performance.now();
     while (this.lanes.length < width) {
-      const { port } = await pool.run('copy', { source, running: false }, adopt);
+      const { port } = await pool.run('copy', { source, running: false, frozen: true }, adopt);
       this.lanes.push(new Lane({ ...port, name: source.name }, vms.at(-1) as Sandbox));
     }
     this.times.copy_ms = performance.now() - began;
+  }
+
+  /** A copy that runs and that nobody talks to. The caller ends it. */
+  async runningCopy(pool: Pool): Promise<Sandbox> {
+    const vms: Sandbox[] = [];
+    const [lane] = this.lanes;
+    if (!lane) throw new ForkdError('INTERNAL', { reason: 'a template without a process' });
+    const adopt = adoptInto(vms, this.manifest, lane.vm.birth.consolePath);
+    try {
+      await lane.take((source) => pool.run('copy', { source, running: false, frozen: false }, adopt));
+    } catch (error) {
+      await endTemplate(vms);
+      throw error;
+    }
+    const copy = vms[0] as Sandbox;
+    copy.returned();
+    return copy;
   }
 
   /** Ends its processes and removes its directory. Children live on. */

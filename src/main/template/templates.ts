@@ -39,6 +39,14 @@ export class Templates {
     }
   }
 
+  /** Makes a branch the template of the snapshot that it was written as. */
+  async adopt(manifest: SnapshotManifest, template: Template): Promise<void> {
+    const key = keyOf(manifest);
+    const known = this.#resident.get(key);
+    this.#resident.set(key, { template: Promise.resolve(template), usedAt: performance.now() });
+    if (known) await this.#drop(key, known);
+  }
+
   /** Retires idle templates, the longest unused first, when less than the floor is available. Returns how many. */
   async relieve(memoryAvailable: number): Promise<number> {
     if (memoryAvailable >= MEMORY_FLOOR_BYTES) return 0;

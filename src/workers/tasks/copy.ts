@@ -1,20 +1,24 @@
 import { FORK_FROZEN, Say } from '../../contract/hotfork.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
-import { frozenEntries } from '../vmm/hot-child.js';
+import { silentEntries } from '../vmm/hot-child.js';
 import { childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
 
 /** A fork takes milliseconds; a host that is out of memory or processors may need seconds. */
 const COPY_MS = 30_000;
 
-/** A copy that stays frozen: one thread, nothing rebuilt. Its descriptors have the source's numbers. */
-export const copy = ({ source, running }: TaskInput<'copy'>, emit: (event: TaskEvent) => void): TaskOutput<'copy'> => {
+/** A frozen copy has one thread, and nothing is rebuilt. Its descriptors have the source's numbers. */
+export const copy = (
+  { source, running, frozen }: TaskInput<'copy'>,
+  emit: (event: TaskEvent) => void,
+): TaskOutput<'copy'> => {
   const shim = new HotforkControl(source.controlFd, source.name);
   const deadline = new Deadline(COPY_MS);
-  const entries = frozenEntries(source);
+  const entries = silentEntries(source);
+  const flags = frozen ? FORK_FROZEN : 0;
   const { pid, fds, fork_us, pause_us } = running
-    ? shim.branch(FORK_FROZEN, entries, [], deadline)
-    : forkOne(shim, () => shim.requestFork(0, FORK_FROZEN, entries, [], deadline), deadline);
+    ? shim.branch(flags, entries, [], deadline)
+    : forkOne(shim, () => shim.requestFork(0, flags, entries, [], deadline), deadline);
   const [pidfd, controlFd, qmpFd, agentFd] = fds as [number, number, number, number];
   emit({ type: 'spawned', vmm: { index: 0, pid, pidfd, qmpFd, agentFd, controlFd } });
   const { control, qmp, agent, consoles, others } = source;

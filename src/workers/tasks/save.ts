@@ -11,6 +11,7 @@ import { AgentPort } from '../vmm/agent.js';
 import { setClock, takeIdentity } from '../vmm/identity.js';
 import { explain } from '../vmm/obituary.js';
 import { Qmp } from '../vmm/qmp.js';
+import { saveState } from '../vmm/save-state.js';
 
 /** A user's warm-up may import large libraries under emulation. */
 const WARM_SECS = 600;
@@ -58,23 +59,6 @@ const warm = (input: TaskInput<'save'>): void => {
   agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
   const sealed = agent.call({ action: 'seal' }, deadline) as unknown as Partial<ForkReply>;
   if (sealed.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: sealed.error });
-};
-
-/** `migrate` to a descriptor. The RAM is a shared file and is left out: what is written is device state. */
-const saveState = (qmp: Qmp, path: string): void => {
-  const fd = openSync(path, 'wx', 0o600);
-  try {
-    qmp.run('getfd', { fdname: 'state' }, [fd]);
-    qmp.run('migrate', { uri: 'fd:state' });
-    const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');
-    if (status !== 'completed') {
-      const { 'error-desc': reason = 'no reason given' } = qmp.run('query-migrate') as Record<string, string>;
-      throw new ForkdError('VMM_PROTOCOL', { vm: qmp.name, command: 'migrate', reason });
-    }
-    native.fdSync(fd);
-  } finally {
-    closeSync(fd);
-  }
 };
 
 const saveMemory = (memfd: number, path: string): LayerWritten => {

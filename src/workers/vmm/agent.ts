@@ -8,7 +8,8 @@ import type { Deadline } from '../deadline.js';
 const READ_BYTES = 256 * 1024;
 
 export class AgentPort {
-  #decoder = new FrameDecoder();
+  // Any guest but a parent may have been copied in the middle of an answer to somebody else.
+  #decoder = new FrameDecoder(true);
   /** Beyond the ids that a worker chooses for itself (hot-child.ts). */
   #nextId = 100;
 

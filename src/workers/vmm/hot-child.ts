@@ -11,8 +11,8 @@ const pairs = (port: TemplatePort): ForkEntry[] => [
   { fd: port.agent, how: How.pairStream },
 ];
 
-/** What a copy that stays frozen is given: it says nothing, so its consoles lead nowhere. */
-export const frozenEntries = (port: TemplatePort): ForkEntry[] => [
+/** What a copy is given that nobody talks to, frozen or to be saved: its consoles lead nowhere. */
+export const silentEntries = (port: TemplatePort): ForkEntry[] => [
   ...pairs(port),
   ...[...port.consoles, ...port.others].map((fd) => ({ fd, how: How.null })),
 ];
