@@ -21,6 +21,15 @@
       "cflags_cc!": ["-std=gnu++17", "-fexceptions"]
     },
     {
+      # For guests without Python: static, since nothing is known of their libraries.
+      "target_name": "forkd_agent",
+      "type": "executable",
+      "sources": ["<!@(ls -1 src/guest/agent/*.c)"],
+      "defines": ["_GNU_SOURCE"],
+      "cflags": ["-std=gnu11", "-Os", "-Wall", "-Wextra"],
+      "ldflags": ["-static", "-s"]
+    },
+    {
       "target_name": "forkd_hotfork",
       "type": "shared_library",
       "product_prefix": "",

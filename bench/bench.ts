@@ -1,5 +1,7 @@
 /** What a benchmark is. Each trial runs in a process of its own (trial.ts), so that none profits from the one before. */
 
+import type { Plot } from './plot.js';
+
 export interface Parameters {
   n: number;
   trials: number;
@@ -17,4 +19,6 @@ export interface Bench<Trial> {
   trial(parameters: Parameters): Promise<Trial>;
   /** Joins the trials into the one object that is printed. */
   summarise(trials: Trial[], parameters: Parameters): Record<string, unknown>;
+  /** What `--plot FILE.svg` draws; a bench without it refuses the option. */
+  plot?(trials: Trial[], parameters: Parameters): Plot;
 }

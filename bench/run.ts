@@ -1,14 +1,15 @@
-/** `npm run -s bench -- NAME [--json] [--n N] [--trials T] [--smoke] [--record]`. */
+/** `npm run -s bench -- NAME [--json] [--n N] [--trials T] [--smoke] [--record] [--plot FILE.svg]`. */
 import { spawn } from 'node:child_process';
-import { appendFileSync } from 'node:fs';
+import { appendFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { cac } from 'cac';
 import type { Bench, Parameters } from './bench.js';
 import { hostFacts } from './host.js';
 import { ensureParent } from './parent.js';
+import { histogram } from './plot.js';
 import { benches, findBench } from './trials/index.js';
 
-const TRIAL_TIMEOUT_MS = 600_000;
+const TRIAL_TIMEOUT_MS = 1_200_000;
 
 const runTrial = (bench: Bench<unknown>, parameters: Parameters): Promise<unknown> =>
   new Promise((resolve, reject) => {
@@ -45,8 +46,11 @@ cli.usage('NAME [options]');
 cli.option('--json', 'Print one JSON object on one line');
 cli.option('--n <N>', 'Size of a trial');
 cli.option('--trials <T>', 'Number of trials, each in a fresh process');
+cli.option('--eager', 'Load memory whole before anything runs (fan-out, density)');
 cli.option('--smoke', 'Small parameters: does it run at all?');
 cli.option('--record', 'Append the figures, with what they were measured on, to bench/RESULTS.md');
+cli.option('--plot <FILE.svg>', "Draw the distribution of the children's ready times (fan-out)");
+cli.example('npm run -s bench -- fan-out --n 100 --plot ready.svg');
 for (const bench of benches) cli.command(bench.name, bench.description).allowUnknownOptions();
 cli.help();
 const { options } = cli.parse(process.argv, { run: false });
@@ -55,6 +59,12 @@ const bench = findBench(process.argv[2]);
 if (!bench) {
   if (!options['help']) cli.outputHelp();
   process.exit(options['help'] ? 0 : 2);
+}
+const plotFile: unknown = options['plot'];
+if (plotFile !== undefined && (typeof plotFile !== 'string' || !bench.plot)) {
+  const able = benches.filter(({ plot }) => plot).map(({ name }) => name);
+  console.error(typeof plotFile === 'string' ? `--plot is for ${able.join(', ')}` : '--plot needs the name of a file');
+  process.exit(2);
 }
 const parameters = parametersOf(bench, options);
 await ensureParent();
@@ -66,6 +76,7 @@ for (let i = 0; i < parameters.trials; i++) {
 const host = await hostFacts();
 const result = { bench: bench.name, ...bench.summarise(trials, parameters), trials: parameters.trials };
 console.log(options['json'] ? JSON.stringify({ ...result, host }) : JSON.stringify({ ...result, host }, null, 2));
+if (typeof plotFile === 'string' && bench.plot) writeFileSync(plotFile, histogram(bench.plot(trials, parameters)));
 if (options['record'])
   record(
     `npm run -s bench -- ${process.argv

@@ -6,3 +6,6 @@ mkdirSync('node_modules/.bin', { recursive: true });
 rmSync('node_modules/.bin/forkd', { force: true });
 chmodSync('dist/src/cli/main.js', 0o755);
 symlinkSync('../../dist/src/cli/main.js', 'node_modules/.bin/forkd');
+rmSync('node_modules/.bin/forkd-controller', { force: true });
+chmodSync('dist/src/cli/controller.js', 0o755);
+symlinkSync('../../dist/src/cli/controller.js', 'node_modules/.bin/forkd-controller');

@@ -15,8 +15,8 @@ interface Trial {
 
 const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
 
-const trial = async ({ n, idle_secs }: Parameters): Promise<Trial> => {
-  const engine = new Engine({ resident: true });
+const trial = async ({ n, idle_secs, eager }: Parameters): Promise<Trial> => {
+  const engine = new Engine({ resident: true, eager: eager === true });
   try {
     await engine.warm(BENCH_TAG, { firstEval: FIRST_EVAL });
     const before = meminfo('MemAvailable');

@@ -1,13 +1,33 @@
 import type { Bench } from '../bench.js';
 import { branch } from './branch.js';
+import { branchWrite } from './branch-write.js';
+import { chain } from './chain.js';
 import { coldRestore } from './cold-restore.js';
 import { density } from './density.js';
 import { evalBench } from './eval.js';
 import { fanOut } from './fan-out.js';
+import { fault } from './fault.js';
 import { layer } from './layer.js';
+import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
+import { packBench } from './pack.js';
+import { wpBench } from './wp-bench.js';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a trial returns is private to its bench
-export const benches: Bench<any>[] = [coldRestore, evalBench, fanOut, branch, density, lifecycle, layer];
+export const benches: Bench<any>[] = [
+  coldRestore,
+  evalBench,
+  fanOut,
+  branch,
+  density,
+  lifecycle,
+  layer,
+  fault,
+  branchWrite,
+  lazyBench,
+  chain,
+  packBench,
+  wpBench,
+];
 
 export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

@@ -1,25 +1,27 @@
 #!/usr/bin/env node
 /** Wires the commands to cac and turns outcomes into exit codes; nothing else. */
-import { readFileSync } from 'node:fs';
 import { cac } from 'cac';
 import { ForkdError } from '../contract/errors.js';
+import { VERSION } from '../main/version.js';
 import type { Command } from './command.js';
-import { commands } from './commands/index.js';
+import { loadCommands } from './commands/index.js';
 import { Options } from './options.js';
 import { line } from './progress.js';
 import { printLine } from './render.js';
-
-const VERSION = (
-  JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as { version: string }
-).version;
 
 /** Exit code of a mistake in the command line, as the reference's. */
 const USAGE_ERROR = 2;
 
 const run = async (argv: string[]): Promise<number> => {
+  const [name] = argv;
+  if (name === '-V' || name === '--version') {
+    printLine(`forkd ${VERSION}`);
+    return 0;
+  }
+  if (name === 'help') return run([...argv.slice(1), '--help']);
   const cli = cac('forkd');
   const running: { result?: Promise<number | undefined> } = {};
-  for (const command of commands) register(cli, command, argv, running);
+  for (const command of await loadCommands(name)) register(cli, command, argv, running);
   cli.help((sections) => {
     // cac's own heading says `forkd/VERSION`; the list of `--help` invitations says nothing new.
     sections.splice(0, 1, { body: `forkd ${VERSION}` });
@@ -28,13 +30,6 @@ const run = async (argv: string[]): Promise<number> => {
     return sections.filter((section) => !section.title?.startsWith('For more info'));
   });
   cli.version(VERSION, '-V, --version');
-
-  const [name] = argv;
-  if (name === '-V' || name === '--version') {
-    printLine(`forkd ${VERSION}`);
-    return 0;
-  }
-  if (name === 'help') return run([...argv.slice(1), '--help']);
   cli.parse(['node', 'forkd', ...argv], { run: false });
   if (argv.includes('--help') || argv.includes('-h')) {
     const end = argv.indexOf('--');

@@ -25,7 +25,11 @@ export const line = (text: string): void => {
 export class Bar {
   #drawnAt = 0;
 
-  constructor(readonly label: string) {}
+  /** `format` is how amounts are shown. */
+  constructor(
+    readonly label: string,
+    readonly format: (amount: number) => string = String,
+  ) {}
 
   update(done: number, total: number, note = ''): void {
     if (!isTerminal) return;
@@ -34,7 +38,7 @@ export class Bar {
     this.#drawnAt = now;
     const filled = total === 0 ? BAR_WIDTH : Math.round((BAR_WIDTH * done) / total);
     process.stderr.write(
-      `\r\x1b[K${this.label} [${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${done}/${total}${note}`,
+      `\r\x1b[K${this.label} [${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${this.format(done)}/${this.format(total)}${note}`,
     );
     barShown = true;
   }

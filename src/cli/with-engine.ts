@@ -1,6 +1,6 @@
 /** Gives a command an engine, and makes sure that it is closed: when the command ends, fails, or is interrupted. */
 import { constants } from 'node:os';
-import { Engine } from '../main/engine.js';
+import type { Engine } from '../main/engine.js';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
@@ -9,17 +9,19 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
  * then ends its VMs, and `forkd cleanup` removes the directories).
  */
 export const withEngine = async <T>(use: (engine: Engine, signal: AbortSignal) => Promise<T>): Promise<T> => {
-  const engine = new Engine();
   const abort = new AbortController();
   const onSignal = (name: NodeJS.Signals) => {
     if (abort.signal.aborted) process.exit(128 + constants.signals[name]);
     abort.abort();
   };
   for (const name of SIGNALS) process.on(name, onSignal);
+  let engine: Engine | undefined;
   try {
+    // Loaded here and not above: a mistake in the command line is told without it.
+    engine = new (await import('../main/engine.js')).Engine();
     return await use(engine, abort.signal);
   } finally {
-    await engine.close();
+    await engine?.close();
     for (const name of SIGNALS) process.off(name, onSignal);
   }
 };

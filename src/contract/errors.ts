@@ -57,6 +57,11 @@ export const catalogue = {
     "snapshot '{tag}' is being written or removed by another forkd",
     'Wait for the other command, then try again.',
   ),
+  SNAPSHOT_NOT_READY: row(
+    409,
+    "snapshot '{tag}' is not ready: {reason}",
+    'GET /v1/snapshots tells when one that is being written is ready; delete one that failed.',
+  ),
   SNAPSHOT_IN_USE: row(
     409,
     "snapshot '{tag}' is in use by {holder}",
@@ -97,6 +102,17 @@ export const catalogue = {
     "snapshot '{tag}' would be more than {max} links away from its base",
     'Make a new base of its parent first: `forkd snapshot-compact --from PARENT --to NEW`.',
   ),
+  DIFF_COMMAND_FAILED: row(
+    500,
+    "'{command}' ended with exit code {code}, so nothing was written: {output}",
+    'Try it by hand in a child: `forkd fork --tag TAG -n 1 -- COMMAND`.',
+  ),
+
+  WARM_UP_FAILED: row(
+    500,
+    "the warm-up '{command}' ended with exit code {code}, so nothing was saved: {output}",
+    'Try it by hand in a child of a snapshot that was made without it.',
+  ),
 
   // Host
   KVM_REQUIRED: row(
@@ -109,6 +125,41 @@ export const catalogue = {
     500,
     'qemu-system-x86_64 is not installed',
     'Run `forkd doctor --fix`, or `apt-get install -y --no-install-recommends qemu-system-x86`.',
+  ),
+  PACK_INVALID: row(
+    422,
+    "pack '{path}' is refused: {reason}",
+    'Nothing was unpacked. Get the pack again, or ask its maker for a whole one.',
+  ),
+  PACK_UNTRUSTED: row(
+    403,
+    "pack '{path}' is not trusted: {reason}",
+    'Nothing was unpacked. Name the public key of its maker with --trust, or leave --trust out if you know where it is from.',
+  ),
+  PACK_ENCRYPTED: row(
+    403,
+    "pack '{path}' is encrypted{reason}",
+    'Name the file with your identity (AGE-SECRET-KEY-...) with --identity.',
+  ),
+  AGE_KEY_INVALID: row(
+    400,
+    "'{path}' is no age key for this: {reason}",
+    'Make a pair with age-keygen: its file is for --identity, the public key in it (age1...) for --encrypt.',
+  ),
+  KEY_INVALID: row(
+    400,
+    "'{path}' is not a key for this: {reason}",
+    'Make a pair: `openssl genpkey -algorithm ed25519 -out key.pem`, then `openssl pkey -in key.pem -pubout -out key.pub`.',
+  ),
+  PACK_UNSUPPORTED: row(
+    409,
+    "snapshot '{tag}' cannot be packed: {reason}",
+    'Make a snapshot without what is named, and pack that.',
+  ),
+  PACK_UNREADABLE: row(
+    422,
+    "pack '{path}' cannot be read by this forkd: {reason}",
+    'Use a pack of version 3, which `forkd pack` of this engine writes.',
   ),
   DISK_FULL: row(
     507,
@@ -159,7 +210,54 @@ export const catalogue = {
     'cannot download the guest packages: {reason}',
     'Check that this host reaches its Debian mirror: `apt-get update`.',
   ),
+  IMAGE_INVALID: row(
+    422,
+    "image '{image}' is refused: {reason}",
+    'Get it again, or have it made again. Nothing of it was kept.',
+  ),
+  IMAGE_NOT_FOUND: row(
+    404,
+    "'{image}' is not an image: {reason}",
+    'Give an OCI layout directory, an archive of `docker save` or OCI, a root file system (directory or tar) as a path with a slash (./image.tar), or a name in a registry (debian:12, ghcr.io/owner/name@sha256:...).',
+  ),
+  IMAGE_UNSUPPORTED: row(409, "image '{image}' does not run here: {reason}", 'Use an image for linux/amd64.'),
+  EXTRAS_FAILED: row(
+    500,
+    "cannot add {packages} to '{image}': {output}",
+    'Try it by hand: `forkd run --image IMAGE -- sh`. The packages come from where the image says, through the network of this host.',
+  ),
   IMAGE_BUILD_FAILED: row(500, 'cannot build the guest image: {reason}', 'Run `forkd doctor`, then try again.'),
+
+  // Transfers
+  HUB_UNREACHABLE: row(
+    502,
+    'cannot get through to {url}: {reason}',
+    'Check the network, or name another hub (--hub, FORKD_HUB_URL). Offline, bring it as a file: `forkd unpack FILE` takes a pack, `forkd from-image FILE` what `docker save` wrote. What was downloaded is kept: the same command goes on there.',
+  ),
+  HUB_ANSWERED: row(
+    502,
+    '{url} answered {status}{said}',
+    '404: check the name. 401 or 403: the URL needs a user (https://USER:PASSWORD@HOST/...), or a presigned URL has expired.',
+  ),
+  REGISTRY_DENIED: row(
+    403,
+    "the registry does not give '{reference}' to this user{said}",
+    'Check the name: registries say this of what is not there, too. Else log in with `docker login {host}`, `podman login`, or any other tool that writes the Docker configuration.',
+  ),
+  REGISTRY_NOT_FOUND: row(404, "'{reference}' is not in its registry{said}", 'Check name and tag.'),
+  CREDENTIALS_UNREADABLE: row(
+    500,
+    'cannot read the users of registries in {path}: {reason}',
+    'Mend the file, or log in again: `docker login`. DOCKER_CONFIG names another directory, REGISTRY_AUTH_FILE another file.',
+  ),
+  HUB_INVALID: row(502, 'the hub at {url} is not one: {reason}', 'Give --hub the URL of a registry.json.'),
+  PACKAGE_NOT_FOUND: row(404, "'{name}' is not in the hub at {url}; {known}", 'Choose one of those, or another --hub.'),
+  TRANSFER_REFUSED: row(
+    502,
+    'what {url} sends is refused: {reason}',
+    'Nothing of it was kept. Ask whoever runs that server.',
+  ),
+  TRANSFER_BUSY: row(409, 'another forkd is downloading into {path}', 'Wait for it, or end it.'),
 
   // Virtual machines
   VMM_START_FAILED: row(500, 'QEMU did not start: {reason}', 'Run `forkd doctor`.'),
@@ -173,10 +271,20 @@ export const catalogue = {
     '{vm}: QEMU refused `{command}`: {reason}',
     'Run `forkd doctor`; check that the QEMU version is supported.',
   ),
+  WP_UNAVAILABLE: row(
+    501,
+    'memory cannot be write-protected here: {reason}',
+    'It takes Linux 5.19, and root or `sysctl vm.unprivileged_userfaultfd=1`; `forkd doctor` says which is missing.',
+  ),
   MEMORY_HANDSHAKE: row(
     500,
     '{vm}: cannot serve its memory: {reason}',
     'Check that the version of the virtual machine monitor is supported.',
+  ),
+  MEMORY_LOST: row(
+    500,
+    '{vm} was ended: a part of its memory cannot be loaded: {reason}',
+    'Check the snapshot with `forkd inspect TAG --verify`; with --eager all of it is checked before anything runs.',
   ),
   BRANCH_UNSUPPORTED: row(
     409,
@@ -193,7 +301,7 @@ export const catalogue = {
   GUEST_SILENT: row(
     504,
     '{vm}: the guest agent did not answer within {seconds} s{console}',
-    'Raise --boot-wait-secs; check that the root file system has python3.',
+    'Raise --boot-wait-secs, or look at the console: --keep-workdir keeps it.',
   ),
   AGENT_UNREACHABLE: row(502, 'cannot reach the agent at {target}: {reason}', 'Check that the sandbox still runs.'),
   AGENT_TIMEOUT: row(
@@ -217,12 +325,53 @@ export const catalogue = {
 
   // Sandboxes
   SANDBOX_NOT_FOUND: row(404, "sandbox '{id}' not found", 'A sandbox lives as long as the `forkd fork` that made it.'),
+  SANDBOX_HELD: row(409, "sandbox '{id}' takes no calls: {reason}", 'Wait until that is done, then try again.'),
   CLEANUP_REFUSED: row(400, "refusing to remove '{path}': {reason}", 'Only directories that forkd made are removed.'),
 
+  // The daemon
+  TOKEN_MISSING: row(401, 'missing bearer token', 'Send `Authorization: Bearer TOKEN`, with the token of the daemon.'),
+  TOKEN_WRONG: row(401, 'invalid bearer token', 'Use the token that is in the file given to --token-file.'),
+  ROUTE_NOT_FOUND: row(404, 'there is no {method} {path}', 'See docs/reference/daemon.md for the routes.'),
+  METHOD_NOT_ALLOWED: row(405, '{path} does not take {method}', 'The Allow header names the methods it takes.'),
+  BODY_NOT_JSON: row(400, 'the request cannot be read: {reason}', 'Send one JSON document.'),
+  BODY_TYPE: row(415, 'the body must be JSON', 'Send it with `Content-Type: application/json`.'),
+  REQUEST_TIMEOUT: row(408, 'the request did not arrive in time', 'Send it whole and at once.'),
+  HEADERS_TOO_LARGE: row(431, 'the headers are too large', 'Send shorter ones: 16 KiB in all.'),
+  BODY_TOO_LARGE: row(413, 'the body is too large', 'A body has at most 2 MiB.'),
+  BODY_INVALID: row(422, 'the body does not fit: {reason}', 'See docs/reference/daemon.md for the keys and types.'),
+  QUERY_INVALID: row(400, 'the request does not fit: {reason}', 'See docs/reference/daemon.md.'),
+  REQUEST_REFUSED: row(400, '{reason}', 'See docs/reference/daemon.md.'),
+  BRANCHES_FULL: row(503, 'already {max} branches are under way', 'Try again, or raise --branch-concurrency.'),
+  WORKSPACE_NOT_FOUND: row(404, "workspace '{name}' not found", 'List them with GET /v1/workspaces.'),
+  WORKSPACE_EXISTS: row(409, "workspace '{name}' already exists", 'Choose another name, or delete it first.'),
+  WORKSPACE_BUSY: row(
+    409,
+    "workspace '{name}' is being changed by another request",
+    'Wait for that one, then try again.',
+  ),
+  WORKSPACE_STATE: row(
+    400,
+    "workspace '{name}' is {status}",
+    'One that is running can be suspended; one that is suspended or stale can be resumed.',
+  ),
+  LISTENERS_FULL: row(503, 'already {max} clients listen to events', 'End one of them.'),
+  AGENT_FAILED: row(500, '{action}: {reason}', 'See the status of the sandbox: GET /v1/sandboxes/ID.'),
+  DAEMON_REFUSED: row(500, 'the daemon does not start: {reason}', 'See `forkd-controller serve --help`.'),
+
   // Commands
+  WORKER_DIED: row(
+    500,
+    'the worker thread died in the middle of its task ({task}): {reason}',
+    'Try again: the engine has gone on with new workers.',
+  ),
   CANCELLED: row(499, 'interrupted', 'Everything that was started has been stopped.', 130),
   NOT_CONFIRMED: row(400, 'nothing was changed', 'Run again and answer y, or give --yes.'),
-  DAEMON_NEEDED: row(501, '{what} needs the daemon', 'The daemon is not part of this release.'),
+  DAEMON_UNREACHABLE: row(
+    503,
+    'no daemon answers at {url}: {reason}',
+    'Start it with `forkd-controller serve`, or name it with --daemon-url.',
+  ),
+  DAEMON_ANSWERED: row(502, 'HTTP {status}: {reason}', '{hint}'),
   INTERNAL: row(500, '{reason}', 'This is a bug in forkd: please report it with the command you ran.'),
 } satisfies Record<string, Row>;
 

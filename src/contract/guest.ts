@@ -31,6 +31,7 @@ export interface Hello {
   generation: number;
   /** Milliseconds of guest uptime when the agent was ready. */
   uptime_ms: number;
+  /** Its version; empty: there is none. */
   python: string;
   numpy_version: string;
 }
@@ -96,7 +97,7 @@ export interface PingReply {
   pong: true;
   numpy_version: string;
   pid: number;
-  agent_lang: 'python' | 'node';
+  agent_lang: 'python' | 'node' | 'c';
   warmup_ready: boolean;
   generation: number;
   /** False between a seal and the next successful `fork`. */

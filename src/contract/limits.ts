@@ -2,6 +2,33 @@
 export const limits = {
   /** Children of one request. The reference's REST limit is 1,000; a local fan-out of 4,000 is what its addressing should reach. */
   childrenMax: 4000,
+  /** Children of one POST /v1/sandboxes: the reference's limit. */
+  spawnMax: 1000,
+  /** Body of a request to the daemon, bytes: the reference's limit. */
+  bodyMaxBytes: 2 * 1024 * 1024,
+  /** Seconds for one exec through the daemon: a day. A timer of Node overflows at 24.8 days. */
+  execMaxSecs: 86_400,
+  /** MiB of a sandbox's limit: 1 TiB, more than any host here has, and its bytes are still exact in a double. */
+  memoryLimitMaxMib: 1024 * 1024,
+  /** Seconds that a sandbox may be given to live, or to be idle: a year. */
+  lifetimeMaxSecs: 365 * 86_400,
+  /** Labels of one thing, and characters of a label's value: they are for looking things up, not for storing them. */
+  labelsMax: 32,
+  labelMaxChars: 256,
+  /** Dead sandboxes that stay listed; of more, the oldest go. */
+  deadMax: 1000,
+  /** Seconds to boot for POST /v1/snapshots that a caller may ask for: the reference's limit. */
+  createBootMaxSecs: 60,
+  /** Listeners of GET /v1/events, and bytes that one may leave unread: some thousand events. */
+  listenersMax: 100,
+  listenerBacklogBytes: 1024 * 1024,
+  /** A URL: Node takes 16 KiB of headers in all. */
+  urlMaxChars: 16 * 1024,
+  /** Milliseconds for a request's headers, and for all of it, to arrive: a slow client must not hold its connection for ever. */
+  headersMs: 10_000,
+  requestMs: 30_000,
+  /** Bytes; a shorter token can be guessed. */
+  tokenMinBytes: 16,
   /** Guest RAM. Below 128 MiB the Debian kernel and numpy do not fit; above 64 GiB is beyond what has been tried. */
   memoryMinMib: 128,
   memoryMaxMib: 65_536,
@@ -21,8 +48,45 @@ export const limits = {
   chainDepthMax: 32,
   /** Milliseconds to wait for another command to publish or remove a tag, which is a check and a rename. */
   storeTurnMs: 10_000,
+  /** Threads of one copy of memory in use: two saturate the memory of most hosts. */
+  copiersMax: 64,
   /** Console bytes kept for each VM: enough for a kernel panic with its backtrace. */
   consoleTailBytes: 16 * 1024,
   /** Free bytes that must remain on the data file system after a snapshot. */
   diskReserveBytes: 64 * 1024 * 1024,
+  /** A pack's manifest.toml: 33 links of 3 files and their disks are about 40 KiB. */
+  packManifestMaxBytes: 1024 * 1024,
+  /** All that a pack unpacks to, bytes: what a chain of the largest guests and its disks may have. */
+  packTotalMaxBytes: 1024 * 1024 * 1024 * 1024,
+  /** Unpacked to packed bytes: zstd reaches 300 on a root disk that is mostly holes. A decompression bomb has more. */
+  packRatioMax: 2000,
+  /** A pack's list of shared pages, bytes: 12 for each run; every second page of a guest of 8 GiB. */
+  packPagesMaxBytes: 12 * 1024 * 1024,
+  /** Content of one zstd frame of a pack, bytes: twice what is written. A reader holds one for each processor. */
+  packFrameMaxBytes: 4 * 1024 * 1024,
+  /** Header of an age file, bytes: some 100 for each recipient. */
+  ageHeaderMaxBytes: 64 * 1024,
+  /** Bytes of a download whose size nobody has said: packs are a few GiB, and a server may never end. */
+  transferMaxBytes: 64 * 1024 * 1024 * 1024,
+  /** Connections for one file, however much each of them brought. */
+  transferAttemptsMax: 100,
+  /** Headers of an answer, bytes. */
+  httpHeadersMaxBytes: 64 * 1024,
+  /** A hub's registry.json, bytes: a version is about 300. */
+  registryMaxBytes: 16 * 1024 * 1024,
+  /** Files of a container image: large ones have some 200,000. The model of one takes about 400 bytes. */
+  imageEntriesMax: 1_000_000,
+  /** What an image's files have in all, bytes. */
+  imageContentMaxBytes: 64 * 1024 * 1024 * 1024,
+  /** Unpacked to packed bytes of a layer, from 256 MiB on: gzip reaches 1030 on zeros, zstd any number. */
+  layerRatioMax: 200,
+  layerRatioFromBytes: 256 * 1024 * 1024,
+  /** An extended header of a tar archive, bytes: names and capabilities. */
+  imageHeaderMaxBytes: 1024 * 1024,
+  /** An image's manifest, index or configuration, bytes; registries take 4 MiB. */
+  imageJsonMaxBytes: 4 * 1024 * 1024,
+  /** Layers of an image: overlayfs cannot stack more, so nobody makes more. */
+  imageLayersMax: 500,
+  /** Device state, bytes: tens of KiB, since it has no RAM. It is packed from memory. */
+  packStateMaxBytes: 256 * 1024 * 1024,
 } as const;

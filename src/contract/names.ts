@@ -4,6 +4,7 @@
  */
 import { ForkdError } from './errors.js';
 
+export const TAG_MAX = 64;
 const TAG = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$/;
 const SANDBOX_ID = /^sb-[0-9a-f]+-[0-9a-f]{4,}$/;
 

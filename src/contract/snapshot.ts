@@ -105,6 +105,8 @@ export interface SnapshotDetail {
   /** On disk too, in its ancestors. */
   shared_bytes: number;
   vmstate_bytes: number;
+  /** What its first children touched, recorded to be loaded first; null when nothing is recorded. */
+  working_set_bytes: number | null;
   memory_root: string;
   parent_tag?: string;
   parent_content_hash?: string;

@@ -53,6 +53,15 @@ export interface HotChild {
   identity: Omit<ForkRequest, 'clock_ns'>;
 }
 
+/** A child that was forked ahead of its request: it runs, sealed, and waits for its own identity. */
+export interface SpareChild {
+  index: number;
+  name: string;
+  consolePath: string;
+  agentFd: number;
+  identity: Omit<ForkRequest, 'clock_ns'>;
+}
+
 /** A process that can be copied: a template, or a running child whose descriptors are those of its template. */
 export interface SourcePort extends TemplatePort {
   name: string;
@@ -95,7 +104,8 @@ export interface Tasks {
       memoryPath: string;
       rehearsal: Omit<ForkRequest, 'clock_ns'>;
       rehearsals: number;
-      /** Evaluated in the parent before anything is rehearsed. */
+      /** Run, then evaluated, in the parent before anything is rehearsed. */
+      warmExec?: string[];
       warmEval?: string;
     };
     output: { state_ms: number; memory_ms: number; state_bytes: number; memory_root: string; written_bytes: number };
@@ -119,6 +129,8 @@ export interface Tasks {
     input: {
       vmm: VmmStart;
       controlTarget: number;
+      /** The fault server that its memory is handed to, when it is not all there. */
+      faults?: { server: number; target: number; imageBytes: number };
       stateFd: number;
       stateTarget: number;
       rehearsal: Omit<ForkRequest, 'clock_ns'>;
@@ -134,11 +146,24 @@ export interface Tasks {
       port: TemplatePort;
       children: HotChild[];
       firstEval?: string;
+      /** Seal each again when it has answered: spares, which get another identity later (`awaken`). */
+      seal?: boolean;
       answerMs: number;
       /** Int32: set to 1 to stop before the next child. */
       cancel: Int32Array;
     };
     output: { failures: { index: number; error: ErrorData }[]; fork_us: number[] };
+  };
+  /** Gives a batch of spares their own identity and waits for each first answer. */
+  awaken: {
+    input: {
+      children: SpareChild[];
+      firstEval?: string;
+      answerMs: number;
+      /** Int32: set to 1 to stop before the next child. */
+      cancel: Int32Array;
+    };
+    output: { failures: { index: number; error: ErrorData }[] };
   };
   /**
    * Forks one copy: a second template, or (from a running source, which goes on) a branch; both stay frozen. One that is to be
@@ -175,8 +200,34 @@ export interface Tasks {
     input: { layers: LayerFile[] };
     output: { chunks: number; readBytes: number; problems: { tag: string; chunk: number; reason: string }[] };
   };
+  /** Copies synthetic memory as it is at one instant into `target`, which is read back: `wrong` counts the bytes that are not what they were. */
+  wpBench: {
+    input: { bytes: number; target: number; isPrivate: boolean; writer: boolean; copiers: number };
+    output: WpTimes & { wrong: number };
+  };
+  /** One zstd frame from memory to memory, both shared. */
+  compress: { input: { from: Uint8Array; into: Uint8Array; level: number }; output: { bytes: number } };
+  decompress: { input: { from: Uint8Array; into: Uint8Array }; output: { bytes: number } };
+  /** Which pages of a layer file are also in a disk: runs of [page of the layer, page of the disk, count]. */
+  sharedPages: { input: { layerFd: number; diskPath: string }; output: { runs: Uint32Array } };
+  /** Puts such pages back. */
+  fillPages: { input: { runs: Uint32Array; layerPath: string; diskPath: string }; output: object };
   /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
+}
+
+/** Milliseconds, and pages of 4 KiB. */
+export interface WpTimes {
+  armMs: number;
+  copyMs: number;
+  finalizeMs: number;
+  pages: number;
+  /** Pages that were copied because a store waited for them (64 KiB at a time), and the others. */
+  byFault: number;
+  byCopiers: number;
+  /** What the writer did meanwhile, and the longest that a store of its took. */
+  stores: number;
+  longestStoreMs: number;
 }
 
 export type TaskName = keyof Tasks;

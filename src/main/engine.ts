@@ -10,7 +10,7 @@ import { shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
-import { buildDefaultImage, type GuestImage, type Progress } from './image/index.js';
+import type { GuestImage, Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
 import { LoadedSnapshot } from './memory/loaded.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
@@ -31,6 +31,7 @@ import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
 import { reserveTag, type WriteBranchRequest, type WrittenBranch, writeBranch } from './write-branch.js';
 import { findQemu } from './vmm/find.js';
+import { installExtras } from './oci/extras.js';
 import { kernelArgs } from './vmm/kernel-args.js';
 import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
 import type { QemuDriver } from './vmm/qemu.js';
@@ -77,6 +78,12 @@ const CALL_GRACE_MS = 15_000;
 export interface EngineOptions {
   /** The engine outlives its requests: templates are warmed in full and kept. */
   resident?: boolean;
+  /** Children of each template that are forked ahead of requests; 0 when absent. For resident engines. */
+  spares?: number;
+  /** Every memory is loaded whole before anything runs, whatever a request says. */
+  eager?: boolean;
+  /** Where the tags are; the user's own directory when absent. */
+  snapshotRoot?: string;
 }
 
 export interface Branch {
@@ -93,7 +100,7 @@ export interface TagBranch extends Branch {
 const WARM_EVAL = "numpy.zeros(5).tolist() if 'numpy' in globals() else None";
 
 export class Engine {
-  readonly store = new Store(snapshotsDir());
+  readonly store: Store;
   readonly pool = new Pool();
   readonly #templates = new Templates();
   readonly #branches = new Set<Template>();
@@ -105,7 +112,9 @@ export class Engine {
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
 
-  constructor(readonly options: EngineOptions = {}) {}
+  constructor(readonly options: EngineOptions = {}) {
+    this.store = new Store(options.snapshotRoot ?? snapshotsDir());
+  }
 
   driver(): Promise<QemuDriver> {
     this.#driver ??= findQemu();
@@ -113,7 +122,9 @@ export class Engine {
   }
 
   /** The default guest image, built on first use. */
-  image(onProgress?: Progress, signal?: AbortSignal): Promise<GuestImage> {
+  async image(onProgress?: Progress, signal?: AbortSignal): Promise<GuestImage> {
+    // What reads Debian packages is of no use to those who fork.
+    const { buildDefaultImage } = await import('./image/index.js');
     return buildDefaultImage({
       cacheDir: imagesDir(),
       ...(onProgress ? { onProgress } : {}),
@@ -142,6 +153,19 @@ export class Engine {
     });
   }
 
+  /** Adds packages to a root disk. Throws what `installExtras` throws. */
+  async installExtras(
+    disk: string,
+    image: string,
+    packages: string[],
+    signal?: AbortSignal,
+  ): Promise<string | undefined> {
+    const [driver, guest] = [await this.driver(), await this.image(undefined, signal)];
+    const isolation = chooseIsolation(await this.kvm(signal ? { signal } : {}), undefined);
+    const context = { pool: this.pool, driver, guest, isolation, tscKhz: await tscKhz(hostFile()) };
+    return installExtras(disk, image, packages, { ...context, ...(signal ? { signal } : {}) });
+  }
+
   /** Boots a parent, warms it and saves it under `request.tag`. Kernel, initramfs and root default to the embedded image. */
   async snapshot(request: NewSnapshot, hooks: Hooks = {}): Promise<SnapshotResult> {
     const { signal, onStep } = hooks;
@@ -164,8 +188,11 @@ export class Engine {
   }
 
   /** Opens a tag after checking that it fits this host. The caller closes what it gets. */
-  async load(tag: string, options: { hugePages?: boolean; onLoad?: LoadProgress } = {}): Promise<LoadedSnapshot> {
-    const { hugePages = false, onLoad } = options;
+  async load(
+    tag: string,
+    options: { hugePages?: boolean; lazy?: boolean; onLoad?: LoadProgress } = {},
+  ): Promise<LoadedSnapshot> {
+    const { hugePages = false, lazy = false, onLoad } = options;
     const chain = this.store.hold(parseTag(tag));
     try {
       await this.#requireFit(chain.manifest);
@@ -173,7 +200,7 @@ export class Engine {
       chain.close();
       throw error;
     }
-    return LoadedSnapshot.open(chain, this.pool, { hugePages, ...(onLoad ? { onProgress: onLoad } : {}) });
+    return LoadedSnapshot.open(chain, this.pool, { hugePages, lazy, ...(onLoad ? { onProgress: onLoad } : {}) });
   }
 
   /** Makes one base of a chain, under a new tag. */
@@ -237,7 +264,17 @@ export class Engine {
   ): Promise<ForkResult> {
     const { snapshot } = template;
     const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
-    return this.#run(plan, request, { lanes: template.lanes, ...(cold ? { cold } : {}) }, hooks, began);
+    // A spare was born without limits: those are set at birth.
+    const spares = plan.memoryLimitMib === undefined ? template.spares : undefined;
+    const origin = { lanes: template.lanes, ...(spares ? { spares } : {}), ...(cold ? { cold } : {}) };
+    await snapshot?.memory.beforeFork();
+    try {
+      return await this.#run(plan, request, origin, hooks, began);
+    } finally {
+      snapshot?.memory.populate();
+      // After this fan-out, not beside it.
+      void template.spares?.fill();
+    }
   }
 
   async #forkCold(request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
@@ -277,23 +314,32 @@ export class Engine {
     return this.#templates.obtain(manifest, async () => {
       const snapshot = await this.load(request.tag, {
         hugePages: request.hugePages ?? false,
+        lazy: !(request.eager || this.options.eager),
         ...(onLoad ? { onLoad } : {}),
       });
       try {
-        return await Template.start({
+        const firstEval = request.firstEval ?? WARM_EVAL;
+        const template = await Template.start({
           pool: this.pool,
           driver: await this.driver(),
           snapshot,
           rounds: warmRounds(request.n, this.options.resident ?? false),
           width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
-          firstEval: request.firstEval ?? WARM_EVAL,
+          firstEval,
           ...(signal ? { signal } : {}),
         });
+        this.#keepSpares(template, firstEval);
+        return template;
       } catch (error) {
         snapshot.close();
         throw error;
       }
     });
+  }
+
+  #keepSpares(template: Template, firstEval: string): void {
+    const { spares = 0, resident = false } = this.options;
+    if (resident && spares > 0) template.keepSpares(spares, this.pool, firstEval);
   }
 
   /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */
@@ -302,8 +348,18 @@ export class Engine {
   }
 
   /** Makes sure that a tag has a template before it is asked for: a daemon does so, and a benchmark. */
-  async warm(tag: string, options: { firstEval?: string } = {}, hooks: ForkHooks = {}): Promise<Template> {
-    return this.#template(this.store.open(parseTag(tag)), { tag, n: this.pool.width, ...options }, hooks);
+  async warm(
+    tag: string,
+    options: { firstEval?: string; eager?: boolean } = {},
+    hooks: ForkHooks = {},
+  ): Promise<Template> {
+    const template = await this.#template(
+      this.store.open(parseTag(tag)),
+      { tag, n: this.pool.width, ...options },
+      hooks,
+    );
+    template.snapshot?.memory.populate();
+    return template;
   }
 
   /**
@@ -352,6 +408,7 @@ export class Engine {
       const written = await writeBranch(template, request, { store: this.store, pool: this.pool });
       this.#branches.delete(template);
       await this.#templates.adopt(written.manifest, template);
+      this.#keepSpares(template, WARM_EVAL);
       return written;
     } catch (error) {
       await this.retire(template);
@@ -363,6 +420,16 @@ export class Engine {
   async retire(template: Template): Promise<void> {
     this.#branches.delete(template);
     await template.retire();
+  }
+
+  /** Gives up the templates of a tag that is gone, or is to be another one. Children live on. */
+  forgetTemplates(tag: string): Promise<void> {
+    return this.#templates.forget(tag);
+  }
+
+  /** For metrics. */
+  state(): { templates: number; threads: number; waiting: number } {
+    return { templates: this.#templates.count + this.#branches.size, ...this.pool.state };
   }
 
   #hostState(hasTemplate: boolean): HostState {
@@ -380,7 +447,7 @@ export class Engine {
   async publish(sandboxes: Sandbox[]): Promise<void> {
     for (const sandbox of sandboxes) {
       if (sandbox.state !== 'ready' || this.#servers.has(sandbox.id)) continue;
-      const path = sandbox.birth.consolePath.replace(/\.console$/, '.sock');
+      const path = sandbox.socketPath;
       this.#servers.set(sandbox.id, await serveLine(path, sandbox.agent));
       publish(sandboxesDir(), sandbox.info(), path);
     }
@@ -440,17 +507,17 @@ export class Engine {
     timeoutMs: number,
     settle: Settle,
   ): Promise<void> {
-    const byIndex = new Map(lane.map((s) => [s.birth.index, s]));
     const explained: Promise<void>[] = [];
-    const calls = lane.map((s) => ({
-      index: s.birth.index,
+    // Numbered by their place: a source and its branches, or children of two forks, may have the same index.
+    const calls = lane.map((s, place) => ({
+      index: place,
       name: `child ${s.birth.index}`,
       agentFd: s.vmm.agentFd,
       request: requestFor(s),
       timeoutMs,
     }));
     const running = this.pool.run('call', { calls }, (event) => {
-      const sandbox = 'index' in event ? byIndex.get(event.index) : undefined;
+      const sandbox = 'index' in event ? lane[event.index] : undefined;
       if (!sandbox) return;
       if (event.type === 'reply') settle(sandbox, event.ms, { reply: event.reply });
       if (event.type !== 'failed') return;

@@ -35,8 +35,12 @@ export interface SnapshotRequest {
   volumes?: Volume[];
   /** Upper bound for the boot, seconds. */
   bootWaitSecs?: number;
-  /** Python that the warm interpreter runs before it is saved. */
+  /** A program that is run before it is saved, to its end. */
+  warmExec?: string[];
+  /** Python that the warm interpreter runs before it is saved, after `warmExec`. */
   warmEval?: string;
+  /** The agent that the guest runs; when absent, init decides. */
+  agent?: 'python' | 'c';
   force?: boolean;
   keepWorkDir?: boolean;
 }
@@ -159,7 +163,7 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
     kernel: requireFile('kernel', request.kernel),
     initrd: requireFile('initramfs', request.initrd),
     rootfs: requireFile('root file system', request.rootfs),
-    kernelArgs: kernelArgs(isolation, request.tscKhz),
+    kernelArgs: [...kernelArgs(isolation, request.tscKhz), ...(request.agent === 'c' ? ['forkd.agent=c'] : [])],
     isolation,
     memoryMib,
     vcpus,
@@ -208,6 +212,7 @@ const saveInput = (
     index: 0,
   },
   rehearsals: REHEARSALS,
+  ...(request.warmExec === undefined ? {} : { warmExec: request.warmExec }),
   ...(request.warmEval === undefined ? {} : { warmEval: request.warmEval }),
 });
 

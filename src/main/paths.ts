@@ -27,6 +27,9 @@ export const cacheDir = (): string => {
 
 export const imagesDir = (): string => join(cacheDir(), 'images');
 
+/** Root disks made of container images. */
+export const rootfsDir = (): string => join(cacheDir(), 'rootfs');
+
 export const tempDir = (): string => tmpdir();
 
 /** Every directory that forkd makes in the temp dir starts so: `cleanup` removes no other. */

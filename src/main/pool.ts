@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import { Piscina } from 'piscina';
-import { ForkdError } from '../contract/errors.js';
+import { ForkdError, reasonOf } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
 import type { Job, RoleJob } from '../workers/entry.js';
 
@@ -30,7 +30,7 @@ export class Pool {
 
   /**
    * Runs one task in a worker. Every event is delivered before this settles, so what the worker handed over is known
-   * to its new owner whichever way the task ends. Throws ForkdError.
+   * to its new owner whichever way the task ends. Throws ForkdError; WORKER_DIED when the thread ended before its task.
    */
   async run<T extends TaskName>(
     task: T,
@@ -47,7 +47,7 @@ export class Pool {
     } catch (error) {
       throw error instanceof ForkdError
         ? error
-        : new ForkdError('INTERNAL', { reason: `worker task ${task} died` }, error);
+        : new ForkdError('WORKER_DIED', { task, reason: reasonOf(error) }, error);
     } finally {
       for (let m = receiveMessageOnPort(port1); m !== undefined; m = receiveMessageOnPort(port1))
         onEvent?.(m.message as TaskEvent);
@@ -59,6 +59,10 @@ export class Pool {
   async serve(role: RoleJob['role'], port: MessagePort): Promise<void> {
     const job: RoleJob = { role, port };
     await this.#pool().run(job, { transferList: [port] });
+  }
+
+  get state(): { threads: number; waiting: number } {
+    return { threads: this.#piscina?.threads.length ?? 0, waiting: this.#piscina?.queueSize ?? 0 };
   }
 
   /** Starts the workers now, so that the first task does not wait for them. */

@@ -23,6 +23,9 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterTsc(env, exports);
   forkd::RegisterFault(env, exports);
   forkd::RegisterThreadPriority(env, exports);
+  forkd::RegisterSamePages(env, exports);
+  forkd::RegisterInstant(env, exports);
+  forkd::RegisterWpBench(env, exports);
   return exports;
 }
 

@@ -7,6 +7,7 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
+import type { WpTimes } from '../contract/task.js';
 
 export interface SpawnOptions {
   /** Absolute path of the program: PATH is not searched. */
@@ -179,6 +180,11 @@ export interface Native {
    * is copied as it is stored.
    */
   layerCompact(layers: number[], target: number, options: LayerOptions): LayerWritten;
+  /**
+   * Which pages of `file` are also in `disk`, zeros left out: runs of [page of the file, page of the disk, count], in the order of the file.
+   * pread(2). Blocks: call it from a worker.
+   */
+  samePages(file: number, disk: number): Uint32Array;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;
 
@@ -232,6 +238,8 @@ export interface Native {
    * first fault, after their count. Blocks: it has a worker for itself.
    */
   faultServe(server: number, states: Int32Array, stats: BigInt64Array, order: Uint32Array): void;
+  /** The same in a native thread. The promise settles when it has returned, and does not keep the event loop alive. */
+  faultServeAside(server: number, states: Int32Array, stats: BigInt64Array, order: Uint32Array): Promise<void>;
   /**
    * Fills those of `chunks` that are absent into the server's memory, until they are done or the server is stopped. Throws as sourceFill does.
    * Blocks: call it from a worker. Returns what it filled, zeros included, and what others had filled or were filling.
@@ -242,6 +250,17 @@ export interface Native {
     stats: BigInt64Array,
     chunks: Uint32Array,
   ): { filled: number; skipped: number };
+  /**
+   * The same in a native thread, with `idle` one of SCHED_IDLE; it goes on after a chunk that could not be filled, and tells of the first 16.
+   * The promise does not keep the event loop alive.
+   */
+  faultFillAside(
+    server: number,
+    states: Int32Array,
+    stats: BigInt64Array,
+    chunks: Uint32Array,
+    idle: boolean,
+  ): Promise<{ filled: number; skipped: number; failed: { chunk: number; error: Error }[] }>;
   /** Failures since the last call. */
   faultFailures(server: number): FaultFailure[];
   /** Lets go of the address spaces that have ended. Returns how many live. */
@@ -253,6 +272,32 @@ export interface Native {
    * not present, or a thread serves. `kill`: rather end the processes that wait, or are known by pidfd.
    */
   faultClose(server: number, states: Int32Array, kill?: boolean): void;
+  /**
+   * Write-protects memory of a process: from when this returns, `instantTake` can copy it as it is now, whatever is stored into it. Keep the
+   * process stopped from before until then where more than its memory is to be of this instant. `uffd`: its userfaultfd, with `regions` registered
+   * for write protection; duplicated. `privateOf`: only the pages of its private mappings of that memfd that it has changed, which it must have
+   * registered; such a process has to be stopped. ioctl(2) UFFDIO_WRITEPROTECT. Returns a handle that is valid in every worker.
+   */
+  instantArm(uffd: number, pid: number, regions: FaultRegion[], privateOf?: number): number;
+  /**
+   * Copies into `target`, a file that is emptied first, each page at its offset in the image; zeros become holes. Who stores meanwhile waits for
+   * the 64 KiB around it. Once for each handle. On failure nothing stays protected: ESRCH when the process has ended, EBUSY when it dropped or
+   * moved memory. process_vm_readv(2), read(2) of the userfaultfd, in `copiers` threads and one more. Blocks: call it from a worker.
+   */
+  instantTake(copy: number, target: number, copiers: number): { pages: number; byFault: number; byCopiers: number };
+  /** Lets go of what is still protected. False when there is no such handle. */
+  instantClose(copy: number): boolean;
+  /**
+   * `forkd wp-bench`: maps `memfd` here, fills it with 0x42, write-protects it (armMs), copies it to `target` as instantTake does (copyMs), lets go and
+   * fsyncs (finalizeMs). `writer`: a thread stores 0x43 all over it, from the arming on. Blocks: call it from a worker. Throws ENOTSUP when
+   * the kernel cannot write-protect such memory, EPERM and ENOSYS as uffdFeatures.
+   */
+  wpBench(
+    bytes: number,
+    memfd: number,
+    target: number,
+    options: { isPrivate: boolean; writer: boolean; copiers: number },
+  ): WpTimes;
   /** sched_setscheduler(2) of this thread: SCHED_IDLE or SCHED_OTHER. Going back may need privileges: EPERM. */
   threadIdlePriority(on: boolean): void;
 
@@ -316,5 +361,9 @@ const addonPath =
 /** The hot-fork shim, to be preloaded into QEMU. FORKD_SHIM_PATH names another build. */
 export const shimPath =
   process.env.FORKD_SHIM_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_hotfork.so');
+
+/** The agent for guests without Python, a static program. FORKD_AGENT_PATH names another build. */
+export const agentPath =
+  process.env.FORKD_AGENT_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_agent');
 
 export const native: Native = createRequire(import.meta.url)(addonPath);

@@ -7,6 +7,8 @@
 #include "error.h"
 #include "fault_server.h"
 #include "handles.h"
+#include "region_args.h"
+#include "thread_call.h"
 
 namespace forkd {
 
@@ -86,40 +88,6 @@ Napi::Value FaultOpen(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Servers().Add(std::move(server)));
 }
 
-// The page tables of a process reach no further.
-constexpr uint64_t kAddressMax = uint64_t{1} << 47;
-
-uint64_t PagesOf(Args& args, const Napi::Object& object, const char* name) {
-  Napi::Value value = object.Get(name);
-  double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
-  if (number >= 0 && number < static_cast<double>(kAddressMax)) {
-    uint64_t bytes = static_cast<uint64_t>(number);
-    if (static_cast<double>(bytes) == number && bytes % kPageBytes == 0) return bytes;
-  }
-  args.Refuse(name, "whole pages, less than 2^47 bytes");
-  return 0;
-}
-
-std::vector<Regions::Region> ToRegions(Args& args, Napi::Value value, uint64_t image_bytes) {
-  std::vector<Regions::Region> regions;
-  Napi::Array array = args.ToArray(value, "regions");
-  for (uint32_t i = 0; args.Ok() && i < array.Length(); i++) {
-    if (!array.Get(i).IsObject()) {
-      args.Refuse("regions", "an array of {base, bytes, offset}");
-      break;
-    }
-    Napi::Object object = array.Get(i).As<Napi::Object>();
-    regions.push_back(
-        {PagesOf(args, object, "base"), PagesOf(args, object, "bytes"), PagesOf(args, object, "offset")});
-    const Regions::Region& region = regions.back();
-    if (region.bytes == 0 || region.offset + region.bytes > image_bytes) {
-      args.Refuse("regions", "regions inside the image");
-    }
-  }
-  if (array.Length() == 0) args.Refuse("regions", "at least one region");
-  return regions;
-}
-
 Napi::Value ThrowMissing(Napi::Env env, uint64_t missing) {
   std::string text = "the userfaultfd was made without";
   for (const std::string& name : Uffd::Names(missing)) text += " " + name;
@@ -178,15 +146,95 @@ Napi::Value FaultServe(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-Napi::Value FaultFill(const Napi::CallbackInfo& info) {
+// The same in a native thread.
+Napi::Value FaultServeAside(const Napi::CallbackInfo& info) {
   Args args(info);
   auto server = ServerOf(args, 0);
-  FaultServer::Shared shared = SharedOf(args, server.get(), 1, 2, 0);
-  std::span<uint32_t> chunks = args.Uint32s(3, "chunks");
+  FaultServer::Shared shared = SharedOf(args, server.get(), 1, 2, 3);
+  if (!args.Ok()) return {};
+  auto error = std::make_shared<SysError>();
+  ThreadCall call;
+  call.work = [=] { *error = server->Serve(shared); };
+  call.finish = [=](Napi::Env env) { return *error ? ThrowSysError(env, *error) : env.Undefined(); };
+  call.stop = [=] { server->Stop(); };
+  return ThreadCall::Start(info.Env(), {info[1], info[2], info[3]}, std::move(call));
+}
+
+std::span<uint32_t> ChunksOf(Args& args, const FaultServer* server, size_t i) {
+  std::span<uint32_t> chunks = args.Uint32s(i, "chunks");
   if (args.Ok() && !server->memory()) args.Refuse("server", "a server with a memory");
   for (uint32_t chunk : chunks) {
     if (args.Ok() && chunk >= server->reader().chunks()) args.Refuse("chunks", "chunks of the image");
   }
+  return chunks;
+}
+
+struct Filled {
+  double filled = 0, skipped = 0;
+  std::vector<std::pair<uint32_t, ChunkError>> failed;
+};
+
+// A damaged image is told by its first few chunks.
+constexpr size_t kFailedMax = 16;
+
+void FillAll(FaultServer& server, const FaultServer::Shared& shared, std::span<const uint32_t> chunks,
+             Filled* result) {
+  ChunkFiller filler(server.reader(), *server.memory(), shared.states, shared.stats);
+  for (uint32_t chunk : chunks) {
+    if (server.stopped()) return;
+    ChunkError error;
+    switch (filler.Fill(chunk, false, &error)) {
+      case ChunkFiller::Result::kFilled:
+      case ChunkFiller::Result::kZero:
+        result->filled++;
+        break;
+      case ChunkFiller::Result::kFailed:
+        if (result->failed.size() < kFailedMax) result->failed.emplace_back(chunk, error);
+        break;
+      default:
+        result->skipped++;
+    }
+  }
+}
+
+Napi::Value FilledAside(Napi::Env env, const Filled& result) {
+  Napi::Object object = Napi::Object::New(env);
+  Napi::Array failed = Napi::Array::New(env);
+  for (const auto& [chunk, error] : result.failed) {
+    Napi::Object one = Napi::Object::New(env);
+    one.Set("chunk", chunk);
+    ThrowLayerError(env, ToLayerError(error));
+    one.Set("error", env.GetAndClearPendingException().Value());
+    failed.Set(failed.Length(), one);
+  }
+  object.Set("filled", result.filled);
+  object.Set("skipped", result.skipped);
+  object.Set("failed", failed);
+  return object;
+}
+
+Napi::Value FaultFillAside(const Napi::CallbackInfo& info) {
+  Args args(info);
+  auto server = ServerOf(args, 0);
+  FaultServer::Shared shared = SharedOf(args, server.get(), 1, 2, 0);
+  std::span<uint32_t> chunks = ChunksOf(args, server.get(), 3);
+  bool idle = args.Bool(4, "idle");
+  if (!args.Ok()) return {};
+  auto list = std::make_shared<std::vector<uint32_t>>(chunks.begin(), chunks.end());
+  auto result = std::make_shared<Filled>();
+  ThreadCall call;
+  call.work = [=] { FillAll(*server, shared, *list, result.get()); };
+  call.finish = [=](Napi::Env env) { return FilledAside(env, *result); };
+  call.stop = [=] { server->Stop(); };
+  call.idle = idle;
+  return ThreadCall::Start(info.Env(), {info[1], info[2]}, std::move(call));
+}
+
+Napi::Value FaultFill(const Napi::CallbackInfo& info) {
+  Args args(info);
+  auto server = ServerOf(args, 0);
+  FaultServer::Shared shared = SharedOf(args, server.get(), 1, 2, 0);
+  std::span<uint32_t> chunks = ChunksOf(args, server.get(), 3);
   if (!args.Ok()) return {};
 
   ChunkFiller filler(server->reader(), *server->memory(), shared.states, shared.stats);
@@ -274,7 +322,9 @@ void RegisterFault(Napi::Env env, Napi::Object exports) {
   Export<FaultOpen>(env, exports, "faultOpen");
   Export<FaultAdopt>(env, exports, "faultAdopt");
   Export<FaultServe>(env, exports, "faultServe");
+  Export<FaultServeAside>(env, exports, "faultServeAside");
   Export<FaultFill>(env, exports, "faultFill");
+  Export<FaultFillAside>(env, exports, "faultFillAside");
   Export<FaultFailures>(env, exports, "faultFailures");
   Export<FaultSweep>(env, exports, "faultSweep");
   Export<FaultStop>(env, exports, "faultStop");

@@ -171,9 +171,14 @@ Napi::Value RecvFds(const Napi::CallbackInfo& info) {
   }
 
   Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), data.size());
+  // In a worker that is being terminated nothing can be made any more: the descriptors close with their
+  // owners.
+  if (bytes.IsEmpty()) return {};
   if (!data.empty()) memcpy(bytes.Data(), data.data(), data.size());
   Napi::Array numbers = Napi::Array::New(info.Env(), fds.size());
-  for (uint32_t i = 0; i < fds.size(); i++) numbers.Set(i, fds[i].Release());
+  for (uint32_t i = 0; i < fds.size(); i++) {
+    if (numbers.Set(i, fds[i].Get())) fds[i].Release();
+  }
   Napi::Object result = Napi::Object::New(info.Env());
   result.Set("data", bytes);
   result.Set("fds", numbers);

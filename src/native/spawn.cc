@@ -74,7 +74,8 @@ Napi::Value Spawn(const Napi::CallbackInfo& info) {
   if (spawned.error) return ThrowSysError(info.Env(), spawned.error, PathOf(plan, spawned.error.syscall));
   Napi::Object result = Napi::Object::New(info.Env());
   result.Set("pid", spawned.pid);
-  result.Set("pidfd", spawned.pidfd.Release());
+  // Not set in a worker that is being terminated: then it closes here.
+  if (result.Set("pidfd", spawned.pidfd.Get())) spawned.pidfd.Release();
   return result;
 }
 

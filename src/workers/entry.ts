@@ -3,32 +3,42 @@ import type { MessagePort } from 'node:worker_threads';
 import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
 import { serveMemory } from './roles/memory.js';
+import { awaken } from './tasks/awaken.js';
 import { boot } from './tasks/boot.js';
 import { call } from './tasks/call.js';
 import { compact } from './tasks/compact.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
+import { fillPages, sharedPages } from './tasks/pages.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { saveCopy } from './tasks/save-copy.js';
 import { template } from './tasks/template.js';
 import { verify } from './tasks/verify.js';
+import { wpBench } from './tasks/wp-bench.js';
+import { compress, decompress } from './tasks/zstd.js';
 
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
 
 const handlers: { [T in TaskName]: Handler<T> } = {
+  awaken,
   boot,
   call,
   compact,
+  compress,
   copy,
+  decompress,
+  fillPages,
   hash,
   hotfork,
   restore,
   save,
   saveCopy,
+  sharedPages,
   template,
   verify,
+  wpBench,
 };
 
 export interface Job<T extends TaskName = TaskName> {

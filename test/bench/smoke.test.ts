@@ -1,7 +1,7 @@
 /** Every bench runs with its smallest parameters, so that none rots. What it measures is not looked at: only that all is right. */
-import { cpSync } from 'node:fs';
+import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { BENCH_TAG } from '../../bench/parent.js';
 import { benches } from '../../bench/trials/index.js';
@@ -25,10 +25,17 @@ const KEYS: Record<string, string[]> = {
     'failed',
     'ratio',
     'cold',
+    'spares',
   ],
   branch: ['idle', 'dirtying', 'failed'],
   density: ['n', 'pss_kib_per_child', 'failed'],
+  fault: ['p50_us', 'p99_us', 'chunks_per_s_1', 'chunks_per_s_2', 'failed'],
+  'branch-write': ['dirtied_bytes', 'written_bytes', 'ratio', 'failed'],
   layer: ['hash_us', 'plain_write_ms', 'raw', 'zstd', 'failed'],
+  pack: ['pack_speedup', 'unpack_speedup', 'size_ratio', 'write_ms', 'failed'],
+  'wp-bench': ['region_mib', 'shared', 'private', 'written', 'failed'],
+  lazy: ['eager_ms', 'lazy_ms', 'prefetch_ms', 'read_share', 'failed'],
+  chain: ['depth', 'ready_ms_depth0', 'ready_ms', 'ratio', 'disk_over_written', 'failed'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
@@ -44,12 +51,29 @@ bench.after(({ world }) => {
 for (const { name } of benches) {
   bench(`${name}: one line of JSON with its keys, and nothing failed`, async ({ world }) => {
     const runner = join(import.meta.dirname, '../../bench/run.js');
-    const ended = await start(process.execPath, [runner, name, '--smoke', '--json'], { env: world.env }).ended;
+    const drawing = join(world.root, 'ready.svg');
+    const plot = name === 'fan-out' ? ['--plot', drawing] : [];
+    const ended = await start(process.execPath, [runner, name, '--smoke', '--json', ...plot], { env: world.env }).ended;
     assert.is(ended.code, 0, ended.stderr);
     const result = JSON.parse(ended.stdout) as Record<string, unknown>;
     for (const key of KEYS[name] ?? ['failed']) assert.ok(key in result, `${key} in ${ended.stdout}`);
     assert.is(result['failed'], 0);
+    if (name === 'fan-out') assert.is(drawn(readFileSync(drawing, 'utf8')), Number(result['n']));
   });
 }
+
+bench('a plot is refused where there is none, before anything is measured', async ({ world }) => {
+  const runner = join(import.meta.dirname, '../../bench/run.js');
+  const ended = await start(process.execPath, [runner, 'eval', '--smoke', '--plot', 'x.svg'], { env: world.env }).ended;
+  assert.is(ended.code, 2);
+  assert.match(ended.stderr, /--plot is for fan-out/);
+});
+
+/** How many children the bars of a drawing count. */
+const drawn = (svg: string): number => {
+  assert.ok(svg.startsWith('<svg ') && svg.endsWith('</svg>\n'), svg);
+  const bars = [...svg.matchAll(/class="bar".*?<title>(\d+)<\/title>/g)];
+  return bars.reduce((sum, bar) => sum + Number(bar[1]), 0);
+};
 
 bench.run();

@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { startTime } from '../../src/main/host/process.js';
 import { native } from '../../src/native/binding.js';
@@ -190,6 +190,39 @@ test('abandoned staging directories go, those of a live writer stay', async (con
   }
   assert.equal([abandoned, unbuilt].map(existsSync), [false, false]);
   assert.equal([written, snapshot, building, image].map(existsSync), [true, true, true, true]);
+});
+
+test('a half-made file goes when its writer is gone, and only if it is what its record says', async (context) => {
+  const records = join(context.data, 'snapshots/.halves');
+  mkdirSync(records, { recursive: true });
+  const record = (id: string, path: string): string => {
+    writeFileSync(join(records, id), path);
+    return path;
+  };
+  const named = (id: string): string => join(context.root, `base.tar.zst.${id}.part`);
+  const half = (id: string): string => {
+    writeFileSync(named(id), 'x'.repeat(10_000));
+    return record(id, named(id));
+  };
+  const abandoned = half('00000000000a');
+  const written = half('00000000000b');
+  const lock = openSync(join(records, '00000000000b'), 'r');
+  assert.ok(native.flockTry(lock, 'exclusive'));
+  const precious = join(context.root, 'precious');
+  writeFileSync(precious, 'kept');
+  record('00000000000c', precious);
+  symlinkSync(precious, named('00000000000d'));
+  const link = record('00000000000d', named('00000000000d'));
+  const unborn = record('00000000000e', named('00000000000e'));
+  try {
+    assert.equal(summary(await clean(context)), { [abandoned]: 'del', [link]: 'skip', [unborn]: 'del' });
+    assert.ok(existsSync(abandoned), 'a dry run removed something');
+    await clean(context, '--yes');
+    assert.equal([abandoned, written, precious, link].map(existsSync), [false, true, true, true]);
+  } finally {
+    closeSync(lock);
+  }
+  assert.equal(summary(await clean(context, '--yes')), { [written]: 'del', [link]: 'skip' });
 });
 
 test('records of ended sandboxes go, those of live ones stay', async (context) => {

@@ -1,9 +1,9 @@
 /** What the command line promises to scripts: exit codes, streams, help. */
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { commands } from '../../src/cli/commands/index.js';
+import { loadCommands } from '../../src/cli/commands/index.js';
 import { forkd } from '../support/cli.js';
 import { makeWorld, type World } from '../support/world.js';
 
@@ -60,7 +60,7 @@ usage('nobody there: one error and exit code 1', async ({ world: { env } }) => {
 
 usage('every command has help with an example, and every one is listed', async ({ world: { env } }) => {
   const list = await forkd(['--help'], { env });
-  for (const { name } of commands) {
+  for (const { name } of await loadCommands()) {
     const { code, stdout } = await forkd([name, '--help'], { env });
     assert.is(code, 0, name);
     assert.match(stdout, /Examples:\n {2}\$ \S/);

@@ -1,4 +1,4 @@
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import { isSandboxId, parseTag, parseTarget, sandboxId } from '../../src/contract/names.js';

@@ -1,9 +1,10 @@
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { forkd } from '../support/cli.js';
 
@@ -68,6 +69,7 @@ const REFERENCE = [
   'uffd_wp',
   'memfd_create',
   'ksm',
+  'damon',
   'hugepages',
 ];
 
@@ -172,7 +174,7 @@ const withDaemon = async (answer: RequestListener, use: (url: string) => Promise
   }
 };
 
-test('the daemon: absent is no failure, a wrong token is one, and silence ends', async ({ env }) => {
+test('the daemon: absent is no failure, a wrong token is one, and silence ends', async ({ root, env }) => {
   assert.is((await doctor(env)).find('daemon').status, 'skip');
   const seen: string[] = [];
   const guarded: RequestListener = (request, response) => {
@@ -185,6 +187,12 @@ test('the daemon: absent is no failure, a wrong token is one, and silence ends',
     const welcome = await doctor({ ...env, FORKD_URL: `${url}/`, FORKD_TOKEN: 'secret' });
     assert.is(welcome.find('daemon').status, 'pass');
   });
+  const socket = join(root, 'daemon.sock');
+  const local = createServer((_, response) => void response.end('[]')).listen(socket);
+  await once(local, 'listening');
+  assert.is((await doctor({ ...env, FORKD_URL: '', FORKD_SOCKET: socket })).find('daemon').status, 'pass');
+  local.closeAllConnections();
+  local.close();
   assert.equal(seen, ['GET /v1/snapshots', 'GET /v1/snapshots']);
   await withDaemon(
     () => undefined,

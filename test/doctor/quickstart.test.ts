@@ -1,6 +1,6 @@
 import { cpSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { forkd } from '../support/cli.js';
 import { BASE_TAG, makeWorld, qemusOf, type World } from '../support/world.js';

@@ -1,7 +1,7 @@
 /** `forkd fork` as a user runs it. */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { forkd, jsonLines, startCli } from '../support/cli.js';
 import { BASE_TAG, eventually, makeWorld, qemusOf, sharedData, type World } from '../support/world.js';

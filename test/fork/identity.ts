@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import type { EvalReply, ExecReply } from '../../src/contract/guest.js';
 import { Engine } from '../../src/main/engine.js';
@@ -104,7 +104,8 @@ export const identitySuite = (cold: boolean) => {
       action: 'exec' as const,
       args: ['sh', '-c', `echo ${s.id} > /root/mine && sync && cat /root/mine`],
     });
-    const results = await engine.callAll(children, write, 30);
+    const results = await engine.callAll(children, write, 60);
+    for (const { error } of results) assert.is(error, undefined, error?.message);
     assert.equal(
       results.map((r) => (r.reply as ExecReply).stdout.trim()),
       children.map((c) => c.id),

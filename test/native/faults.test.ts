@@ -2,9 +2,9 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { parseRegions } from '../../src/main/memory/handshake.js';
+import { parseRegions } from '../../src/workers/vmm/handshake.js';
 import { native } from '../../src/native/binding.js';
 import { compileFaulter } from './faults.js';
 import { inChild } from './in-child.js';

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { makeFaultStats } from '../../src/contract/fault-stats.js';
 import { CHUNK_BYTES, PageMap } from '../../src/contract/page-map.js';
-import { receiveHandshake } from '../../src/main/memory/handshake.js';
+import { receiveHandshake } from '../../src/workers/vmm/handshake.js';
 import { type FaultRegion, native } from '../../src/native/binding.js';
 
 const PAGE_BYTES = 4096;

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
 import { ftruncateSync, mkdirSync, openSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { native } from '../../src/native/binding.js';

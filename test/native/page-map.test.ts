@@ -1,4 +1,4 @@
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ABSENT, CHUNK_BYTES, FILLING, PageMap, PRESENT } from '../../src/contract/page-map.js';
 import { native } from '../../src/native/binding.js';

@@ -1,4 +1,4 @@
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native/binding.js';
 import { inChild } from './in-child.js';

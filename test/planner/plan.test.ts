@@ -1,4 +1,4 @@
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import { limits } from '../../src/contract/limits.js';

@@ -13,7 +13,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { SnapshotManifest } from '../../src/contract/snapshot.js';

@@ -17,8 +17,8 @@ export interface Running {
   pid: number;
   ended: Promise<Ended>;
   kill: (signal: NodeJS.Signals) => void;
-  /** Waits for text on stdout or stderr; rejects when the process ends without it. */
-  says: (text: string | RegExp) => Promise<void>;
+  /** Waits for text on stdout or stderr, and resolves to all that was said; rejects when the process ends without it. */
+  says: (text: string | RegExp) => Promise<string>;
 }
 
 export interface CliOptions {
@@ -72,10 +72,10 @@ export const start = (
     });
   });
   const says = (text: string | RegExp) =>
-    new Promise<void>((resolve, reject) => {
+    new Promise<string>((resolve, reject) => {
       const look = () => {
         const all = stdout + stderr;
-        if (typeof text === 'string' ? all.includes(text) : text.test(all)) resolve();
+        if (typeof text === 'string' ? all.includes(text) : text.test(all)) resolve(all);
         else if (child.exitCode !== null || child.signalCode !== null)
           reject(new Error(`ended without saying ${text}: ${all}`));
         else return;

@@ -25,7 +25,7 @@ export const spread = (count: number, seed = 1): Pages =>
   Object.fromEntries(Array.from({ length: count }, (_, i) => [i * 16, ((i + seed) % 255) + 1]));
 
 const publish = (staging: Staging, made: (root: string) => SnapshotManifest, root: string, replace: boolean): void => {
-  writeFileSync(staging.file(STATE_FILE), STATE);
+  writeFileSync(staging.file(STATE_FILE), STATE, { flush: true });
   staging.publish(made(root), replace);
 };
 
@@ -46,14 +46,24 @@ export const putBase = (
   change: Partial<SnapshotManifest> = {},
   replace = false,
 ): string => {
+  const filled = Object.entries(pages).map(([page, value]) => [page, new Uint8Array(PAGE).fill(value)]);
+  return putImage(store, tag, Object.fromEntries(filled), change, replace);
+};
+
+/** The same, with any content in its pages. */
+export const putImage = (
+  store: Store,
+  tag: string,
+  pages: Record<number, Uint8Array>,
+  change: Partial<SnapshotManifest> = {},
+  replace = false,
+): string => {
   const lock = store.lock(tag);
   const image = native.memfdCreate(tag);
   const staging = store.stage(tag);
   try {
     native.fdResize(image, IMAGE_MIB * MiB);
-    for (const [page, value] of Object.entries(pages)) {
-      native.fdWrite(image, new Uint8Array(PAGE).fill(value), Number(page) * PAGE);
-    }
+    for (const [page, content] of Object.entries(pages)) native.fdWrite(image, content, Number(page) * PAGE);
     const root = writeLayer(staging, (fd) =>
       native.layerWriteImage(image, fd, { chunkBytes: CHUNK_BYTES, zstdLevel: 0 }),
     );
@@ -138,13 +148,15 @@ export class Subject {
   }
 }
 
-/** The image of a tag as it would be restored: its pages that are not zero. Reads and checks everything. */
-export const readPages = (store: Store, tag: string): Pages => {
+const ALL = Array.from({ length: CHUNKS }, (_, index) => index);
+
+/** The image of a tag as it would be restored: its pages that are not zero. Reads and checks everything, or these chunks. */
+export const readPages = (store: Store, tag: string, chunks = ALL): Pages => {
   const chain = store.hold(tag);
   try {
     const source = MemorySource.open(chain.layers);
     try {
-      return pagesOf(source.handle);
+      return pagesOf(source.handle, chunks);
     } finally {
       source.close();
     }
@@ -153,10 +165,11 @@ export const readPages = (store: Store, tag: string): Pages => {
   }
 };
 
-const pagesOf = (handle: number): Pages => {
+/** The pages of an open source that are not zero. */
+export const pagesOf = (handle: number, chunks = ALL): Pages => {
   const pages: Pages = {};
   const chunk = new Uint8Array(CHUNK_BYTES);
-  for (let index = 0; index < CHUNKS; index++) {
+  for (const index of chunks) {
     native.sourceRead(handle, index, chunk);
     for (let page = 0; page < CHUNK_BYTES / PAGE; page++) {
       const value = chunk[page * PAGE] as number;

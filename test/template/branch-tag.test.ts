@@ -1,7 +1,7 @@
 /** A running sandbox written out as a snapshot, while it goes on. Real VMs; the second half in another engine, from disk alone. */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { Engine } from '../../src/main/engine.js';
 import { BASE_TAG, makeWorld, type World } from '../support/world.js';

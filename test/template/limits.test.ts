@@ -1,7 +1,7 @@
 /** Hot forks where something runs out, is killed from outside, or is busy on two processors. */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import type { EvalReply } from '../../src/contract/guest.js';
 import { Engine } from '../../src/main/engine.js';
@@ -19,7 +19,7 @@ limits.before.each((context) => {
 });
 limits.after.each(({ world }) => world.close());
 
-const inWorld = (world: World): Record<string, string> => ({ ...world.env, XDG_DATA_HOME: sharedData() });
+const inWorld = (world: World): World['env'] => ({ ...world.env, XDG_DATA_HOME: sharedData() });
 
 limits('out of descriptors: refused before any child is made, with the way out', async ({ world }) => {
   const command = `ulimit -n 256; exec "$0" "$1" fork --tag ${BASE_TAG} -n 100`;
@@ -76,6 +76,25 @@ limits('20 fan-outs at once from two tags', async ({ world }) => {
   });
 });
 
+limits(
+  'a call that was under way at a branch is answered in the copy too, and taken for no other call there',
+  async ({ world }) => {
+    await inEngine(inWorld(world), async (engine) => {
+      const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
+      const source = sandboxes[0] as Sandbox;
+      const slow = engine.exec(source.id, ['sh', '-c', 'sleep 3; echo slow'], 30);
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      const { template } = await engine.branch(source.id);
+      const made = await engine.forkFrom(template, { n: 1 });
+      const copy = made.sandboxes[0] as Sandbox;
+      const own = await engine.exec(copy.id, ['sh', '-c', 'sleep 8; echo own'], 30);
+      assert.is(own.stdout, 'own\n');
+      assert.is((await slow).stdout, 'slow\n');
+      await engine.retire(template);
+    });
+  },
+);
+
 limits('a guest with two processors, busy on both, is branched: source and branch go on rightly', async ({ world }) => {
   await inEngine(world.env, async (engine) => {
     await engine.snapshot({ tag: 'two', vcpus: 2, require: 'tcg' });
@@ -96,7 +115,7 @@ limits('a guest with two processors, busy on both, is branched: source and branc
     for (const reply of [...first, ...more]) assert.is(reply.stdout.trim(), expected.toString('hex'));
     const answers = await engine.callAll([source, ...made.sandboxes], () => ({ action: 'eval', code: NUMPY }), 60);
     assert.equal(
-      answers.map((a) => (a.reply as EvalReply | undefined)?.result),
+      answers.map((a) => (a.reply as EvalReply | undefined)?.result ?? a),
       [ZEROS, ZEROS, ZEROS],
     );
     await engine.retire(template);

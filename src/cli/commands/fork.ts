@@ -28,6 +28,7 @@ export const fork: Command = {
     ['--memory-limit-mib <N>', 'Memory limit of each child, MiB (cgroup; root)'],
     ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
     ['--hugepages', 'Put the memory image on 2 MiB pages where the host has them (needs --live-fork)'],
+    ['--eager', 'Load and check all of the memory first, instead of each part when it is touched'],
     ['--cold', 'Restore each child the stock way instead of forking a warmed template'],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--keep-workdir', 'Keep the work directory with the console logs'],
@@ -37,6 +38,7 @@ export const fork: Command = {
     'forkd fork --tag quickstart -n 10',
     "forkd fork --tag quickstart -n 10 --json -- python3 -c 'print({index})'",
     'forkd fork --tag quickstart --input urls.txt -- ./fetch {line}',
+    'forkd fork --tag quickstart -n 100 --eager',
   ],
   run: (options) => {
     const job = readJob(options);
@@ -63,6 +65,7 @@ interface Job {
     n: number;
     perChildNetns: boolean;
     hugePages: boolean;
+    eager: boolean;
     cold: boolean;
     memoryLimitMib?: number;
     require?: 'kvm' | 'tcg';
@@ -92,6 +95,7 @@ const readJob = (options: Options): Job => {
       n,
       perChildNetns: options.flag('per-child-netns'),
       hugePages: options.flag('hugepages'),
+      eager: options.flag('eager'),
       cold: options.flag('cold'),
       ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
       ...(require ? { require } : {}),

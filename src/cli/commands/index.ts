@@ -1,33 +1,42 @@
 import type { Command } from '../command.js';
-import { cleanup } from './cleanup.js';
-import { doctor } from './doctor.js';
-import { evaluate } from './eval.js';
-import { exec } from './exec.js';
-import { fork } from './fork.js';
-import { images } from './images.js';
-import { inspect } from './inspect.js';
-import { ping } from './ping.js';
-import { quickstart } from './quickstart.js';
-import { rmi } from './rmi.js';
-import { snapshot } from './snapshot.js';
-import { snapshotCompact } from './snapshot-compact.js';
-import { snapshotInfo } from './snapshot-info.js';
-import { where } from './where.js';
 
-/** In the order in which `forkd --help` lists them: the way a new user meets them. */
-export const commands: Command[] = [
-  quickstart,
-  doctor,
-  snapshot,
-  fork,
-  exec,
-  evaluate,
-  ping,
-  images,
-  snapshotInfo,
-  snapshotCompact,
-  inspect,
-  rmi,
-  cleanup,
-  where,
-];
+/**
+ * In the order in which `forkd --help` lists them: the way a new user meets them. A command's modules are loaded when it is
+ * the one that was asked for: all of them together take longer to load than most commands take to run.
+ */
+const loaders: Record<string, () => Promise<Command>> = {
+  quickstart: async () => (await import('./quickstart.js')).quickstart,
+  doctor: async () => (await import('./doctor.js')).doctor,
+  snapshot: async () => (await import('./snapshot.js')).snapshot,
+  'from-image': async () => (await import('./from-image.js')).fromImage,
+  run: async () => (await import('./run.js')).run,
+  parent: async () => (await import('./parent.js')).parent,
+  fork: async () => (await import('./fork.js')).fork,
+  spawn: async () => (await import('./spawn.js')).spawn,
+  ls: async () => (await import('./ls.js')).ls,
+  kill: async () => (await import('./kill.js')).kill,
+  exec: async () => (await import('./exec.js')).exec,
+  eval: async () => (await import('./eval.js')).evaluate,
+  ping: async () => (await import('./ping.js')).ping,
+  images: async () => (await import('./images.js')).images,
+  'snapshot-diff': async () => (await import('./snapshot-diff.js')).snapshotDiff,
+  'snapshot-info': async () => (await import('./snapshot-info.js')).snapshotInfo,
+  'snapshot-compact': async () => (await import('./snapshot-compact.js')).snapshotCompact,
+  inspect: async () => (await import('./inspect.js')).inspect,
+  pack: async () => (await import('./pack.js')).pack,
+  unpack: async () => (await import('./unpack.js')).unpack,
+  pull: async () => (await import('./pull.js')).pull,
+  push: async () => (await import('./push.js')).push,
+  rmi: async () => (await import('./rmi.js')).rmi,
+  daemon: async () => (await import('./daemon.js')).daemon,
+  mcp: async () => (await import('./mcp.js')).mcp,
+  cleanup: async () => (await import('./cleanup.js')).cleanup,
+  where: async () => (await import('./where.js')).where,
+  'wp-bench': async () => (await import('./wp-bench.js')).wpBench,
+};
+
+/** The one of that name; all when there is none, since then a list or an error about them will be shown. */
+export const loadCommands = (name?: string): Promise<Command[]> => {
+  const loader = name !== undefined && Object.hasOwn(loaders, name) ? loaders[name] : undefined;
+  return Promise.all(loader ? [loader()] : Object.values(loaders).map((load) => load()));
+};

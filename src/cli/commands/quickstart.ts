@@ -31,6 +31,7 @@ export const quickstart: Command = {
     ['-y, --yes', 'Install what is missing without asking'],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--image <IMAGE>', 'Accepted for compatibility: the embedded image (Debian, Python, numpy) is used'],
+    ['--eager', 'Load and check all of the memory first, instead of each part when it is touched'],
     ['--json', 'Print one JSON object'],
   ],
   examples: ['forkd quickstart', 'forkd quickstart -n 100 --yes'],
@@ -42,7 +43,7 @@ export const quickstart: Command = {
     const image = options.string('image');
     if (image !== undefined) warn(`--image ${image} is not used: the one guest image is Debian with Python and numpy`);
     return withEngine(async (engine, signal) => {
-      const job: Job = { engine, signal, n, require, yes: options.flag('yes') };
+      const job: Job = { engine, signal, n, require, yes: options.flag('yes'), eager: options.flag('eager') };
       const result = await reach(job, reasonToMake(engine, require));
       const proofs = await prove(job, result);
       if (options.flag('json')) printJson(asJson(result, proofs, n));
@@ -58,6 +59,7 @@ interface Job {
   n: number;
   require: Isolation | undefined;
   yes: boolean;
+  eager: boolean;
 }
 
 /** Running children, by way of a new snapshot when there is a reason to make one, or when the old one turns out not to fit. */
@@ -122,12 +124,12 @@ const makeSnapshot = async ({ engine, signal, require }: Job, reason: string): P
   await engine.snapshot({ tag: TAG, force: true, ...(require ? { require } : {}) }, { signal, onStep: detail });
 };
 
-const forkChildren = async ({ engine, signal, n, require }: Job): Promise<ForkResult> => {
+const forkChildren = async ({ engine, signal, n, require, eager }: Job): Promise<ForkResult> => {
   const load = new Bar('    loading memory');
   const bar = new Bar('    forking');
   try {
     return await engine.fork(
-      { tag: TAG, n, ...(require ? { require } : {}) },
+      { tag: TAG, n, eager, ...(require ? { require } : {}) },
       {
         signal,
         onLoad: (done, total) => load.update(Math.floor(done / 2 ** 20), Math.floor(total / 2 ** 20), ' MiB'),

@@ -1,11 +1,13 @@
 import { DEFAULT_BOOT_WAIT_SECS, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, parseVolume } from '../../main/make-snapshot.js';
-import { ForkdError } from '../../contract/errors.js';
 import { formatBytes, formatMs } from '../../contract/units.js';
+import { daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
-import { detail, line, step } from '../progress.js';
+import { tellSnapshot } from '../made-snapshot.js';
+import { detail, step } from '../progress.js';
 import { StepProgress } from '../setup.js';
-import { printJson } from '../render.js';
 import { withEngine } from '../with-engine.js';
+import { warmOf } from '../image-options.js';
+import { branchSandbox } from './snapshot-branch.js';
 
 export const snapshot: Command = {
   name: 'snapshot',
@@ -14,7 +16,7 @@ export const snapshot: Command = {
     ['--tag <TAG>', 'Name of the snapshot'],
     ['--kernel <PATH>', 'Kernel (env FORKD_KERNEL; default: the embedded Debian cloud kernel)'],
     ['--initrd <PATH>', 'Initramfs (default: the embedded one, which brings the agent)'],
-    ['--rootfs <PATH>', 'Root file system image with python3 (env FORKD_ROOTFS; default: the embedded Python + numpy)'],
+    ['--rootfs <PATH>', 'Root file system image (env FORKD_ROOTFS; default: the embedded Python + numpy)'],
     [
       '--rw',
       'Accepted for compatibility: every root is writable, through an overlay in guest RAM; the image never changes',
@@ -27,6 +29,7 @@ export const snapshot: Command = {
     ['--mem-size-mib <N>', `Guest memory, MiB (default ${DEFAULT_MEMORY_MIB})`],
     ['--vcpus <N>', `Virtual CPUs (default ${DEFAULT_VCPUS})`],
     ['--volume <HOST:GUEST[:ro|:rw]>', 'Attach a disk image; repeatable; writes stay in each child'],
+    ['--warm <CMD>', 'Run this in the parent before it is saved, without a shell; it must end with 0'],
     ['--warm-eval <CODE>', 'Python that the warm interpreter runs before it is saved, e.g. "import pandas"'],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--force', 'Replace an existing tag'],
@@ -36,16 +39,20 @@ export const snapshot: Command = {
     ['--diff', 'With --from-sandbox: store only what changed'],
     ['--live', 'With --from-sandbox: do not pause while copying'],
     ['--no-wait', 'With --live: return at once'],
+    ...daemonOptions,
   ],
   examples: [
     'forkd snapshot --tag base',
     'forkd snapshot --tag ml --mem-size-mib 1024 --warm-eval "import numpy.linalg"',
+    'forkd snapshot --from-sandbox sb-6743b1c2-9f31c2aa --tag trained --diff',
   ],
   run: (options) => {
-    if (options.string('from-sandbox') !== undefined) throw new ForkdError('DAEMON_NEEDED', { what: '--from-sandbox' });
+    const sandbox = options.string('from-sandbox');
+    if (sandbox !== undefined) return branchSandbox(sandbox, options);
     for (const name of ['diff', 'live']) {
       if (options.flag(name)) throw options.wrong(`--${name}`, 'needs --from-sandbox');
     }
+    if (options.parsed['wait'] === false) throw options.wrong('--no-wait', 'needs --from-sandbox');
     const require = options.requireIsolation();
     const optional = {
       kernel: options.string('kernel', { env: 'FORKD_KERNEL' }),
@@ -55,6 +62,7 @@ export const snapshot: Command = {
       bootWaitSecs: options.count('boot-wait-secs'),
       memoryMib: options.count('mem-size-mib'),
       vcpus: options.count('vcpus'),
+      warmExec: warmOf(options),
       warmEval: options.string('warm-eval'),
       require,
     };
@@ -70,24 +78,14 @@ export const snapshot: Command = {
     };
     return withEngine(async (engine, signal) => {
       const progress = new StepProgress();
-      const { manifest, dir, boot_ms, state_ms, memory_ms, written_bytes } = await engine
+      const made = await engine
         .snapshot(request, { signal, onStep: step, onProgress: progress.update })
         .finally(() => progress.end());
+      const { manifest, state_ms, memory_ms, written_bytes } = made;
       detail(
         `device state ${formatBytes(manifest.vmstate_bytes)} in ${formatMs(state_ms)}, memory ${formatBytes(written_bytes)} in ${formatMs(memory_ms)}`,
       );
-      line(`✓ snapshot '${manifest.tag}' (${manifest.isolation}) in ${dir}`);
-      line(`  fork it: forkd fork --tag ${manifest.tag} -n 10`);
-      if (options.flag('json'))
-        printJson({
-          tag: manifest.tag,
-          dir,
-          isolation: manifest.isolation,
-          boot_ms,
-          state_ms,
-          memory_ms,
-          written_bytes,
-        });
+      tellSnapshot(made, options.flag('json'), { state_ms, memory_ms, written_bytes });
       return 0;
     });
   },

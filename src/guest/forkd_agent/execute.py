@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import output
 from .children import Children, parent_of, processes, read_stat
+from .image import Image, cwd_of
 
 Reply = Callable[[Dict[str, Any]], None]
 
@@ -57,8 +58,9 @@ class Running:
 
 
 class Executor:
-    def __init__(self, children: Children) -> None:
+    def __init__(self, children: Children, image: Image) -> None:
         self._children = children
+        self._image = image
         self._epoll = select.epoll()
         self._poke_read, self._poke_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._poke_read, select.EPOLLIN)
@@ -95,7 +97,8 @@ class Executor:
         args = [args] if isinstance(args, str) else list(args)
         stdin = request.get('stdin')
         run = Running(self._next_ident(), args, timeout, reply)
-        run.process, pipes = spawn(args, request.get('env'), request.get('cwd'), stdin is not None, run.ident)
+        cwd = request.get('cwd') or cwd_of(self._image)
+        run.process, pipes = spawn(args, request.get('env'), cwd, self._image.user, stdin is not None, run.ident)
         self._watch(run, pipes, stdin)
 
     def _next_ident(self) -> int:
@@ -270,7 +273,7 @@ class Pipes(NamedTuple):
 
 
 def spawn(
-    args: List[str], env: Optional[Dict[str, str]], cwd: Optional[str], stdin: bool, ident: int
+    args: List[str], env: Optional[Dict[str, str]], cwd: str, user: Dict[str, Any], stdin: bool, ident: int
 ) -> Tuple[Any, Pipes]:
     """In a session of its own, so that a timeout can end the whole group."""
     out, out_child = os.pipe2(os.O_CLOEXEC)
@@ -287,6 +290,7 @@ def spawn(
             env={**os.environ, **(env or {}), MARK: str(ident)},
             cwd=cwd,
             start_new_session=True,
+            **user,
         )
     except BaseException:
         for fd in ours:

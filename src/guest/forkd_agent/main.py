@@ -12,7 +12,7 @@ from .children import Children
 CHILDREN = Children()
 CHILDREN.watch_births()
 
-from . import output, recipe, warm, wire
+from . import image, output, recipe, warm, wire
 from .actions import Actions
 from .evaluate import Evaluator
 from .execute import Executor
@@ -23,12 +23,14 @@ from .tcp import TcpServer
 
 def main() -> None:
     settle()
+    own_image = image.read_image()
+    os.environ.update(own_image.env)
     settings = recipe.read_recipe()
     numpy = warm.import_numpy()
     warm.import_common()
     lang = 'node' if settings.get('FORKD_AGENT_LANG') == 'node' else 'python'
     command = settings.get('FORKD_WARMUP_CMD', '')
-    executor = Executor(CHILDREN)
+    executor = Executor(CHILDREN, own_image)
     executor.begin()
     warmup = recipe.Warmup(command) if command else None
     actions = Actions(numpy, lang, executor, Evaluator(numpy), warmup)

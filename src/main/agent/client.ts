@@ -1,5 +1,6 @@
 /** The framed agent protocol, asynchronous, for sandboxes that live in the main thread. Any number of calls may be under way. */
 import { Socket } from 'node:net';
+import { nextCallId } from '../../contract/call-ids.js';
 import { ForkdError } from '../../contract/errors.js';
 import { encodeRequest, FrameDecoder, parsePayload } from '../../contract/frames.js';
 import { FrameType, type GuestReply, type GuestRequest } from '../../contract/guest.js';
@@ -10,14 +11,10 @@ interface Waiting {
   timer: NodeJS.Timeout | undefined;
 }
 
-/** Requests of the worker that had this socket before used small ids; ours never meet them. */
-const FIRST_ID = 0x1000_0000;
-
 export class AgentClient {
   readonly #socket: Socket;
   readonly #decoder = new FrameDecoder(true);
   readonly #waiting = new Map<number, Waiting>();
-  #nextId = FIRST_ID;
   #broken: ForkdError | undefined;
 
   /** Takes over the descriptor and closes it in the end. */
@@ -36,7 +33,7 @@ export class AgentClient {
   call(request: GuestRequest, timeoutMs: number): Promise<GuestReply> {
     return new Promise((resolve, reject) => {
       if (this.#broken) return reject(this.#broken);
-      const id = this.#nextId++;
+      const id = nextCallId();
       const late = () => {
         this.#waiting.delete(id);
         this.#release();

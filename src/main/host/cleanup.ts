@@ -18,16 +18,28 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
+import { abandonedParts, removePart } from '../http/part-file.js';
+import { blobsDir } from '../oci/rootfs.js';
+import { pullsDir } from '../hub/pull.js';
 import { STAGING_PREFIX } from '../image/cache.js';
-import { imagesDir, sandboxesDir, snapshotsDir, tempDir, WORK_DIR_PREFIX } from '../paths.js';
+import { imagesDir, rootfsDir, sandboxesDir, snapshotsDir, tempDir, WORK_DIR_PREFIX } from '../paths.js';
 import { stale } from '../sandbox/registry.js';
+import { type AbandonedHalf, abandonedHalves, removeHalf } from '../store/half-file.js';
 import { leftoverTag, Store } from '../store/store.js';
 import { TagLock } from '../store/tag-lock.js';
 import { emptyCgroups, removeCgroup } from './cgroup.js';
 import { startTime } from './process.js';
 import { LOCK_FILE } from './workdir.js';
 
-export type LeftoverKind = 'process' | 'work dir' | 'snapshot staging' | 'image staging' | 'sandbox record' | 'cgroup';
+export type LeftoverKind =
+  | 'process'
+  | 'work dir'
+  | 'snapshot staging'
+  | 'image staging'
+  | 'half-made file'
+  | 'partial download'
+  | 'sandbox record'
+  | 'cgroup';
 
 export interface Leftover {
   kind: LeftoverKind;
@@ -47,7 +59,7 @@ export interface Leftovers {
 }
 
 /** Work directories, those of the reference's commands, and the image builder's, which has no lock and lives for minutes. */
-const LOCKED = ['fork-', 'parent-', 'probe-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
+const LOCKED = ['fork-', 'parent-', 'probe-', 'spare-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
 const UNLOCKED = ['unpack-', 'pull-', 'agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 const BUILDER = ['agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 
@@ -72,6 +84,8 @@ export const findLeftovers = (): Leftovers => {
   }
   for (const path of imageStagings())
     consider({ kind: 'image staging', path, bytes: sizeOf(path) }, builderLives(path));
+  for (const { path } of halves()) consider({ kind: 'half-made file', path, bytes: sizeOf(path) }, notOurFile(path));
+  for (const path of parts()) consider({ kind: 'partial download', path, bytes: sizeOf(path) }, notOurFile(path));
   for (const path of listed(() => stale(sandboxesDir())))
     consider({ kind: 'sandbox record', path, bytes: sizeOf(path) }, recordInUse(path));
   for (const path of listed(emptyCgroups)) consider({ kind: 'cgroup', path, bytes: 0 }, cgroupInUse(path, open));
@@ -86,6 +100,11 @@ export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> =>
   if (kind === 'work dir') removeWorkDir(path);
   else if (kind === 'snapshot staging') removeStaging(path);
   else if (kind === 'image staging') rmSync(path, { recursive: true, force: true });
+  else if (kind === 'half-made file')
+    halves()
+      .filter((half) => half.path === path)
+      .forEach(removeHalf);
+  else if (kind === 'partial download') removePart(path);
   else if (kind === 'sandbox record') rmSync(path, { force: true });
   else removeCgroup(path);
 };
@@ -97,6 +116,8 @@ const judge = (kind: LeftoverKind, path: string): string | undefined => {
   if (kind === 'snapshot staging')
     return new Store(snapshotsDir()).abandoned().includes(path) ? notOurDirectory(path) : 'it is in use';
   if (kind === 'image staging') return builderLives(path);
+  if (kind === 'half-made file') return halves().some((half) => half.path === path) ? notOurFile(path) : 'it is in use';
+  if (kind === 'partial download') return parts().includes(path) ? notOurFile(path) : 'it is in use';
   if (kind === 'sandbox record') return stale(sandboxesDir()).includes(path) ? recordInUse(path) : 'it is in use';
   return emptyCgroups().includes(path) ? cgroupInUse(path, openFiles()) : 'it is in use';
 };
@@ -175,9 +196,9 @@ const removeStaging = (path: string): void => {
 const STAGED_IMAGE = new RegExp(`^\\${STAGING_PREFIX}(\\d+)-\\w{6}$`);
 
 const imageStagings = (): string[] =>
-  names(imagesDir())
-    .filter((name) => STAGED_IMAGE.test(name))
-    .map((name) => join(imagesDir(), name))
+  [imagesDir(), rootfsDir()]
+    .flatMap((dir) => names(dir).map((name) => join(dir, name)))
+    .filter((path) => STAGED_IMAGE.test(basename(path)))
     .filter((path) => lstat(path)?.isDirectory() === true);
 
 const builderLives = (path: string): string | undefined => {
@@ -185,13 +206,28 @@ const builderLives = (path: string): string | undefined => {
   return notOurDirectory(path) ?? (isMaker(pid, lstat(path)?.mtimeMs) ? `in use by process ${pid}` : undefined);
 };
 
+// Half-made files and parts of downloads
+
+/** Of interrupted pulls: the same pull would go on with it. */
+const parts = (): string[] =>
+  [pullsDir(snapshotsDir()), blobsDir(rootfsDir())].flatMap((dir) => listed(() => abandonedParts(dir)));
+
+const halves = (): AbandonedHalf[] => listed(() => abandonedHalves(snapshotsDir()));
+
+/** One that never came to be leaves only its record. */
+const notOurFile = (path: string): string | undefined => {
+  const stat = lstat(path);
+  if (!stat) return undefined;
+  if (!stat.isFile()) return 'it is not a file';
+  return isOurs(stat) ? undefined : 'it belongs to another user';
+};
+
 // Records and cgroups
 
 const recordInUse = (path: string): string | undefined => {
-  const stat = lstat(path);
-  if (!stat?.isFile()) return 'it is not a file';
-  if (!isOurs(stat)) return 'it belongs to another user';
-  return Date.now() - stat.mtimeMs < JUST_MADE_MS ? 'just made' : undefined;
+  const problem = notOurFile(path);
+  if (problem !== undefined) return problem;
+  return Date.now() - (lstat(path)?.mtimeMs ?? 0) < JUST_MADE_MS ? 'just made' : undefined;
 };
 
 const cgroupInUse = (path: string, open: OpenFile[]): string | undefined => {
@@ -322,7 +358,7 @@ const lstat = (path: string): Stats | undefined => {
 const names = (dir: string): string[] => listed(() => readdirSync(dir));
 
 /** What cannot be read holds nothing that this user could remove. */
-const listed = (list: () => string[]): string[] => {
+const listed = <T>(list: () => T[]): T[] => {
   try {
     return list();
   } catch {

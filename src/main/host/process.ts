@@ -1,17 +1,28 @@
 /** Who a process is: a pid alone may have been given to another process since. */
 import { readFileSync } from 'node:fs';
 
-/** Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)), or undefined when it is gone. */
-export const startTime = (pid: number): number | undefined => {
+/** Fields of /proc/PID/stat (proc(5)) from the third on, or undefined when the process is gone. */
+const statOf = (pid: number): string[] | undefined => {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
     // The command name may hold spaces and parentheses, so fields are counted from the last ')'.
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    // A zombie has ended: nothing runs and it answers nothing.
-    return fields[0] === 'Z' ? undefined : Number(fields[19]);
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   } catch {
     return undefined;
   }
+};
+
+/** Start time of a process in clock ticks since boot (field 22), or undefined when it is gone. */
+export const startTime = (pid: number): number | undefined => {
+  const fields = statOf(pid);
+  // A zombie has ended: nothing runs and it answers nothing.
+  return !fields || fields[0] === 'Z' ? undefined : Number(fields[19]);
+};
+
+/** Pid of its parent (field 4), or undefined when it is gone. */
+export const parentOf = (pid: number): number | undefined => {
+  const fields = statOf(pid);
+  return fields && Number(fields[1]);
 };
 
 export const isAlive = (pid: number, start: number): boolean => startTime(pid) === start;

@@ -8,6 +8,9 @@ const PACKAGE_OF: Record<string, string> = {
   'apt-cache': 'apt',
   'dpkg-deb': 'dpkg',
   'mkfs.ext4': 'e2fsprogs',
+  debugfs: 'e2fsprogs',
+  e2fsck: 'e2fsprogs',
+  find: 'findutils',
   ldconfig: 'libc-bin',
   xz: 'xz-utils',
 };

@@ -12,10 +12,18 @@ const BLOCK = 4096;
  * the VMM opens it read-only), so free blocks and inodes would only be bytes to carry. Not compressed: under emulation,
  * inflating a page costs several times what reading it does.
  */
-export const makeExt4 = async (tree: string, out: string, signal?: AbortSignal): Promise<void> => {
-  const { blocks, inodes } = await measure(tree);
+export const makeExt4 = async (
+  tree: string,
+  out: string,
+  signal?: AbortSignal,
+  measured?: { blocks: number; inodes: number; minBytes?: number },
+): Promise<void> => {
+  const { blocks, inodes } = measured ?? (await measure(tree));
   // An inode is 256 bytes; bitmaps and group tables take under 2 %.
-  const needed = Math.ceil((blocks + (inodes * 256) / BLOCK) * 1.03) + 512;
+  const needed = Math.max(
+    Math.ceil((blocks + (inodes * 256) / BLOCK) * 1.03) + 512,
+    Math.ceil((measured?.minBytes ?? 0) / BLOCK),
+  );
   await truncate(out, 0).catch(() => undefined);
   await mustRun(
     'mkfs.ext4',

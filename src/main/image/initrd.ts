@@ -1,10 +1,11 @@
 /**
- * The initramfs: busybox, the init script, the agent, and the kernel modules if the kernel needs any. It carries the
- * agent so that any root file system with a python3 becomes a guest, without being changed.
+ * The initramfs: busybox, the init script, both agents, and the kernel modules if the kernel needs any. It carries the
+ * agents so that any root file system becomes a guest, without being changed: in Python where there is one, else in C.
  */
 import { mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { agentPath } from '../../native/binding.js';
 import { Apt } from './apt.js';
 import { type CpioEntry, writeCpio } from './cpio.js';
 import { unpackDeb } from './deb.js';
@@ -36,6 +37,7 @@ const APPLETS = [
   'mount',
   'poweroff',
   'reboot',
+  'rm',
   'route',
   'sh',
   'sleep',
@@ -49,7 +51,9 @@ export const buildInitrd = async (options: InitrdOptions): Promise<void> => {
   const modules = options.modulesDir === undefined ? [] : await collectModules(options.modulesDir);
   const busybox =
     options.busybox === undefined ? await downloadBusybox(options.signal) : await readFile(options.busybox);
-  const archive = writeCpio(initrdEntries(busybox, sources, modules, options.bytecode ?? new Map()));
+  const archive = writeCpio(
+    initrdEntries(busybox, sources, modules, options.bytecode ?? new Map(), await readFile(agentPath)),
+  );
   const half = `${options.out}.${process.pid}.part`;
   await writeFile(half, archive);
   await rename(half, options.out);
@@ -61,6 +65,7 @@ export const initrdEntries = (
   sources: GuestSource[],
   modules: KernelModule[],
   bytecode: Map<string, Buffer>,
+  agent: Buffer,
 ): CpioEntry[] => [
   ...[
     'bin',
@@ -79,6 +84,7 @@ export const initrdEntries = (
   // The kernel opens it for init's output before devtmpfs is mounted.
   { path: 'dev/console', kind: 'device', major: 5, minor: 1 },
   { path: 'bin/busybox', kind: 'file', data: busybox, mode: 0o755 },
+  { path: 'forkd-agent', kind: 'file', data: agent, mode: 0o755 },
   ...APPLETS.map((name): CpioEntry => ({ path: `bin/${name}`, kind: 'link', target: 'busybox' })),
   ...sources.map(({ path, data }): CpioEntry => ({ path, kind: 'file', data, mode: path === 'init' ? 0o755 : 0o644 })),
   ...[...bytecode].map(([name, data]): CpioEntry => ({ path: `forkd_agent/__pycache__/${name}`, kind: 'file', data })),

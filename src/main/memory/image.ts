@@ -10,10 +10,31 @@ import type { MemorySource } from './source.js';
 import { withMemoryServer } from './server.js';
 
 const PROGRESS_MS = 100;
+/** Times that others take over from servers that died: more is no accident. */
+const RELAYS_MAX = 3;
+
+/** What a loaded snapshot's memory is to everybody else, loaded already or not yet. */
+export interface GuestMemory {
+  /** What VMMs map, private. */
+  readonly memfd: number;
+  readonly bytes: number;
+  /** The fault server that a VMM must be handed over to before it touches the memory; undefined when all of it is there. */
+  readonly server: number | undefined;
+  /** Settles when all of it is there, for VMMs that no server knows. Throws SNAPSHOT_CORRUPT. */
+  complete(): Promise<void>;
+  /** From now on the host's idle time goes into loading what nobody has touched yet. */
+  populate(): void;
+  /** Before children are forked from what maps it. Throws SNAPSHOT_CORRUPT when a part is known that cannot be loaded. */
+  beforeFork(): Promise<void>;
+  /** Processes that map it live on, and find all of it. */
+  close(): void;
+}
 
 export type LoadProgress = (loadedBytes: number, totalBytes: number) => void;
 
-export class MemoryImage {
+export class MemoryImage implements GuestMemory {
+  readonly server = undefined;
+
   private constructor(
     readonly memfd: number,
     readonly pages: PageMap,
@@ -34,7 +55,7 @@ export class MemoryImage {
 
   /**
    * Loads all of the source into a memfd and seals it: no child, however it misbehaves, can change what the others see.
-   * Throws SNAPSHOT_CORRUPT, and ENOMEM/EIO errors of the system calls.
+   * Throws SNAPSHOT_CORRUPT, WORKER_DIED when servers die again and again, and ENOMEM/EIO errors of the system calls.
    */
   static async load(
     name: string,
@@ -55,6 +76,12 @@ export class MemoryImage {
       throw error;
     }
   }
+
+  async complete(): Promise<void> {}
+
+  populate(): void {}
+
+  async beforeFork(): Promise<void> {}
 
   close(): void {
     native.fdClose(this.memfd);
@@ -78,15 +105,20 @@ const fill = async (
       if (!outcome.ok) throw ForkdError.fromData(outcome.error);
     });
   try {
-    // Every server is awaited, also after one failed: the descriptors are closed next.
-    const outcomes = await Promise.allSettled(Array.from({ length: pool.width }, populate));
-    const failed = outcomes.find((outcome) => outcome.status === 'rejected');
-    if (failed) throw failed.reason;
+    for (let relays = 0; pages.counts().present < states.length; relays++) {
+      // Every server is awaited, also after one failed: no chunk is claimed by anybody then, and the descriptors may be closed.
+      const outcomes = await Promise.allSettled(Array.from({ length: pool.width }, populate));
+      const failures = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? [outcome.reason] : []));
+      const fatal = failures.find((reason) => !isDeath(reason)) ?? (relays < RELAYS_MAX ? undefined : failures[0]);
+      if (fatal) throw fatal;
+      // What is not there would be read as zeros. What a server that died has left, others load.
+      const missing = states.length - pages.counts().present;
+      if (missing > 0 && failures.length === 0)
+        throw new ForkdError('INTERNAL', { reason: `${missing} chunks of the memory image are missing` });
+    }
   } finally {
     clearInterval(timer);
   }
-  // A chunk that another server had claimed is settled by now; one that is not there would be read as zeros.
-  const { present } = pages.counts();
-  if (present !== states.length)
-    throw new ForkdError('INTERNAL', { reason: `${states.length - present} chunks of the memory image are missing` });
 };
+
+const isDeath = (error: unknown): boolean => error instanceof ForkdError && error.code === 'WORKER_DIED';

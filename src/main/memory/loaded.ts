@@ -5,16 +5,25 @@ import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
 import type { Pool } from '../pool.js';
 import { requireFile } from '../store/fit.js';
 import type { OpenChain } from '../store/open-chain.js';
+import { readWorkingSet, writeWorkingSet } from '../store/working-set.js';
 import { Undo } from '../undo.js';
 import type { Hardware } from '../vmm/driver.js';
-import { type LoadProgress, MemoryImage } from './image.js';
+import { type GuestMemory, type LoadProgress, MemoryImage } from './image.js';
+import { LazyImage, lazyProblem, type WorkingSet } from './lazy.js';
 import { MemorySource } from './source.js';
+
+export interface LoadOptions {
+  hugePages?: boolean;
+  /** Loads memory when it is touched, if the host can: for VMMs that hand their memory to a fault server. Huge pages are loaded at once. */
+  lazy?: boolean;
+  onProgress?: LoadProgress;
+}
 
 export class LoadedSnapshot {
   private constructor(
     readonly chain: OpenChain,
     readonly source: MemorySource,
-    readonly memory: MemoryImage,
+    readonly memory: GuestMemory,
     readonly diskFds: number[],
   ) {}
 
@@ -27,11 +36,7 @@ export class LoadedSnapshot {
   }
 
   /** Owns `chain` from then on, also when it fails. Throws SNAPSHOT_CORRUPT, SNAPSHOT_INCOMPATIBLE. */
-  static async open(
-    chain: OpenChain,
-    pool: Pool,
-    options: { hugePages?: boolean; onProgress?: LoadProgress } = {},
-  ): Promise<LoadedSnapshot> {
+  static async open(chain: OpenChain, pool: Pool, options: LoadOptions = {}): Promise<LoadedSnapshot> {
     const { tag, rootfs, rootfs_digest, volumes, volume_digests } = chain.manifest;
     const undo = new Undo();
     undo.push(() => chain.close());
@@ -48,7 +53,11 @@ export class LoadedSnapshot {
       const disks = [rootfs, ...volumes.map((v) => v.host_path)].map(open);
       const source = MemorySource.open(chain.layers);
       undo.push(() => source.close());
-      const memory = await MemoryImage.load(`forkd:${tag}`, source, pool, options);
+      const name = `forkd:${tag}`;
+      const isLazy = options.lazy && !options.hugePages && lazyProblem() === undefined;
+      const memory = isLazy
+        ? LazyImage.open(name, source, pool.width, workingSetOf(chain, source))
+        : await MemoryImage.load(name, source, pool, options);
       return new LoadedSnapshot(chain, source, memory, disks);
     } catch (error) {
       await undo.run();
@@ -78,6 +87,12 @@ export class LoadedSnapshot {
     this.chain.close();
   }
 }
+
+/** What was touched first the last time; without, what is touched first now is kept. */
+const workingSetOf = ({ folder }: OpenChain, { info }: MemorySource): WorkingSet => {
+  const known = readWorkingSet(folder, info.chunks);
+  return known ? { known } : { record: (chunks) => writeWorkingSet(folder, chunks) };
+};
 
 const openDisk = (tag: string, path: string): number => {
   try {

@@ -9,6 +9,7 @@ import { removeCgroup } from '../host/cgroup.js';
 import type { WorkDir } from '../host/workdir.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
+import { endStrays } from '../sandbox/strays.js';
 import type { Plan, PlannedChild } from './plan.js';
 
 export interface Failure {
@@ -49,11 +50,24 @@ export class Nursery {
   #adopt(vmm: StartedVmm): void {
     const child = this.#planned.get(vmm.index);
     if (!child) return;
-    const sandbox = new Sandbox(this.#birth(child), vmm, (ended) => {
-      const group = this.#cgroups.get(child.index);
-      if (group) removeCgroup(group);
-      this.hooks.onEnd?.(ended);
-    });
+    const birth = { ...this.#birth(child), consolePath: this.consoleOf(child.index) };
+    this.#own(
+      child,
+      new Sandbox(birth, vmm, (ended) => {
+        const group = this.#cgroups.get(child.index);
+        if (group) removeCgroup(group);
+        this.hooks.onEnd?.(ended);
+      }),
+    );
+  }
+
+  /** A spare becomes this child. */
+  adoptSpare(child: PlannedChild, spare: Sandbox): void {
+    spare.becomes(this.#birth(child), this.hooks.onEnd);
+    this.#own(child, spare);
+  }
+
+  #own(child: PlannedChild, sandbox: Sandbox): void {
     this.#born.set(child.index, sandbox);
     if (this.hooks.signal?.aborted) sandbox.kill();
   }
@@ -67,7 +81,6 @@ export class Nursery {
       hostname: child.hostname,
       isolation,
       snapshot,
-      consolePath: this.consoleOf(child.index),
       ...(child.netns ? { netns: child.netns } : {}),
       ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
       ...(this.numbers ? { numbers: this.numbers } : {}),
@@ -107,7 +120,20 @@ export class Nursery {
   reason(index: number, told: ErrorData | undefined): ErrorData {
     const sandbox = this.#born.get(index);
     const death = sandbox?.state === 'dead' ? sandbox.death().toData() : undefined;
-    return told ?? death ?? new ForkdError('INTERNAL', { reason: `child ${index} was never started` }).toData();
+    return (
+      sandbox?.loss()?.toData() ??
+      told ??
+      death ??
+      new ForkdError('INTERNAL', { reason: `child ${index} was never started` }).toData()
+    );
+  }
+
+  /** Ends children that somebody else is to be born in place of. */
+  async giveUp(indexes: number[]): Promise<void> {
+    const given = indexes.flatMap((index) => this.#born.get(index) ?? []);
+    for (const sandbox of given) sandbox.returned();
+    await end(given);
+    for (const index of indexes) this.#born.delete(index);
   }
 
   /** Ends the children that failed. Returns the others, in order. */
@@ -121,6 +147,11 @@ export class Nursery {
   /** Every worker of the fan-out has ended: the sockets are the sandboxes' own from now on. */
   returnAll(): void {
     for (const sandbox of this.#born.values()) sandbox.returned();
+  }
+
+  /** A worker died: ends what it had made and could not tell of any more. */
+  async endStrays(): Promise<void> {
+    await endStrays(this.workDir.path, new Set([...this.#born.values()].map(({ vmm }) => vmm.pid)));
   }
 
   killAll(): void {

@@ -12,6 +12,8 @@ export interface ForkRequest {
   perChildNetns?: boolean;
   memoryLimitMib?: number;
   hugePages?: boolean;
+  /** Load and check all of the memory before anything runs, instead of when it is touched. */
+  eager?: boolean;
   /** Evaluated in every child as part of getting ready; its reply is in the result. */
   firstEval?: string;
   /** Restore each child the stock way, also where a hot fork would do. */

@@ -9,6 +9,7 @@ import type { LoadedSnapshot } from '../memory/loaded.js';
 import type { Pool } from '../pool.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 import type { Lane } from '../template/lane.js';
+import type { Spares } from '../template/spares.js';
 import { Undo } from '../undo.js';
 import { VmmFd, type VmmDriver } from '../vmm/driver.js';
 import { type Failure, Nursery } from './nursery.js';
@@ -26,6 +27,8 @@ export interface FanOut {
 /** Where children come from: the lanes of a template, or device state. `cold` is also what a template that died falls back to. */
 export interface Origin {
   lanes?: Lane[];
+  /** Children that were forked ahead are taken from here first. */
+  spares?: Pick<Spares, 'take'>;
   cold?: { driver: VmmDriver; snapshot: LoadedSnapshot };
 }
 
@@ -74,11 +77,18 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     const job = { request, context, nursery: children, cancel };
     undo.push(() => children.returnAll());
     const forkUs: number[] = [];
+    const spares = origin.spares?.take(plan.children.length) ?? [];
+    spares.forEach((spare, i) => {
+      children.adoptSpare(plan.children[i] as PlannedChild, spare);
+    });
+    const rest = plan.children.slice(spares.length);
     let failures = await settleBatches(
-      origin.lanes ? hotBatches(plan.children, origin.lanes, job) : coldBatches(plan.children, job),
+      [...spareBatches(plan.children, spares, job), ...freshBatches(rest, job)],
       children,
       forkUs,
     );
+    signal?.throwIfAborted();
+    failures = await replaceSpares(failures, plan.children.slice(0, spares.length), job, forkUs);
     signal?.throwIfAborted();
     failures = await retryCold(failures, plan, job);
     children.returnAll();
@@ -122,6 +132,47 @@ const common = ({ request, cancel }: Job) => ({
   ...(request.firstEval === undefined ? {} : { firstEval: request.firstEval }),
 });
 
+const freshBatches = (children: PlannedChild[], job: Job): Batch[] => {
+  const { lanes } = job.context.origin;
+  if (children.length === 0) return [];
+  return lanes ? hotBatches(children, lanes, job) : coldBatches(children, job);
+};
+
+/** The first children are those that were forked ahead: they only need their identity. Any worker and any processor will do. */
+const spareBatches = (children: PlannedChild[], spares: Sandbox[], job: Job): Batch[] => {
+  const { nursery, request, context } = job;
+  return deal(spares.length, context.pool.width).map((batch) => {
+    const mine = batch.map((i) => children[i] as PlannedChild);
+    const asleep = batch.map((i) => {
+      const child = children[i] as PlannedChild;
+      const { birth, vmm } = spares[i] as Sandbox;
+      const name = `child ${child.index}`;
+      const identity = nursery.identity(child, request.env);
+      return { index: child.index, name, consolePath: birth.consolePath, agentFd: vmm.agentFd, identity };
+    });
+    return {
+      children: mine,
+      outcome: context.pool.run('awaken', { children: asleep, ...common(job) }, nursery.onEvent),
+    };
+  });
+};
+
+/** A spare that has died in its sleep, or does not answer, is no child's fault: another is forked in its place. */
+const replaceSpares = async (
+  failures: Failure[],
+  fromSpares: PlannedChild[],
+  job: Job,
+  forkUs: number[],
+): Promise<Failure[]> => {
+  const failed = new Set(failures.map(({ index }) => index));
+  const again = fromSpares.filter(({ index }) => failed.has(index));
+  if (again.length === 0) return failures;
+  const indexes = new Set(again.map(({ index }) => index));
+  await job.nursery.giveUp([...indexes]);
+  const others = failures.filter(({ index }) => !indexes.has(index));
+  return [...others, ...(await settleBatches(freshBatches(again, job), job.nursery, forkUs))];
+};
+
 const hotBatches = (children: PlannedChild[], lanes: Lane[], job: Job): Batch[] => {
   const { nursery, request, context } = job;
   return deal(children.length, lanes.length).map((batch, w) => {
@@ -162,9 +213,10 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
   });
 };
 
-/** Waits for every batch. A worker that died fails those of its children that were not ready. */
+/** Waits for every batch. A worker that died fails those of its children that were not ready; they are ended, known or not. */
 const settleBatches = async (batches: Batch[], nursery: Nursery, forkUs: number[] = []): Promise<Failure[]> => {
   const outcomes = await Promise.allSettled(batches.map((batch) => batch.outcome));
+  if (outcomes.some(({ status }) => status === 'rejected')) await nursery.endStrays();
   return outcomes.flatMap((outcome, b) => {
     const told = new Map<number, ErrorData>();
     if (outcome.status === 'fulfilled') {
@@ -178,13 +230,18 @@ const settleBatches = async (batches: Batch[], nursery: Nursery, forkUs: number[
   });
 };
 
-/** Children that a template could not make, because it died or refused, are restored cold: the caller gets what was asked for. */
+/** Children that a template could not make, because it or its worker died or it refused, are restored cold: the caller gets what was asked for. */
 const retryCold = async (failures: Failure[], plan: Plan, job: Job): Promise<Failure[]> => {
   const { origin, onFallback } = job.context;
   if (!origin.lanes || !origin.cold) return failures;
-  const unborn = failures.filter(({ index, error }) => !job.nursery.isBorn(index) && error.code.startsWith('HOTFORK_'));
+  const unborn = failures.filter(
+    ({ index, error }) =>
+      !job.nursery.isBorn(index) && (error.code === 'WORKER_DIED' || error.code.startsWith('HOTFORK_')),
+  );
   const [first] = unborn;
   if (!first) return failures;
+  // No fault server knows of them.
+  await origin.cold.snapshot.memory.complete();
   onFallback?.(`${unborn.length} children are restored cold: ${first.error.message}`);
   const again = new Set(unborn.map(({ index }) => index));
   const retried = await settleBatches(

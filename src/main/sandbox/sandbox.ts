@@ -3,6 +3,8 @@
  *
  *     starting --ready--> ready --(its process ends)--> dead
  *        \-----------(its process ends)----------------^
+ *
+ * A spare is ready under a name that nobody is told, and starts once more, as somebody else, when it is wanted (`becomes`).
  */
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,6 +15,7 @@ import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js';
 import { type ExitStatus, native } from '../../native/binding.js';
 import { AgentClient } from '../agent/client.js';
+import { takeLoss } from '../memory/lazy.js';
 import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
 
 export interface SandboxInfo {
@@ -52,7 +55,10 @@ export class Sandbox {
   times: ChildTimes | undefined;
   /** Settles when the process has ended and has been reaped. */
   readonly ended: Promise<ExitStatus>;
-  readonly createdAt = Math.floor(Date.now() / 1000);
+  /** Seconds since the epoch: when it was asked for. */
+  createdAt = now();
+  #birth: Birth;
+  #onEnd: ((sandbox: Sandbox) => void) | undefined;
   #agent: AgentClient | undefined;
   /** Workers that use the sockets; at first the one that starts the VM. */
   #borrowers = 1;
@@ -61,27 +67,40 @@ export class Sandbox {
   /** Read when it ends: its console goes with the work directory. */
   #lastWords: { panic?: string | undefined; console: string } = { console: '' };
   #status: ExitStatus | undefined;
+  #loss: ForkdError | undefined;
 
   constructor(
-    readonly birth: Birth,
+    birth: Birth,
     readonly vmm: StartedVmm,
     onEnd?: (sandbox: Sandbox) => void,
   ) {
+    this.#birth = birth;
+    this.#onEnd = onEnd;
     this.ended = new Promise((resolve) => {
       native.pidfdWatch(vmm.pidfd, (status) => {
         this.state = 'dead';
         this.#status = status;
         native.fdClose(vmm.pidfd);
-        if (!this.#killed) this.#lastWords = lastWordsOf(birth.consolePath);
+        this.loss();
+        if (!this.#killed) this.#lastWords = lastWordsOf(this.#birth.consolePath);
         this.#closeWhenUnused();
-        onEnd?.(this);
+        this.#onEnd?.(this);
         resolve(status);
       });
     });
   }
 
+  get birth(): Birth {
+    return this.#birth;
+  }
+
   get id(): string {
-    return this.birth.id;
+    return this.#birth.id;
+  }
+
+  /** Where its agent's line protocol is offered once it is published: beside its console. */
+  get socketPath(): string {
+    return this.#birth.consolePath.replace(/\.console$/, '.sock');
   }
 
   /** How to copy it while it runs, or undefined when it has no shim. */
@@ -96,6 +115,17 @@ export class Sandbox {
     this.state = 'ready';
     this.receipt = receipt;
     this.times = times;
+  }
+
+  /** A spare gets the name of the child that was asked for. Its own console stays. It is starting again, lent to a worker until `returned`. */
+  becomes(birth: Omit<Birth, 'consolePath'>, onEnd?: (sandbox: Sandbox) => void): void {
+    this.#birth = { ...birth, consolePath: this.#birth.consolePath };
+    this.#onEnd = onEnd;
+    this.#borrowers++;
+    this.createdAt = now();
+    this.receipt = undefined;
+    this.times = undefined;
+    if (this.state === 'ready') this.state = 'starting';
   }
 
   /** The agent, driven from the main thread. From the first use on, no worker may be given `vmm.agentFd`. */
@@ -126,8 +156,20 @@ export class Sandbox {
     return this.state === 'dead' ? this.death() : failure;
   }
 
+  /** MEMORY_LOST when it was ended because a part of its memory could not be loaded. Known as soon as the process begins to end. */
+  loss(): ForkdError | undefined {
+    const reason = takeLoss(this.vmm.pid);
+    if (reason !== undefined) this.#loss = new ForkdError('MEMORY_LOST', { vm: this.#name, reason });
+    return this.#loss;
+  }
+
+  get #name(): string {
+    return this.birth.index === 0 ? this.id : `child ${this.birth.index}`;
+  }
+
   /** Why it ended, with the console's last lines. */
   death(): ForkdError {
+    if (this.#loss) return this.#loss;
     const vm = `child ${this.birth.index}`;
     const { panic, console } = this.#lastWords;
     if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic });
@@ -182,6 +224,9 @@ export class Sandbox {
     };
   }
 }
+
+/** Seconds since the epoch. */
+const now = (): number => Math.floor(Date.now() / 1000);
 
 const lastWordsOf = (path: string) => ({ panic: panicOf(path), console: lastLines(path) });
 

@@ -1,13 +1,12 @@
 /** What a snapshot is made of: its layers, its image, and what a host must have to restore it. */
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { parseTag } from '../../contract/names.js';
-import { type FileDigest, type SnapshotManifest, WORKING_SET_FILE } from '../../contract/snapshot.js';
+import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
 import type { LayerFile } from '../../contract/task.js';
-import { native } from '../../native/binding.js';
+import { native, type SourceInfo } from '../../native/binding.js';
 import { MemorySource } from '../memory/source.js';
 import type { Pool } from '../pool.js';
 import type { Store } from './store.js';
+import { readWorkingSet } from './working-set.js';
 
 export interface LayerReport {
   tag: string;
@@ -88,7 +87,7 @@ export const inspect = (store: Store, tag: string): Inspection => {
         unique_bytes: own,
         shared_bytes: layers.reduce((sum, layer) => sum + layer.file_bytes, -own),
       },
-      working_set: workingSet(store.dir(tag), info.chunkBytes),
+      working_set: workingSet(chain.folder, info),
       compatibility: compatibility(chain.manifest),
     };
   } finally {
@@ -113,13 +112,9 @@ const describeLayer = ({ tag, path, fd }: LayerFile): LayerReport => {
   };
 };
 
-const workingSet = (dir: string, chunkBytes: number): Inspection['working_set'] => {
-  try {
-    const chunks = Math.floor(readFileSync(join(dir, WORKING_SET_FILE)).length / Uint32Array.BYTES_PER_ELEMENT);
-    return { chunks, bytes: chunks * chunkBytes };
-  } catch {
-    return null;
-  }
+const workingSet = (folder: string, { chunks, chunkBytes }: SourceInfo): Inspection['working_set'] => {
+  const found = readWorkingSet(folder, chunks);
+  return found ? { chunks: found.length, bytes: found.length * chunkBytes } : null;
 };
 
 const compatibility = (m: SnapshotManifest): Inspection['compatibility'] => ({

@@ -2,8 +2,10 @@
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { reasonOf } from '../../contract/errors.js';
+import { CHUNK_BYTES } from '../../contract/page-map.js';
 import type { SnapshotDetail, SnapshotManifest, SnapshotSummary } from '../../contract/snapshot.js';
 import type { Store } from './store.js';
+import { readWorkingSet } from './working-set.js';
 
 export const summarize = (store: Store): SnapshotSummary[] =>
   store
@@ -43,6 +45,7 @@ export const detail = (store: Store, tag: string): SnapshotDetail => {
   const manifest = store.open(tag);
   const ancestors = store.chain(tag).slice(0, -1);
   const { parent_tag, parent_content_hash, branched_from } = manifest;
+  const workingSet = readWorkingSet(store.dir(tag), Math.ceil(manifest.memory_bytes / CHUNK_BYTES));
   return {
     tag,
     dir: store.dir(tag),
@@ -51,6 +54,7 @@ export const detail = (store: Store, tag: string): SnapshotDetail => {
     memory_physical_bytes: onDisk([manifest.memory]),
     shared_bytes: onDisk(ancestors.map((a) => a.memory)),
     vmstate_bytes: manifest.vmstate_bytes,
+    working_set_bytes: workingSet ? workingSet.length * CHUNK_BYTES : null,
     memory_root: manifest.memory_root,
     ...(parent_tag === undefined ? {} : { parent_tag }),
     ...(parent_content_hash === undefined ? {} : { parent_content_hash }),

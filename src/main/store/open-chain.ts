@@ -35,6 +35,11 @@ export class OpenChain {
     return (this.dirs.at(-1) as TagDir).manifest;
   }
 
+  /** Of the snapshot itself, for what is kept beside its files. */
+  get folder(): string {
+    return (this.dirs.at(-1) as TagDir).folder;
+  }
+
   close(): void {
     for (const dir of this.dirs) dir.close();
   }

@@ -76,6 +76,11 @@ export class TagDir {
     return now?.ino === ours.ino && now.dev === ours.dev;
   }
 
+  /** The directory that is open, whatever has become of its name. */
+  get folder(): string {
+    return `/proc/self/fd/${this.opened[0]}`;
+  }
+
   /** Device state, by its size. `close` closes it. Throws SNAPSHOT_CORRUPT. */
   openState(): number {
     const { vmstate, vmstate_bytes } = this.manifest;

@@ -1,5 +1,7 @@
 /** One frozen process of a template. Its control socket holds one conversation at a time: fan-outs take turns. */
+import { ForkdError } from '../../contract/errors.js';
 import type { SourcePort } from '../../contract/task.js';
+import { end } from '../sandbox/end.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 
 export class Lane {
@@ -18,12 +20,25 @@ export class Lane {
   /** Runs `use` after everyone who came before. */
   async take<T>(use: (port: SourcePort) => Promise<T>): Promise<T> {
     this.#users++;
-    const turn = this.#last.then(() => this.vm.lend(() => use(this.port)));
+    const turn = this.#last.then(() => this.vm.lend(() => this.#talk(use)));
     this.#last = turn.catch(() => undefined);
     try {
       return await turn;
     } finally {
       this.#users--;
+    }
+  }
+
+  /**
+   * A worker that dies leaves the conversation in the middle: requests that nobody counts, children that nobody has heard of.
+   * The process is ended, so that it makes no more of them; whoever comes next finds a dead template, and a new one is made.
+   */
+  async #talk<T>(use: (port: SourcePort) => Promise<T>): Promise<T> {
+    try {
+      return await use(this.port);
+    } catch (error) {
+      if (error instanceof ForkdError && error.code === 'WORKER_DIED') await end([this.vm]);
+      throw error;
     }
   }
 }

@@ -2,7 +2,6 @@
  * A template: a VM that was started from a snapshot, walked through what a child does first, and frozen. Children are
  * forked from it. A second frozen copy of it, made by the same means, lets two processors fork at once.
  */
-import { randomBytes } from 'node:crypto';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
@@ -16,6 +15,8 @@ import type { Pool } from '../pool.js';
 import { Undo } from '../undo.js';
 import { VmmFd, type VmmDriver } from '../vmm/driver.js';
 import { Lane } from './lane.js';
+import { rehearsalIdentity } from './rehearsal.js';
+import { Spares } from './spares.js';
 
 export interface TemplateOptions {
   pool: Pool;
@@ -38,6 +39,8 @@ export interface TemplateTimes {
 
 export class Template {
   readonly #undo: Undo;
+  /** Children forked ahead, when it keeps some. */
+  spares: Spares | undefined;
 
   private constructor(
     readonly manifest: SnapshotManifest,
@@ -62,7 +65,7 @@ export class Template {
   /** Starts, warms and freezes one; it owns `snapshot` from then on. Throws HOTFORK_REFUSED, HOTFORK_BROKEN and what a restore throws; then nothing is left. */
   static async start(options: TemplateOptions): Promise<Template> {
     const { pool, driver, snapshot, rounds, width, firstEval, signal } = options;
-    const { manifest } = snapshot;
+    const { manifest, memory } = snapshot;
     const undo = new Undo();
     const vms: Sandbox[] = [];
     const onAbort = () => vms.forEach((vm) => void vm.kill());
@@ -75,7 +78,7 @@ export class Template {
       const consolePath = workDir.file('template.console');
       const vmm = driver.template(
         snapshot.hardware,
-        { name: 'the template', consolePath, memfd: snapshot.memory.memfd },
+        { name: 'the template', consolePath, memfd: memory.memfd, lazy: memory.server !== undefined },
         shimPath,
       );
       const adopt = adoptInto(vms, manifest, consolePath);
@@ -87,6 +90,9 @@ export class Template {
           stateFd: snapshot.stateFd,
           stateTarget: VmmFd.state,
           rehearsal: rehearsalIdentity(),
+          ...(memory.server === undefined
+            ? {}
+            : { faults: { server: memory.server, target: VmmFd.faults, imageBytes: memory.bytes } }),
           rounds,
           answerMs: limits.firstAnswerSecs * 1000,
           ...(firstEval === undefined ? {} : { firstEval }),
@@ -101,8 +107,12 @@ export class Template {
       undo.push(() => snapshot.close());
       return template;
     } catch (error) {
+      const loss = vms.map((vm) => vm.loss()).find((found) => found !== undefined);
       await undo.run();
-      throw signal?.aborted ? new ForkdError('CANCELLED') : error;
+      if (signal?.aborted) throw new ForkdError('CANCELLED');
+      // Told of the snapshot, with all that is wrong with it, rather than of a process.
+      if (loss) await memory.complete();
+      throw loss ?? error;
     } finally {
       signal?.removeEventListener('abort', onAbort);
     }
@@ -165,6 +175,15 @@ export class Template {
     return copy;
   }
 
+  /** Keeps `count` spares from now on; `firstEval` is what they rehearse. Nothing is forked before `spares.fill`. */
+  keepSpares(count: number, pool: Pool, firstEval?: string): Spares {
+    const { manifest, lanes } = this;
+    const spares = new Spares({ manifest, lanes, pool, count, ...(firstEval === undefined ? {} : { firstEval }) });
+    this.#undo.push(() => spares.close());
+    this.spares = spares;
+    return spares;
+  }
+
   /** Ends its processes and removes its directory. Children live on. */
   async retire(): Promise<void> {
     await this.#undo.run();
@@ -188,12 +207,3 @@ const adoptInto =
       ),
     );
   };
-
-/** What a template calls itself while it rehearses; each child replaces all of it. */
-const rehearsalIdentity = () => ({
-  action: 'fork' as const,
-  entropy: randomBytes(64).toString('base64'),
-  hostname: 'sb-00000000-00000000',
-  machine_id: randomBytes(16).toString('hex'),
-  index: 0,
-});

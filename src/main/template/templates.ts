@@ -14,6 +14,10 @@ interface Resident {
 export class Templates {
   readonly #resident = new Map<string, Resident>();
 
+  get count(): number {
+    return this.#resident.size;
+  }
+
   has(manifest: SnapshotManifest): boolean {
     return this.#resident.has(keyOf(manifest));
   }
@@ -47,10 +51,11 @@ export class Templates {
     if (known) await this.#drop(key, known);
   }
 
-  /** Retires idle templates, the longest unused first, when less than the floor is available. Returns how many. */
+  /** Ends spares and retires idle templates, the longest unused first, when less than the floor is available. Returns how many templates. */
   async relieve(memoryAvailable: number): Promise<number> {
     if (memoryAvailable >= MEMORY_FLOOR_BYTES) return 0;
     const entries = [...this.#resident].sort(([, a], [, b]) => a.usedAt - b.usedAt);
+    for (const [, { template }] of entries) await (await template.catch(() => undefined))?.spares?.drain();
     let retired = 0;
     for (const [key, resident] of entries) {
       const template = await resident.template.catch(() => undefined);
@@ -59,6 +64,15 @@ export class Templates {
       retired++;
     }
     return retired;
+  }
+
+  /** Retires the idle templates of a tag. */
+  async forget(tag: string): Promise<void> {
+    for (const [key, resident] of [...this.#resident]) {
+      if (!key.startsWith(`${tag} `)) continue;
+      const template = await resident.template.catch(() => undefined);
+      if (template?.isIdle) await this.#drop(key, resident);
+    }
   }
 
   async close(): Promise<void> {

@@ -1,7 +1,7 @@
 /**
  * How much warming pays. A round costs what a child's first moments cost; each makes the code that children share a
  * little more complete. A one-shot command warms as long as its own children pay it back; a resident template is warmed
- * in full, since everybody after profits. bench/RESULTS.md has the measurements; `bench -- warmth` repeats them.
+ * in full, since everybody after profits. docs/decisions/0013-how-much-to-warm.md has the reasons.
  */
 
 /** Children from which on a one-shot command is faster with a template: starting one costs about one cold restore. */

@@ -17,6 +17,8 @@ export interface Hardware {
 export interface BootSpec extends Hardware {
   kernel: string;
   initrd: string;
+  /** It may write to its root disk, and reaches the network through QEMU: a VM that makes a disk, never one that is saved. */
+  builds?: boolean;
   /** Added to the kernel command line. */
   kernelArgs: string[];
 }
@@ -30,6 +32,11 @@ export interface StartOptions {
   cgroupProcs?: string[];
 }
 
+export interface TemplateStartOptions extends StartOptions {
+  /** The memory is not all there: the VMM hands it to a fault server, on the socket that it inherits as `VmmFd.faults`. */
+  lazy: boolean;
+}
+
 export interface VmmDriver {
   readonly machine: string;
   readonly version: string;
@@ -38,8 +45,8 @@ export interface VmmDriver {
   /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. */
   restore(hardware: Hardware, options: StartOptions): VmmStart;
   /** A child under the hot-fork shim, whose control socket is inherited as `VmmFd.control`. */
-  template(hardware: Hardware, options: StartOptions, shim: string): VmmStart;
+  template(hardware: Hardware, options: TemplateStartOptions, shim: string): VmmStart;
 }
 
 /** Descriptor numbers inside the VMM. */
-export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7 } as const;
+export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7, faults: 8 } as const;

@@ -12,6 +12,8 @@ const COMMON = [
   'tsc=reliable',
   'no_timer_check',
   'psi=0',
+  'cgroup_disable=memory',
+  'deferred_probe_timeout=0',
 ];
 
 /** Emulation runs no instruction speculatively, so the kernel's mitigations would guard against nothing; under KVM they stay. */

@@ -2,7 +2,14 @@
  * The QEMU driver: pure translation of a spec into a command line. docs/internals/vmm.md says why each part is there.
  */
 import type { VmmStart } from '../../contract/task.js';
-import { type BootSpec, type Hardware, type StartOptions, VmmFd, type VmmDriver } from './driver.js';
+import {
+  type BootSpec,
+  type Hardware,
+  type StartOptions,
+  type TemplateStartOptions,
+  VmmFd,
+  type VmmDriver,
+} from './driver.js';
 
 /** Addresses of the guest's network card, as the reference's. */
 const GUEST_MAC = 'AA:FC:00:00:00:01';
@@ -45,15 +52,22 @@ export class QemuDriver implements VmmDriver {
     return this.#start(hardware, options, false, INCOMING);
   }
 
-  template(hardware: Hardware, options: StartOptions, shim: string): VmmStart {
+  template(hardware: Hardware, options: TemplateStartOptions, shim: string): VmmStart {
     // The shim makes the shared mapping a private one (hotfork/ram.c): QEMU then leaves RAM out of what it saves.
     const start = this.#start(hardware, options, true, INCOMING);
     const shimEnv = [`LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`, `FORKD_HOTFORK_RAM=${VmmFd.memory}`];
+    if (options.lazy) shimEnv.push(`FORKD_HOTFORK_UFFD=${VmmFd.faults}`);
     return { ...start, env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
   }
 
-  #start(hardware: Hardware, options: StartOptions, shared: boolean, more: string[][]): VmmStart {
+  #start(
+    hardware: Hardware & Pick<BootSpec, 'builds'>,
+    options: StartOptions,
+    shared: boolean,
+    more: string[][],
+  ): VmmStart {
     const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
+    const { builds = false } = hardware;
     const size = `${hardware.memoryMib}M`;
     const args = [
       [this.file],
@@ -78,11 +92,17 @@ export class QemuDriver implements VmmDriver {
       ['-device', 'virtio-serial-device'],
       ['-chardev', `socket,id=agent,fd=${VmmFd.agent}`],
       ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
-      ...disk('root', hardware.rootfs),
+      ...disk('root', hardware.rootfs, builds),
       ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, volume.host_path)),
       ...(hardware.tap
         ? [
             ['-netdev', `tap,id=net0,ifname=${quote(hardware.tap)},script=no,downscript=no`],
+            ['-device', `virtio-net-device,netdev=net0,mac=${GUEST_MAC}`],
+          ]
+        : []),
+      ...(builds
+        ? [
+            ['-netdev', 'user,id=net0'],
             ['-device', `virtio-net-device,netdev=net0,mac=${GUEST_MAC}`],
           ]
         : []),
@@ -103,11 +123,11 @@ export class QemuDriver implements VmmDriver {
   }
 }
 
-/** Every disk is shared by all children and read only; a guest writes to an overlay in its own RAM, which forks with it. */
-const disk = (id: string, path: string): string[][] => [
+/** Every disk, but one that is being made, is shared by all children and read only; a guest writes to an overlay in its own RAM, which forks with it. */
+const disk = (id: string, path: string, writable = false): string[][] => [
   [
     '-blockdev',
-    `driver=raw,node-name=${id},read-only=on,file.driver=file,file.filename=${quote(path)},file.aio=threads,file.locking=off`,
+    `driver=raw,node-name=${id},read-only=${writable ? 'off' : 'on'},file.driver=file,file.filename=${quote(path)},file.aio=threads,file.locking=off`,
   ],
   ['-device', `virtio-blk-device,drive=${id}`],
 ];

@@ -1,14 +1,11 @@
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
-import { parsePayload } from '../../contract/frames.js';
-import { type EvalReply, type ForkReceipt, type ForkReply, FrameType } from '../../contract/guest.js';
 import { FORK_PIN, Say } from '../../contract/hotfork.js';
 import type { HotChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
-import { AgentPort } from '../vmm/agent.js';
-import { EVAL_ID, FORK_ID, firstWords, withEntries } from '../vmm/hot-child.js';
+import { FirstAnswers } from '../vmm/first-answers.js';
+import { withEntries } from '../vmm/hot-child.js';
 import { childOf, HotforkControl } from '../vmm/hotfork.js';
-import { clockNs, correctClock, receiptOf } from '../vmm/identity.js';
 import { explain } from '../vmm/obituary.js';
 
 /**
@@ -18,17 +15,6 @@ import { explain } from '../vmm/obituary.js';
  */
 const WINDOW = 1;
 
-interface Infant {
-  child: HotChild;
-  agent: AgentPort;
-  requestedAt: number;
-  bornAt: number;
-  sentAt: number;
-  deadline: Deadline;
-  receipt?: ForkReceipt;
-  firstResult?: EvalReply;
-}
-
 export const hotfork = (input: TaskInput<'hotfork'>, emit: (event: TaskEvent) => void): TaskOutput<'hotfork'> =>
   new FanOut(input, emit).run();
 
@@ -37,8 +23,7 @@ class FanOut {
   readonly #queue: HotChild[];
   /** Requests under way, by id. */
   readonly #requested = new Map<number, { child: HotChild; at: number }>();
-  /** Children that have not answered yet, by the descriptor of their agent. */
-  readonly #infants = new Map<number, Infant>();
+  readonly #infants: FirstAnswers<HotChild>;
   readonly #failures: { index: number; error: ErrorData }[] = [];
   readonly #forkUs: number[] = [];
 
@@ -48,19 +33,29 @@ class FanOut {
   ) {
     this.#shim = new HotforkControl(input.port.controlFd, 'the template');
     this.#queue = [...input.children];
+    const { answerMs, firstEval, seal = false } = input;
+    this.#infants = new FirstAnswers({
+      answerMs,
+      seal,
+      emit,
+      fail: (child, error) => this.#fail(child, error),
+      ...(firstEval === undefined ? {} : { firstEval }),
+    });
   }
 
   run(): TaskOutput<'hotfork'> {
     const { controlFd } = this.input.port;
     while (this.#queue.length > 0 || this.#requested.size > 0 || this.#infants.size > 0) {
       this.#request();
-      const waitFor = [...this.#infants.keys()];
+      const waitFor = this.#infants.descriptors;
       if (this.#requested.size > 0) waitFor.push(controlFd);
-      for (const fd of native.pollReadable(waitFor, this.#patience())) {
+      // A request that could not even be sent has failed all that was left: nothing will come.
+      if (waitFor.length === 0) continue;
+      for (const fd of native.pollReadable(waitFor, this.#infants.patience)) {
         if (fd === controlFd) this.#hear();
-        else this.#listen(fd);
+        else this.#infants.listen(fd);
       }
-      this.#expire();
+      this.#infants.expire();
     }
     return { failures: this.#failures, fork_us: this.#forkUs };
   }
@@ -109,59 +104,7 @@ class FanOut {
       return;
     }
     this.emit({ type: 'spawned', vmm: { index: child.index, pid, pidfd, qmpFd, agentFd, controlFd } });
-    const agent = new AgentPort(agentFd, child.name);
-    const deadline = new Deadline(this.input.answerMs);
-    const bornAt = performance.now();
-    const infant = { child, agent, requestedAt, bornAt, sentAt: bornAt, deadline };
-    try {
-      agent.write(firstWords({ ...child.identity, clock_ns: clockNs() }, this.input.firstEval), deadline);
-      this.#infants.set(agentFd, infant);
-    } catch (error) {
-      this.#fail(child, error);
-    }
-  }
-
-  #listen(fd: number): void {
-    const infant = this.#infants.get(fd);
-    if (!infant) return;
-    try {
-      for (const frame of infant.agent.read(infant.deadline)) {
-        if (frame.type !== FrameType.reply) continue;
-        if (frame.id === FORK_ID)
-          infant.receipt = receiptOf(infant.child.name, parsePayload(frame) as Partial<ForkReply>);
-        if (frame.id === EVAL_ID) infant.firstResult = parsePayload(frame) as unknown as EvalReply;
-      }
-      if (!infant.receipt || (this.input.firstEval !== undefined && !infant.firstResult)) return;
-      this.#infants.delete(fd);
-      correctClock(infant.agent, infant.sentAt, infant.deadline);
-      this.#ready(infant, infant.receipt);
-    } catch (error) {
-      this.#infants.delete(fd);
-      this.#fail(infant.child, error);
-    }
-  }
-
-  #ready({ child, requestedAt, bornAt, firstResult }: Infant, receipt: ForkReceipt): void {
-    const now = performance.now();
-    const times = {
-      spawn_ms: bornAt - requestedAt,
-      load_ms: 0,
-      first_answer_ms: now - bornAt,
-      ready_at: performance.timeOrigin + now,
-    };
-    this.emit({ type: 'ready', index: child.index, receipt, times, ...(firstResult ? { firstResult } : {}) });
-  }
-
-  #expire(): void {
-    for (const [fd, { child, deadline }] of this.#infants) {
-      if (!deadline.passed) continue;
-      this.#infants.delete(fd);
-      this.#fail(child, new ForkdError('AGENT_TIMEOUT', { target: child.name, seconds: deadline.totalMs / 1000 }));
-    }
-  }
-
-  #patience(): number {
-    return Math.min(this.input.answerMs, ...[...this.#infants.values()].map(({ deadline }) => deadline.leftMs));
+    this.#infants.greet(child, agentFd, requestedAt, performance.now());
   }
 
   /** The template is of no more use: this child and those that wait fail for the same reason. */

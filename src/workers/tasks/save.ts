@@ -1,6 +1,6 @@
 import { closeSync, openSync, statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
-import type { EvalReply, ForkReply } from '../../contract/guest.js';
+import type { EvalReply, ExecReply, ForkReply } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
 import { CHUNK_BYTES } from '../../contract/page-map.js';
 import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
@@ -47,6 +47,7 @@ export const save = (input: TaskInput<'save'>): TaskOutput<'save'> => {
 const warm = (input: TaskInput<'save'>): void => {
   const agent = new AgentPort(input.agentFd, input.name);
   const deadline = new Deadline(WARM_SECS * 1000);
+  if (input.warmExec !== undefined) warmByProgram(agent, input.warmExec, deadline);
   if (input.warmEval !== undefined) {
     const reply = agent.call({ action: 'eval', code: input.warmEval }, deadline) as unknown as EvalReply;
     if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });
@@ -59,6 +60,16 @@ const warm = (input: TaskInput<'save'>): void => {
   agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
   const sealed = agent.call({ action: 'seal' }, deadline) as unknown as Partial<ForkReply>;
   if (sealed.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: sealed.error });
+};
+
+const OUTPUT_SHOWN = 500;
+
+const warmByProgram = (agent: AgentPort, args: string[], deadline: Deadline): void => {
+  const reply = agent.call({ action: 'exec', args, timeout: WARM_SECS }, deadline) as unknown as ExecReply;
+  if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });
+  const output = `${reply.stderr}${reply.stdout}`.trim().slice(-OUTPUT_SHOWN);
+  if (reply.exit_code !== 0)
+    throw new ForkdError('WARM_UP_FAILED', { command: args.join(' '), code: reply.exit_code, output });
 };
 
 const saveMemory = (memfd: number, path: string): LayerWritten => {

@@ -5,6 +5,7 @@ import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
 import { EVAL_ID, FORK_ID, firstWords } from '../vmm/hot-child.js';
+import { receiveHandshake } from '../vmm/handshake.js';
 import { HotforkControl, sortDescriptors } from '../vmm/hotfork.js';
 import { clockNs, receiptOf } from '../vmm/identity.js';
 import { loadState } from '../vmm/load-state.js';
@@ -43,23 +44,32 @@ const startTemplate = (
   const began = performance.now();
   const state = openSync(`/proc/self/fd/${stateFd}`, 'r');
   const [controlFd, controlTheirs] = native.socketPair('seqpacket');
+  const [memoryFd, memoryTheirs] = native.socketPair('seqpacket');
+  const { faults } = input;
   let vmm: ReturnType<typeof startVmm>;
   try {
     vmm = startVmm(0, start, [
       [state, stateTarget],
       [controlTheirs, controlTarget],
+      ...(faults ? ([[memoryTheirs, faults.target]] as [number, number][]) : []),
     ]);
   } catch (error) {
-    native.fdClose(controlFd);
+    for (const fd of [controlFd, memoryFd]) native.fdClose(fd);
     throw error;
   } finally {
     closeSync(state);
-    native.fdClose(controlTheirs);
+    for (const fd of [controlTheirs, memoryTheirs]) native.fdClose(fd);
   }
   emit({ type: 'spawned', vmm: { ...vmm, controlFd } });
 
   const shim = new HotforkControl(controlFd, start.name);
-  const { control } = shim.hello(deadline);
+  let control: number;
+  try {
+    control = shim.hello(deadline).control;
+    if (faults) adoptMemory(memoryFd, faults, start.name, vmm.pidfd, deadline);
+  } finally {
+    native.fdClose(memoryFd);
+  }
   loadState(vmm.qmpFd, start.name, stateTarget, deadline);
   const loaded = performance.now();
 
@@ -85,6 +95,22 @@ const startTemplate = (
   const numbers = { control, qmp: start.qmpTarget, agent: start.agentTarget };
   const port = { controlFd, ...numbers, ...sortDescriptors(frozen, vmm.pid, numbers, start.consolePath) };
   return { port, load_ms: loaded - began, warm_ms: performance.now() - loaded, park_us: frozen.park_us };
+};
+
+/** From here on the fault server answers for the VMM's memory; its pidfd is whom the server ends when it cannot. */
+const adoptMemory = (
+  socket: number,
+  { server, imageBytes }: NonNullable<TaskInput<'template'>['faults']>,
+  vm: string,
+  pidfd: number,
+  deadline: Deadline,
+): void => {
+  const { uffd, regions } = receiveHandshake(socket, vm, imageBytes, deadline.leftMs);
+  try {
+    native.faultAdopt(server, uffd, regions, pidfd);
+  } finally {
+    native.fdClose(uffd);
+  }
 };
 
 /**

@@ -1,4 +1,5 @@
 /** The framed agent protocol, blocking, for worker threads. The main thread has its own asynchronous client. */
+import { nextCallId } from '../../contract/call-ids.js';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { encodeRequest, type Frame, FrameDecoder, parsePayload } from '../../contract/frames.js';
 import { FrameType, type Hello } from '../../contract/guest.js';
@@ -10,8 +11,6 @@ const READ_BYTES = 256 * 1024;
 export class AgentPort {
   // Any guest but a parent may have been copied in the middle of an answer to somebody else.
   #decoder = new FrameDecoder(true);
-  /** Beyond the ids that a worker chooses for itself (hot-child.ts). */
-  #nextId = 100;
 
   constructor(
     readonly fd: number,
@@ -25,7 +24,7 @@ export class AgentPort {
 
   /** Sends a request and returns the id that its reply will carry. */
   send(body: object, deadline: Deadline): number {
-    const id = this.#nextId++;
+    const id = nextCallId();
     this.write(encodeRequest(id, body), deadline);
     return id;
   }

@@ -1,6 +1,7 @@
 /** Finds out why a VMM that stopped answering stopped: what its process and its console say. */
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
+import { CLOSED } from './handshake.js';
 import { limits } from '../../contract/limits.js';
 
 /** The last bytes of a console file as text, or '' when there is none. */
@@ -43,7 +44,12 @@ export const explain = (error: unknown, vm: string, consolePath: string, bootWai
   if (failure.code === 'AGENT_TIMEOUT' && bootWaitSecs !== undefined) {
     return new ForkdError('GUEST_SILENT', { vm, seconds: bootWaitSecs, console }, failure);
   }
-  if (failure.code === 'AGENT_UNREACHABLE' || (failure.code === 'VMM_PROTOCOL' && failure.cause !== undefined)) {
+  const isClosed = failure.code === 'MEMORY_HANDSHAKE' && failure.details['reason'] === CLOSED;
+  if (
+    isClosed ||
+    failure.code === 'AGENT_UNREACHABLE' ||
+    (failure.code === 'VMM_PROTOCOL' && failure.cause !== undefined)
+  ) {
     return new ForkdError('VMM_DIED', { vm, how: 'it closed its connections', console }, failure);
   }
   return failure;

@@ -107,8 +107,8 @@ const TEMP_GOOD = 512 * MiB;
 
 /** sun_path, unix(7): 108 bytes with the final zero. */
 const SOCKET_PATH_MAX = 107;
-/** The longest that fork adds for a tag of ten letters: work directory, random suffix, socket. */
-const LONGEST_SOCKET = '/forkd-fork-quickstart-XXXXXX/child-4000.sock';
+/** The longest that a tag of ten letters gets: work directory, random suffix, socket. A daemon numbers its spares on and on. */
+const LONGEST_SOCKET = '/forkd-spare-quickstart-XXXXXX/child-1000000.sock';
 
 export const tempDirectory: Check = {
   name: 'temp dir',

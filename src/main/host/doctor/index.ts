@@ -35,6 +35,7 @@ const CHECKS: Check[] = [
   machine.writeProtect,
   machine.hugePages,
   machine.ksm,
+  machine.damon,
   network.ipForward,
   network.tap,
   network.netns,

@@ -1,5 +1,5 @@
 /** Checks of the machine and its kernel. */
-import { closeSync } from 'node:fs';
+import { closeSync, readdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { formatBytes, MiB } from '../../../contract/units.js';
 import { native } from '../../../native/binding.js';
@@ -154,4 +154,25 @@ export const hugePages: Check = {
       hint: 'For --hugepages: sysctl -w vm.nr_hugepages=512 (2 MiB each).',
     });
   },
+};
+
+const KDAMONDS = '/sys/kernel/mm/damon/admin/kdamonds';
+
+/** What it costs was measured: docs/internals/fork.md, "On a host whose page faults are slow". */
+export const damon: Check = {
+  name: 'damon',
+  run: () => {
+    const active = kdamonds().filter((name) => readText(`${KDAMONDS}/${name}/state`) === 'on');
+    if (active.length === 0) return pass('nobody samples memory accesses');
+    const detail = `kdamond ${active.join(', ')} samples memory accesses: inside a virtual machine, children can wake two to three times slower`;
+    return warn(detail, { hint: `If you can do without it: echo off > ${KDAMONDS}/${active[0]}/state` });
+  },
+};
+
+const kdamonds = (): string[] => {
+  try {
+    return readdirSync(KDAMONDS).filter((name) => /^\d+$/.test(name));
+  } catch {
+    return [];
+  }
 };

@@ -51,18 +51,24 @@ export const daemon: Check = {
   name: 'daemon',
   run: async ({ daemonUrl, daemonToken }) => {
     // Loaded here: no other check, and hardly a command, needs an HTTP client.
-    const { request } = await import('undici');
+    const { Agent, request } = await import('undici');
+    const socketPath = daemonUrl.startsWith('unix:') ? daemonUrl.slice(5) : undefined;
     try {
-      const { statusCode, body } = await request(`${daemonUrl}/v1/snapshots`, {
-        signal: AbortSignal.timeout(DAEMON_MS),
-        headers: daemonToken === undefined ? {} : { authorization: `Bearer ${daemonToken}` },
-      });
+      const { statusCode, body } = await request(
+        `${socketPath === undefined ? daemonUrl : 'http://forkd'}/v1/snapshots`,
+        {
+          ...(socketPath === undefined ? {} : { dispatcher: new Agent({ connect: { socketPath } }) }),
+          signal: AbortSignal.timeout(DAEMON_MS),
+          headers: daemonToken === undefined ? {} : { authorization: `Bearer ${daemonToken}` },
+        },
+      );
       body.on('error', () => undefined).destroy();
       if (statusCode >= 200 && statusCode < 300) return pass(`${daemonUrl} answers`);
       if (statusCode === 401) return fail(`${daemonUrl} wants a token`, { hint: 'Set FORKD_TOKEN.' });
       return warn(`${daemonUrl} answered with HTTP ${statusCode}`);
     } catch (error) {
-      if (errnoOf(error) === 'ECONNREFUSED') return skip(`not running at ${daemonUrl}; only daemon commands want it`);
+      if (['ECONNREFUSED', 'ENOENT'].includes(errnoOf(error) ?? ''))
+        return skip(`not running at ${daemonUrl}; only daemon commands want it`);
       const reason =
         error instanceof Error && error.name === 'TimeoutError'
           ? `no answer within ${DAEMON_MS / 1000} s`

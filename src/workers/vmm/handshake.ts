@@ -7,6 +7,8 @@ import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { type FaultRegion, native } from '../../native/binding.js';
 
 const PAGE_BYTES = 4096;
+/** The reason when the VMM has ended instead. */
+export const CLOSED = 'the connection was closed';
 /** QEMU and Firecracker have one or two: RAM below and above the PCI hole. */
 const REGIONS_MAX = 64;
 const MESSAGE_BYTES_MAX = 65536;
@@ -24,7 +26,7 @@ export const receiveHandshake = (socket: number, vm: string, imageBytes: number,
     const message = native.recvFds(socket, MESSAGE_BYTES_MAX, 1, timeoutMs);
     fds = message.fds;
     const [uffd] = fds;
-    if (message.data.length === 0) throw new Error('the connection was closed');
+    if (message.data.length === 0) throw new Error(CLOSED);
     if (uffd === undefined) throw new Error('no descriptor came with the message');
     return { uffd, regions: parseRegions(new TextDecoder().decode(message.data), imageBytes) };
   } catch (error) {

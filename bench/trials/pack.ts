@@ -1,0 +1,133 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Engine } from '../../src/main/engine.js';
+import { findTool, installPackages } from '../../src/main/host/packages.js';
+import { pack } from '../../src/main/hub/pack.js';
+import { unpack } from '../../src/main/hub/unpack.js';
+import { Store } from '../../src/main/store/store.js';
+import type { Bench } from '../bench.js';
+import { BENCH_TAG } from '../parent.js';
+import { median, round } from '../stats.js';
+
+const MIB = 1024 * 1024;
+
+interface Trial {
+  pack_ms: number;
+  unpack_ms: number;
+  tar_pack_ms: number;
+  tar_unpack_ms: number;
+  write_ms: number;
+  bytes: number;
+  tar_bytes: number;
+  content_bytes: number;
+  failed: number;
+}
+
+const timed = async (work: () => Promise<unknown>): Promise<number> => {
+  const began = performance.now();
+  await work();
+  return performance.now() - began;
+};
+
+const sh = async (script: string): Promise<void> => {
+  const [code] = await once(spawn('sh', ['-c', script], { stdio: ['ignore', 'ignore', 'inherit'] }), 'close');
+  if (code !== 0) throw new Error(`'${script}' ended with exit code ${code}`);
+};
+
+const syncFile = (path: string): void => {
+  const fd = openSync(path, 'r');
+  fsyncSync(fd);
+  closeSync(fd);
+};
+
+/** What the disk can do: as many bytes, written plainly. */
+const plainWrite = async (path: string, bytes: number): Promise<void> => {
+  const part = Buffer.alloc(2 * MIB, 'some');
+  const fd = openSync(path, 'w');
+  for (let at = 0; at < bytes; at += part.length) writeSync(fd, part, 0, Math.min(part.length, bytes - at));
+  fsyncSync(fd);
+  closeSync(fd);
+};
+
+const trial = async (): Promise<Trial> => {
+  if (findTool('zstd') === undefined) await installPackages(['zstd']);
+  const folder = mkdtempSync(join(tmpdir(), 'forkd-bench-'));
+  const engine = new Engine();
+  try {
+    const out = join(folder, 'ours.tar.zst');
+    const theirs = join(folder, 'theirs.tar.zst');
+    const m = engine.store.manifest(BENCH_TAG);
+    const files = [
+      ...readdirSync(engine.store.dir(BENCH_TAG)).map((name) => join(engine.store.dir(BENCH_TAG), name)),
+      m.kernel.path,
+      m.initrd.path,
+      m.rootfs_digest.path,
+    ];
+    const list = files.map((path) => `'${path.slice(1)}'`).join(' ');
+    const into = join(folder, 'tree');
+    mkdirSync(into);
+    // Once before the clock counts: the files are in the page cache for both, and the workers have started.
+    await pack(engine.store, { tag: BENCH_TAG, out }, engine.pool);
+    const pack_ms = await timed(() => pack(engine.store, { tag: BENCH_TAG, out }, engine.pool));
+    const tar_pack_ms = await timed(async () => {
+      await sh(`tar -C / -cf - ${list} | zstd -q -3 -T1 -o '${theirs}'`);
+      syncFile(theirs);
+    });
+    const store = new Store(join(folder, 'store'));
+    let made: string[] = [];
+    const unpack_ms = await timed(async () => {
+      made = (await unpack(store, { path: out }, engine.pool)).made;
+    });
+    const tar_unpack_ms = await timed(async () => {
+      await sh(`zstd -q -dc '${theirs}' | tar -C '${into}' -xf -`);
+      for (const path of files) syncFile(join(into, path));
+    });
+    const content_bytes = files.reduce((sum, path) => sum + statSync(path).size, 0);
+    const write_ms = await timed(() => plainWrite(join(folder, 'plain'), content_bytes));
+    const [bytes, tar_bytes] = [statSync(out).size, statSync(theirs).size];
+    const failed = made.length === 1 ? 0 : 1;
+    return { pack_ms, unpack_ms, tar_pack_ms, tar_unpack_ms, write_ms, bytes, tar_bytes, content_bytes, failed };
+  } finally {
+    await engine.close();
+    rmSync(folder, { recursive: true });
+  }
+};
+
+export const packBench: Bench<Trial> = {
+  name: 'pack',
+  description:
+    'pack and unpack of the benchmark snapshot, beside `tar | zstd -3` and `zstd -d | tar -x` with one thread on the same files: each until its ' +
+    'data is on the disk, sources in the page cache. pack_speedup and unpack_speedup are theirs over ours, size_ratio ours over theirs; ' +
+    'write_ms is how long the disk takes for the content, written plainly. Unpacking checks every byte, tar none.',
+  full: { n: 1, trials: 5 },
+  smoke: { n: 1, trials: 1 },
+  trial,
+  summarise: (trials) => {
+    const of = (key: keyof Trial) => median(trials.map((t) => t[key]));
+    return {
+      content_mib: round(of('content_bytes') / MIB),
+      pack_ms: round(of('pack_ms')),
+      tar_pack_ms: round(of('tar_pack_ms')),
+      unpack_ms: round(of('unpack_ms')),
+      tar_unpack_ms: round(of('tar_unpack_ms')),
+      write_ms: round(of('write_ms')),
+      pack_speedup: round(median(trials.map((t) => t.tar_pack_ms / t.pack_ms))),
+      unpack_speedup: round(median(trials.map((t) => t.tar_unpack_ms / t.unpack_ms))),
+      size_ratio: round(median(trials.map((t) => t.bytes / t.tar_bytes))),
+      failed: trials.reduce((sum, t) => sum + t.failed, 0),
+    };
+  },
+};

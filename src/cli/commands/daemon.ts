@@ -1,0 +1,75 @@
+import { join, resolve } from 'node:path';
+import { dataDir, snapshotsDir } from '../../main/paths.js';
+import { VERSION } from '../../main/version.js';
+import type { Command } from '../command.js';
+import type { Options } from '../options.js';
+import { line } from '../progress.js';
+
+export const daemon: Command = {
+  name: 'daemon',
+  description:
+    'Serve the REST API (also `forkd-controller serve`). Snapshots and workspaces survive its end; its sandboxes end with it',
+  options: [
+    ['--bind <IP:PORT>', 'Where to listen (env FORKD_BIND; default 127.0.0.1:8889)'],
+    [
+      '--socket <PATH>',
+      'Unix socket beside it (env FORKD_SOCKET; default controller.sock in the data directory, or .controller.sock in another --snapshot-root)',
+    ],
+    ['--snapshot-root <DIR>', 'Where the tags are (env FORKD_SNAPSHOT_ROOT)'],
+    ['--state <FILE>', 'What survives its end (env FORKD_STATE; default state.json in the data directory)'],
+    ['--audit-log <FILE>', 'One JSON line for each request (env FORKD_AUDIT_LOG; default /var/log/forkd/audit.log)'],
+    ['--token-file <FILE>', 'Require this bearer token (env FORKD_TOKEN_FILE); read again when it changes'],
+    [
+      '--log-level <LEVEL>',
+      'trace, debug, info, warn, error or silent: JSON lines on stderr (env FORKD_LOG; default info)',
+    ],
+    ['--eager', 'Load and check all of the memory of a tag first, instead of each part when it is touched'],
+    ['--branch-concurrency <N>', 'Branches under way at once (env FORKD_BRANCH_CONCURRENCY; default 4)'],
+    [
+      '--spares <N>',
+      'Children forked ahead for each tag in use, about 5 MiB each: a spawn of up to N is faster (env FORKD_SPARES; default 4)',
+    ],
+  ],
+  examples: ['forkd-controller serve', 'forkd-controller serve --bind 0.0.0.0:8889 --token-file /etc/forkd/token'],
+  run: async (options) => {
+    // Only here: an HTTP server takes longer to load than most commands take to run.
+    const { Daemon } = await import('../../main/daemon/server.js');
+    const tokenFile = options.string('token-file', { env: 'FORKD_TOKEN_FILE' });
+    const snapshotRoot = options.string('snapshot-root', { env: 'FORKD_SNAPSHOT_ROOT' });
+    const served = await Daemon.start({
+      bind: options.string('bind', { env: 'FORKD_BIND' }) ?? '127.0.0.1:8889',
+      socketPath: options.string('socket', { env: 'FORKD_SOCKET' }) ?? beside(snapshotRoot, 'controller.sock'),
+      auditLog: options.string('audit-log', { env: 'FORKD_AUDIT_LOG' }) ?? '/var/log/forkd/audit.log',
+      branchConcurrency: wholeNumber(options, 'branch-concurrency', 'FORKD_BRANCH_CONCURRENCY', '4'),
+      spares: wholeNumber(options, 'spares', 'FORKD_SPARES', '4'),
+      eager: options.flag('eager'),
+      version: VERSION,
+      ...(tokenFile === undefined ? {} : { tokenFile }),
+      ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
+      statePath: options.string('state', { env: 'FORKD_STATE' }) ?? beside(snapshotRoot, 'state.json'),
+      logLevel: options.string('log-level', { env: 'FORKD_LOG' }) ?? 'info',
+      onProblem: (reason) => line(`⚠ ${reason}`),
+    });
+    process.on('SIGHUP', () => served.audit.reopen());
+    const stop = new Promise<void>((resolve) => {
+      for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => resolve());
+    });
+    line(`==> listening on port ${served.port} and ${served.options.socketPath}`);
+    await stop;
+    line('==> draining');
+    await served.close();
+    return 0;
+  },
+};
+
+/** What is in the data directory belongs to the daemon of the tags there; a daemon with others has its own beside those. */
+const beside = (snapshotRoot: string | undefined, name: string): string =>
+  snapshotRoot === undefined || resolve(snapshotRoot) === resolve(snapshotsDir())
+    ? join(dataDir(), name)
+    : join(snapshotRoot, `.${name}`);
+
+const wholeNumber = (options: Options, name: string, env: string, byDefault: string): number => {
+  const text = options.string(name, { env }) ?? byDefault;
+  if (!/^\d{1,4}$/.test(text)) throw options.wrong(`--${name}`, `'${text}' is not a whole number below 10000`);
+  return Number(text);
+};

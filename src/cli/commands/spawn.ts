@@ -1,0 +1,44 @@
+import { askDaemon, daemonOptions } from '../ask-daemon.js';
+import type { Command } from '../command.js';
+import { printJson, printLine } from '../render.js';
+
+/** The reference's: many children take longer than other requests. */
+const TIMEOUT_MS = 120_000;
+
+export const spawn: Command = {
+  name: 'spawn',
+  description: 'Have the daemon make sandboxes of a snapshot; they live until `forkd kill`',
+  options: [
+    ['--tag <TAG>', 'The snapshot'],
+    ['-n <N>', 'How many (default 1); all are made, or none'],
+    ['--per-child-netns', 'Each in its own namespace forkd-child-K'],
+    ['--memory-limit-mib <N>', 'Cap on the memory of each, MiB'],
+    ['--prewarm', 'Accepted for compatibility: every child is forked from a warmed template'],
+    ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
+    ['--hugepages', 'With --live-fork: memory in 2 MiB pages'],
+    ['--json', 'Print the array of sandboxes'],
+    ...daemonOptions,
+  ],
+  examples: ['forkd spawn --tag base -n 5', 'forkd spawn --tag base --json | jq -r ".[0].id"'],
+  run: async (options) => {
+    const snapshotTag = options.required('tag');
+    const n = options.count('n', 'n') ?? 1;
+    if (n < 1) throw options.wrong('-n', 'must be at least 1');
+    const [liveFork, hugepages] = [options.flag('live-fork'), options.flag('hugepages')];
+    if (hugepages && !liveFork) throw options.wrong('--hugepages', 'needs --live-fork');
+    const memoryLimitMib = options.count('memory-limit-mib');
+    const request = {
+      snapshotTag,
+      n,
+      perChildNetns: options.flag('per-child-netns'),
+      prewarm: options.flag('prewarm'),
+      liveFork,
+      hugepages,
+      ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
+    };
+    const sandboxes = await askDaemon(options, (controller) => controller.spawnSandboxes(request), TIMEOUT_MS);
+    if (options.flag('json')) printJson(sandboxes);
+    else for (const one of sandboxes) printLine(`${one.id}  guest=${one.guest_addr}  netns=${one.netns ?? '—'}`);
+    return 0;
+  },
+};

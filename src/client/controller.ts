@@ -1,0 +1,252 @@
+/**
+ * Client of the daemon: one method for each route. The reference's TypeScript SDK has the same names, arguments and
+ * results; what it lacks is added beside them.
+ */
+import { ControllerError } from './error.js';
+import { eventData, textOf } from './event-stream.js';
+import { type Call, type Transport, transportTo } from './transport.js';
+import type {
+  BranchOptions,
+  ControllerOptions,
+  CreateSnapshotOptions,
+  CreateWorkspaceOptions,
+  DeleteSnapshotOptions,
+  EvalResult,
+  EventInfo,
+  EventsOptions,
+  ExecOptions,
+  ExecResult,
+  ListOptions,
+  PingResult,
+  SandboxInfo,
+  SnapshotDetail,
+  SnapshotInfo,
+  SpawnOptions,
+  WorkspaceInfo,
+} from './types.js';
+
+export const DEFAULT_URL = 'http://127.0.0.1:8889';
+const TIMEOUT_MS = 60_000;
+const EXEC_SECS = 30;
+/** On top of what a command in a guest may take: its way there and back. */
+const EXEC_GRACE_MS = 10_000;
+/** A boot, and saving it. */
+const BOOT_MS = 180_000;
+
+export class Controller {
+  readonly baseUrl: string;
+  readonly token: string | undefined;
+  readonly timeoutMs: number;
+  readonly #transport: Transport;
+
+  constructor({ baseUrl, token, timeoutMs = TIMEOUT_MS, fetch }: ControllerOptions = {}) {
+    this.baseUrl = (baseUrl ?? (process.env['FORKD_URL'] || DEFAULT_URL)).replace(/\/+$/, '');
+    this.token = token ?? (process.env['FORKD_TOKEN'] || undefined);
+    this.timeoutMs = timeoutMs;
+    this.#transport = transportTo(this.baseUrl, fetch);
+  }
+
+  /** Whether a daemon answers there; needs no token. */
+  health(): Promise<{ ok: boolean }> {
+    return this.#json('GET', '/healthz');
+  }
+
+  version(): Promise<{ version: string; api: string }> {
+    return this.#json('GET', '/version');
+  }
+
+  listSnapshots(options: ListOptions = {}): Promise<SnapshotInfo[]> {
+    return this.#json('GET', `/v1/snapshots${labelQuery(options)}`);
+  }
+
+  /** Boots a guest and saves it. Takes as long as a boot does. */
+  createSnapshot(options: CreateSnapshotOptions): Promise<SnapshotInfo> {
+    const { tag, kernel, initrd, rootfs, tap, bootWaitSecs, memoryMib, vcpus, warmEval, labels } = options;
+    const body = { tag, kernel, initrd, rootfs, tap, boot_wait_secs: bootWaitSecs, memory_mib: memoryMib, vcpus };
+    const timeoutMs = Math.max(this.timeoutMs, BOOT_MS);
+    return this.#json('POST', '/v1/snapshots', { ...body, warm_eval: warmEval, labels }, timeoutMs);
+  }
+
+  getSnapshot(tag: string): Promise<SnapshotInfo> {
+    return this.#json('GET', snapshotPath(tag));
+  }
+
+  /** Sizes, ancestors and dependents. */
+  snapshotInfo(tag: string): Promise<SnapshotDetail> {
+    return this.#json('GET', `${snapshotPath(tag)}/info`);
+  }
+
+  /** Makes one base of a snapshot and its ancestors, under another tag. */
+  compactSnapshot(tag: string, to: string): Promise<SnapshotInfo> {
+    return this.#json('POST', `${snapshotPath(tag)}/compact`, { to });
+  }
+
+  async deleteSnapshot(tag: string, { cascade, force }: DeleteSnapshotOptions = {}): Promise<void> {
+    const query = new URLSearchParams();
+    if (cascade) query.set('cascade', 'true');
+    if (force) query.set('force', 'true');
+    await this.#json('DELETE', `${snapshotPath(tag)}${query.size > 0 ? `?${query}` : ''}`);
+  }
+
+  /** The body has every boolean that was given, false too. */
+  spawnSandboxes(options: SpawnOptions): Promise<SandboxInfo[]> {
+    const { snapshotTag, n = 1, perChildNetns = false, memoryLimitMib, prewarm, liveFork, hugepages } = options;
+    const { labels, ttlSecs, idleSecs } = options;
+    return this.#json('POST', '/v1/sandboxes', {
+      snapshot_tag: snapshotTag,
+      n,
+      per_child_netns: perChildNetns,
+      memory_limit_mib: memoryLimitMib,
+      prewarm,
+      live_fork: liveFork,
+      hugepages,
+      labels,
+      ttl_secs: ttlSecs,
+      idle_secs: idleSecs,
+    });
+  }
+
+  listSandboxes(options: ListOptions = {}): Promise<SandboxInfo[]> {
+    return this.#json('GET', `/v1/sandboxes${labelQuery(options)}`);
+  }
+
+  getSandbox(id: string): Promise<SandboxInfo> {
+    return this.#json('GET', sandboxPath(id));
+  }
+
+  async killSandbox(id: string): Promise<void> {
+    await this.#json('DELETE', sandboxPath(id));
+  }
+
+  /** Makes a snapshot of a running sandbox, which goes on. */
+  branchSandbox(id: string, options: BranchOptions = {}): Promise<SnapshotInfo> {
+    const { tag, mode, diff, measure_diff, wait, parentTag, labels } = options;
+    return this.#json('POST', `${sandboxPath(id)}/branch`, {
+      tag,
+      ...(mode ? { mode } : diff ? { diff } : {}),
+      ...(measure_diff ? { measure_diff } : {}),
+      ...(wait === false ? { wait } : {}),
+      parent_tag: parentTag,
+      labels,
+    });
+  }
+
+  /** Runs a program in a sandbox. A failure in the guest is a result, not an error. */
+  execCommand(id: string, args: string[], { timeoutSecs = EXEC_SECS }: ExecOptions = {}): Promise<ExecResult> {
+    const timeoutMs = Math.max(this.timeoutMs, timeoutSecs * 1000 + EXEC_GRACE_MS);
+    return this.#json('POST', `${sandboxPath(id)}/exec`, { args, timeout_secs: timeoutSecs }, timeoutMs);
+  }
+
+  /** Runs code in the warm interpreter of a sandbox. A failure in the guest is a result, not an error. */
+  evalCode(id: string, code: string): Promise<EvalResult> {
+    return this.#json('POST', `${sandboxPath(id)}/eval`, { code });
+  }
+
+  pingSandbox(id: string): Promise<PingResult> {
+    return this.#json('POST', `${sandboxPath(id)}/ping`);
+  }
+
+  listWorkspaces(options: ListOptions = {}): Promise<WorkspaceInfo[]> {
+    return this.#json('GET', `/v1/workspaces${labelQuery(options)}`);
+  }
+
+  getWorkspace(name: string): Promise<WorkspaceInfo> {
+    return this.#json('GET', workspacePath(name));
+  }
+
+  /** A sandbox that can be suspended and resumed, under a name that survives the daemon. */
+  createWorkspace(options: CreateWorkspaceOptions): Promise<WorkspaceInfo> {
+    const { name, snapshotTag, perChildNetns = false, memoryLimitMib, labels } = options;
+    const body = { name, snapshot_tag: snapshotTag, per_child_netns: perChildNetns };
+    return this.#json('POST', '/v1/workspaces', { ...body, memory_limit_mib: memoryLimitMib, labels });
+  }
+
+  /** Writes its state to disk, then ends its sandbox. */
+  suspendWorkspace(name: string, { diff = false }: { diff?: boolean } = {}): Promise<WorkspaceInfo> {
+    return this.#json('POST', `${workspacePath(name)}/suspend`, { diff });
+  }
+
+  resumeWorkspace(name: string): Promise<WorkspaceInfo> {
+    return this.#json('POST', `${workspacePath(name)}/resume`);
+  }
+
+  async deleteWorkspace(name: string): Promise<void> {
+    await this.#json('DELETE', workspacePath(name));
+  }
+
+  /** What happens from now on, until `signal` fires or the daemon ends. Throws ControllerError when it is refused. */
+  async *events({ kinds, after, signal }: EventsOptions = {}): AsyncGenerator<EventInfo, void> {
+    const query = new URLSearchParams();
+    if (kinds) query.set('kinds', kinds.join(','));
+    if (after !== undefined) query.set('after', String(after));
+    const path = `/v1/events${query.size > 0 ? `?${query}` : ''}`;
+    const abort = new AbortController();
+    const end = () => abort.abort();
+    signal?.addEventListener('abort', end);
+    if (signal?.aborted) return;
+    try {
+      const headers = { accept: 'text/event-stream', ...this.#auth };
+      const { status, parts } = await this.#transport.stream({ method: 'GET', path, headers, signal: abort.signal });
+      if (status !== 200) throw new ControllerError(status, parsed(await textOf(parts)), this.baseUrl + path);
+      for await (const data of eventData(parts)) yield JSON.parse(data) as EventInfo;
+    } catch (error) {
+      if (!signal?.aborted) throw error;
+    } finally {
+      signal?.removeEventListener('abort', end);
+      abort.abort();
+    }
+  }
+
+  get #auth(): Record<string, string> {
+    return this.token === undefined ? {} : { authorization: `Bearer ${this.token}` };
+  }
+
+  /** Ends the kept connections. Not needed for a process to end. */
+  close(): Promise<void> {
+    return this.#transport.close();
+  }
+
+  async #json<T>(method: Call['method'], path: string, body?: object, timeoutMs = this.timeoutMs): Promise<T> {
+    const abort = new AbortController();
+    const timer = setTimeout(() => abort.abort(), timeoutMs);
+    try {
+      const { status, text } = await this.#transport.send({
+        method,
+        path,
+        headers: {
+          accept: 'application/json',
+          ...this.#auth,
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        signal: abort.signal,
+      });
+      if (status < 200 || status > 299)
+        throw new ControllerError(status, text === '' ? {} : parsed(text), this.baseUrl + path);
+      return text === '' ? (null as T) : JSON.parse(text);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+const labelQuery = ({ labels = {} }: ListOptions): string => {
+  const query = new URLSearchParams(
+    Object.entries(labels).map(([key, value]): [string, string] => ['label', `${key}=${value}`]),
+  );
+  return query.size > 0 ? `?${query}` : '';
+};
+
+const snapshotPath = (tag: string): string => `/v1/snapshots/${encodeURIComponent(tag)}`;
+
+const workspacePath = (name: string): string => `/v1/workspaces/${encodeURIComponent(name)}`;
+
+const sandboxPath = (id: string): string => `/v1/sandboxes/${encodeURIComponent(id)}`;
+
+const parsed = (text: string): unknown => {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+};

@@ -1,0 +1,5 @@
+/** `forkd/client`: the client alone, without the engine and its native addon. */
+export { Controller } from './controller.js';
+export { ControllerError } from './error.js';
+export { type CreateOptions, Sandbox } from './sandbox.js';
+export type * from './types.js';

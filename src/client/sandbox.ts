@@ -1,0 +1,75 @@
+/** One sandbox of the daemon, from birth to end. */
+import { Controller } from './controller.js';
+import type {
+  BranchOptions,
+  ControllerOptions,
+  ExecOptions,
+  ExecResult,
+  PingResult,
+  SandboxInfo,
+  SnapshotInfo,
+  SpawnOptions,
+} from './types.js';
+
+export type CreateOptions = Omit<SpawnOptions, 'n'> & ControllerOptions;
+
+export class Sandbox {
+  readonly id: string;
+  #killed = false;
+
+  constructor(
+    readonly controller: Controller,
+    readonly info: SandboxInfo,
+  ) {
+    this.id = info.id;
+  }
+
+  /** Spawns one. */
+  static async create(options: CreateOptions): Promise<Sandbox> {
+    const controller = new Controller(options);
+    const [info] = await controller.spawnSandboxes({ ...options, n: 1 });
+    if (!info) throw new Error('the daemon made no sandbox');
+    return new Sandbox(controller, info);
+  }
+
+  /** Spawns one, hands it to `use`, and kills it whatever happens. */
+  static async with<T>(options: CreateOptions, use: (sandbox: Sandbox) => Promise<T>): Promise<T> {
+    const sandbox = await Sandbox.create(options);
+    try {
+      return await use(sandbox);
+    } finally {
+      await sandbox.kill();
+    }
+  }
+
+  exec(args: string[], options: ExecOptions = {}): Promise<ExecResult> {
+    return this.controller.execCommand(this.id, args, options);
+  }
+
+  /** The value of the code as text. Throws what went wrong in the guest. */
+  async eval(code: string): Promise<string | null> {
+    const { result, error } = await this.controller.evalCode(this.id, code);
+    if (error) throw new Error(error);
+    return result;
+  }
+
+  ping(): Promise<PingResult> {
+    return this.controller.pingSandbox(this.id);
+  }
+
+  branch(options: BranchOptions = {}): Promise<SnapshotInfo> {
+    return this.controller.branchSandbox(this.id, options);
+  }
+
+  /** A second call does nothing; after a failure it tries again. */
+  async kill(): Promise<void> {
+    if (this.#killed) return;
+    this.#killed = true;
+    try {
+      await this.controller.killSandbox(this.id);
+    } catch (error) {
+      this.#killed = false;
+      throw error;
+    }
+  }
+}

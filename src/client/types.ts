@@ -1,0 +1,140 @@
+/** What the client takes and gives: names of the reference's TypeScript SDK, bodies of `contract/rest.ts`. */
+import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
+
+export type { SnapshotDetail } from '../contract/snapshot.js';
+
+/** As much of `fetch` as is used, so that any can be given. */
+export type FetchLike = (
+  url: string,
+  init: { method: string; headers: Record<string, string>; body?: string; signal: AbortSignal },
+) => Promise<{ status: number; text(): Promise<string>; body?: AsyncIterable<Uint8Array> | null }>;
+
+export interface ControllerOptions {
+  /** `http://HOST:PORT`, `https://...` or `unix:PATH` (default `$FORKD_URL`, else `http://127.0.0.1:8889`). */
+  baseUrl?: string;
+  /** Bearer token (default `$FORKD_TOKEN`). */
+  token?: string;
+  /** For one whole request (default 60,000). An exec waits for as long as it was given. */
+  timeoutMs?: number;
+  /** Used instead of undici; then `unix:` is not possible. */
+  fetch?: FetchLike;
+}
+
+export type { Labels } from '../contract/rest.js';
+export type EventInfo = EventBody;
+export type WorkspaceInfo = WorkspaceBody;
+export type SandboxInfo = SandboxBody;
+export type SnapshotInfo = SnapshotBody;
+export type BranchMode = 'full' | 'diff' | 'live';
+
+export interface SpawnOptions {
+  snapshotTag: string;
+  /** 1 to 1000 (default 1). All are made, or none. */
+  n?: number;
+  perChildNetns?: boolean;
+  memoryLimitMib?: number;
+  prewarm?: boolean;
+  liveFork?: boolean;
+  hugepages?: boolean;
+  /** A few short texts to find it by. */
+  labels?: Labels;
+  /** Seconds from birth, and seconds without a call, after which it is ended (default: never). */
+  ttlSecs?: number;
+  idleSecs?: number;
+}
+
+export interface CreateSnapshotOptions {
+  tag: string;
+  /** Paths on the daemon's host (default: the built-in guest image). */
+  kernel?: string;
+  initrd?: string;
+  rootfs?: string;
+  tap?: string;
+  /** At most 60. */
+  bootWaitSecs?: number;
+  memoryMib?: number;
+  vcpus?: number;
+  /** Python that the warm interpreter runs before it is saved. */
+  warmEval?: string;
+  labels?: Labels;
+}
+
+export interface CreateWorkspaceOptions {
+  name: string;
+  snapshotTag: string;
+  perChildNetns?: boolean;
+  memoryLimitMib?: number;
+  labels?: Labels;
+}
+
+export interface ListOptions {
+  /** Only those that have all of these. */
+  labels?: Labels;
+}
+
+export interface EventsOptions {
+  kinds?: EventInfo['kind'][];
+  /** First those after this id that the daemon still has. */
+  after?: number;
+  /** Ends the stream, without an error. */
+  signal?: AbortSignal;
+}
+
+export interface BranchOptions {
+  /** Name of the new snapshot (default: one is made up). */
+  tag?: string;
+  mode?: BranchMode;
+  /** The same as mode `diff`; a mode wins. */
+  diff?: boolean;
+  measure_diff?: boolean;
+  /** False answers at once, while the snapshot is still being written; mode `live` only. */
+  wait?: boolean;
+  /** The tag that the sandbox was made of, as a check; mode `diff` only. */
+  parentTag?: string;
+  labels?: Labels;
+}
+
+export interface ExecOptions {
+  /** Longest run (default 30). */
+  timeoutSecs?: number;
+}
+
+export interface ExecResult {
+  stdout: string;
+  stderr: string;
+  /** Negative: ended by that signal. */
+  exit_code: number;
+  /** What went wrong in the guest, also at the end of `stderr`. */
+  error?: string;
+  timed_out?: boolean;
+}
+
+export interface EvalResult {
+  /** `repr` of the value, or null. */
+  result: string | null;
+  error: string | null;
+  exit_code: number;
+  /** The value as JSON text, from guests whose language gives it so. */
+  result_json?: string;
+  /** What the code printed. */
+  stdout?: string;
+  stderr?: string;
+  traceback?: string;
+  stack?: string;
+}
+
+export interface PingResult {
+  pong: boolean;
+  pid: number;
+  agent_lang: string;
+  numpy_version?: string;
+  warmup_ready?: boolean;
+  [key: string]: unknown;
+}
+
+export interface DeleteSnapshotOptions {
+  /** What is made of it goes too. */
+  cascade?: boolean;
+  /** It goes even if something is made of it or uses it. */
+  force?: boolean;
+}

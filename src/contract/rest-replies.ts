@@ -1,0 +1,104 @@
+/** JSON Schemas of the daemon's answers, by the names that its OpenAPI document gives them. Tests hold the running server to them. */
+import { EVENT_KINDS } from './rest.js';
+
+const text = { type: 'string' } as const;
+const textOrNull = { type: ['string', 'null'] } as const;
+const whole = { type: 'integer', minimum: 0 } as const;
+const wholeOrNull = { type: ['integer', 'null'], minimum: 0 } as const;
+const yesNo = { type: 'boolean' } as const;
+const labels = { type: 'object', additionalProperties: text } as const;
+
+interface ObjectSchema {
+  type: 'object';
+  required: string[];
+  properties: Record<string, object>;
+  additionalProperties?: boolean;
+}
+
+/** Keys that are always there, and keys that may be. */
+const object = (always: Record<string, object>, maybe: Record<string, object> = {}): ObjectSchema => ({
+  type: 'object',
+  required: Object.keys(always),
+  properties: { ...always, ...maybe },
+});
+
+export const replySchemas = {
+  Error: object({ error: text, code: text, hint: text }),
+  Health: object({ ok: yesNo }),
+  Version: object({ version: text, api: { const: 'v1' } }),
+  Sandbox: object({
+    id: text,
+    snapshot_tag: text,
+    netns: textOrNull,
+    guest_addr: text,
+    created_at_unix: whole,
+    pid: wholeOrNull,
+    memory_limit_mib: wholeOrNull,
+    has_branched: yesNo,
+    last_branch_memory_path: textOrNull,
+    branch_count: whole,
+    isolation: { enum: ['tcg', 'kvm'] },
+    status: { enum: ['running', 'dead'] },
+    reason: textOrNull,
+    labels,
+    expires_at_unix: wholeOrNull,
+    idle_secs: wholeOrNull,
+    last_active_unix: whole,
+  }),
+  Snapshot: object(
+    { tag: text, dir: text, created_at_unix: whole, status: { enum: ['writing', 'ready', 'failed'] }, bootable: yesNo },
+    {
+      branched_from: text,
+      pause_ms: whole,
+      diff_ms: whole,
+      diff_physical_bytes: whole,
+      diff_logical_bytes: whole,
+      warning: text,
+      labels,
+    },
+  ),
+  SnapshotDetail: object(
+    {
+      tag: text,
+      dir: text,
+      created_at_unix: whole,
+      memory_logical_bytes: whole,
+      memory_physical_bytes: whole,
+      shared_bytes: whole,
+      vmstate_bytes: whole,
+      working_set_bytes: wholeOrNull,
+      memory_root: text,
+      chain_depth: whole,
+      dependents: { type: 'array', items: text },
+      ancestors: { type: 'array', items: text },
+    },
+    { parent_tag: text, parent_content_hash: text, branched_from: text },
+  ),
+  Exec: object({ stdout: text, stderr: text, exit_code: { type: 'integer' } }, { error: text, timed_out: yesNo }),
+  Eval: {
+    ...object({ result: textOrNull, error: textOrNull, exit_code: { type: 'integer' } }, { result_json: text }),
+    additionalProperties: true,
+  },
+  Ping: { ...object({ pong: { const: true }, pid: whole, agent_lang: text }), additionalProperties: true },
+  Workspace: object(
+    {
+      id: text,
+      name: text,
+      source_snapshot_tag: text,
+      status: { enum: ['running', 'suspended', 'stale'] },
+      created_at_unix: whole,
+      last_active_unix: whole,
+    },
+    { current_state_tag: text, live_sandbox_id: text, last_branch_memory_path: text, labels },
+  ),
+  Event: object(
+    { id: whole, at_unix_ms: whole, kind: { enum: EVENT_KINDS }, action: text, object: text },
+    {
+      sandbox: { $ref: '#/components/schemas/Sandbox' },
+      snapshot: { $ref: '#/components/schemas/Snapshot' },
+      workspace: { $ref: '#/components/schemas/Workspace' },
+    },
+  ),
+} as const;
+
+export type ReplyName = keyof typeof replySchemas;

@@ -1,0 +1,282 @@
+/** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
+import { limits } from './limits.js';
+import type { Isolation } from './snapshot.js';
+
+export interface ErrorBody {
+  error: string;
+  code: string;
+  hint: string;
+}
+
+/** The reference's keys, always present; then ours. */
+export interface SandboxBody {
+  id: string;
+  snapshot_tag: string;
+  netns: string | null;
+  /** `unix:PATH`, where the agent's line protocol is spoken. Opaque to clients. */
+  guest_addr: string;
+  created_at_unix: number;
+  pid: number | null;
+  memory_limit_mib: number | null;
+  has_branched: boolean;
+  last_branch_memory_path: string | null;
+  branch_count: number;
+  isolation: Isolation;
+  status: 'running' | 'dead';
+  /** Why it is dead; null while it runs. */
+  reason: string | null;
+  labels: Labels;
+  /** When it is ended, whatever it does; null for never. */
+  expires_at_unix: number | null;
+  /** Seconds without a call after which it is ended; null for never. */
+  idle_secs: number | null;
+  /** End of its last call, or its birth. */
+  last_active_unix: number;
+}
+
+export type Labels = Record<string, string>;
+
+export interface SnapshotBody {
+  tag: string;
+  dir: string;
+  created_at_unix: number;
+  status: 'writing' | 'ready' | 'failed';
+  bootable: boolean;
+  branched_from?: string;
+  pause_ms?: number;
+  diff_ms?: number;
+  diff_physical_bytes?: number;
+  diff_logical_bytes?: number;
+  warning?: string;
+  labels?: Labels;
+}
+
+export interface WorkspaceBody {
+  id: string;
+  name: string;
+  source_snapshot_tag: string;
+  status: 'running' | 'suspended' | 'stale';
+  created_at_unix: number;
+  last_active_unix: number;
+  current_state_tag?: string;
+  live_sandbox_id?: string;
+  last_branch_memory_path?: string;
+  labels?: Labels;
+}
+
+/** What events are about. */
+export const EVENT_KINDS = ['sandbox', 'snapshot', 'workspace'] as const;
+
+/** One message of `GET /v1/events`. */
+export interface EventBody {
+  /** Counts up from 1 in one run of the daemon. */
+  id: number;
+  at_unix_ms: number;
+  kind: (typeof EVENT_KINDS)[number];
+  action: 'created' | 'died' | 'deleted' | 'writing' | 'ready' | 'failed' | 'suspended' | 'resumed' | 'stale';
+  /** Id, tag or name. */
+  object: string;
+  sandbox?: SandboxBody;
+  snapshot?: SnapshotBody;
+  workspace?: WorkspaceBody;
+}
+
+export interface SpawnBody {
+  snapshot_tag: string;
+  n: number;
+  per_child_netns: boolean;
+  memory_limit_mib?: number | null;
+  prewarm: boolean;
+  live_fork: boolean;
+  hugepages: boolean;
+  labels?: Labels;
+  ttl_secs?: number | null;
+  idle_secs?: number | null;
+}
+
+export interface CreateSnapshotBody {
+  tag: string;
+  kernel?: string | null;
+  initrd?: string | null;
+  rootfs?: string | null;
+  rw: boolean;
+  tap?: string | null;
+  boot_wait_secs: number;
+  memory_mib?: number | null;
+  vcpus?: number | null;
+  warm_eval?: string | null;
+  labels?: Labels;
+}
+
+export interface CreateWorkspaceBody {
+  name: string;
+  snapshot_tag: string;
+  per_child_netns: boolean;
+  memory_limit_mib?: number | null;
+  labels?: Labels;
+}
+
+export interface SuspendBody {
+  diff: boolean;
+}
+
+export interface LabelQuery {
+  /** `KEY=VALUE`, once or several times: all must hold. */
+  label?: string | string[];
+}
+
+export interface EventQuery {
+  /** Kinds, with commas between them. */
+  kinds?: string;
+  /** Those after this id. */
+  after?: string;
+}
+
+export interface ExecBody {
+  args: string[];
+  timeout_secs: number;
+}
+
+export interface EvalBody {
+  code: string;
+}
+
+export interface BranchBody {
+  tag?: string | null;
+  mode?: 'full' | 'diff' | 'live' | null;
+  diff: boolean;
+  live: boolean;
+  measure_diff: boolean;
+  wait: boolean;
+  parent_tag?: string | null;
+  labels?: Labels;
+}
+
+export interface RemoveQuery {
+  cascade?: 'true' | 'false';
+  force?: 'true' | 'false';
+}
+
+const no = { type: 'boolean', default: false } as const;
+const text = { type: 'string' } as const;
+const textOrNull = { type: ['string', 'null'] } as const;
+const unsigned = { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER } as const;
+
+const unsignedOrNull = { ...unsigned, type: ['integer', 'null'] } as const;
+const lifetime = { type: ['integer', 'null'], minimum: 1, maximum: limits.lifetimeMaxSecs } as const;
+
+/** A few short texts. Their keys go into a query, so they have no `=` and no blanks. */
+export const labelsSchema = {
+  type: 'object',
+  maxProperties: limits.labelsMax,
+  propertyNames: { pattern: '^[A-Za-z0-9._/-]{1,63}$' },
+  additionalProperties: { type: 'string', maxLength: limits.labelMaxChars },
+} as const;
+
+export const spawnSchema = {
+  type: 'object',
+  required: ['snapshot_tag'],
+  properties: {
+    snapshot_tag: text,
+    n: { ...unsigned, default: 1 },
+    per_child_netns: no,
+    memory_limit_mib: unsignedOrNull,
+    prewarm: no,
+    live_fork: no,
+    hugepages: no,
+    labels: labelsSchema,
+    ttl_secs: lifetime,
+    idle_secs: lifetime,
+  },
+} as const;
+
+export const createSnapshotSchema = {
+  type: 'object',
+  required: ['tag'],
+  properties: {
+    tag: text,
+    kernel: textOrNull,
+    initrd: textOrNull,
+    rootfs: textOrNull,
+    rw: no,
+    tap: textOrNull,
+    boot_wait_secs: { ...unsigned, default: 10 },
+    memory_mib: unsignedOrNull,
+    vcpus: unsignedOrNull,
+    warm_eval: textOrNull,
+    labels: labelsSchema,
+  },
+} as const;
+
+export const createWorkspaceSchema = {
+  type: 'object',
+  required: ['name', 'snapshot_tag'],
+  properties: {
+    name: text,
+    snapshot_tag: text,
+    per_child_netns: no,
+    memory_limit_mib: unsignedOrNull,
+    labels: labelsSchema,
+  },
+} as const;
+
+export const suspendSchema = { type: 'object', properties: { diff: no } } as const;
+
+export const labelQuerySchema = {
+  type: 'object',
+  properties: { label: { type: ['string', 'array'], items: text } },
+} as const;
+
+export const eventQuerySchema = {
+  type: 'object',
+  properties: {
+    kinds: { type: 'string', pattern: '^(sandbox|snapshot|workspace)(,(sandbox|snapshot|workspace))*$' },
+    after: { type: 'string', pattern: '^[0-9]{1,15}$' },
+  },
+} as const;
+
+export const execSchema = {
+  type: 'object',
+  required: ['args'],
+  properties: {
+    args: { type: 'array', items: text },
+    timeout_secs: { ...unsigned, default: 30 },
+  },
+} as const;
+
+export const evalSchema = {
+  type: 'object',
+  required: ['code'],
+  properties: { code: text },
+} as const;
+
+export const branchSchema = {
+  type: 'object',
+  properties: {
+    tag: textOrNull,
+    mode: { type: ['string', 'null'], enum: ['full', 'diff', 'live', null] },
+    diff: no,
+    live: no,
+    measure_diff: no,
+    wait: { type: 'boolean', default: true },
+    parent_tag: textOrNull,
+    labels: labelsSchema,
+  },
+} as const;
+
+export interface CompactBody {
+  to: string;
+}
+
+export const compactSchema = {
+  type: 'object',
+  required: ['to'],
+  properties: { to: text },
+} as const;
+
+const switchText = { type: 'string', enum: ['true', 'false'] } as const;
+
+export const removeSchema = {
+  type: 'object',
+  properties: { cascade: switchText, force: switchText },
+} as const;

@@ -1,0 +1,144 @@
+import type { FastifyInstance } from 'fastify';
+import { ForkdError, reasonOf } from '../../../contract/errors.js';
+import type { EvalReply, ExecReply, GuestReply, GuestRequest } from '../../../contract/guest.js';
+import { limits } from '../../../contract/limits.js';
+import {
+  type EvalBody,
+  type ExecBody,
+  evalSchema,
+  execSchema,
+  type LabelQuery,
+  labelQuerySchema,
+  type SpawnBody,
+  spawnSchema,
+} from '../../../contract/rest.js';
+import type { Context } from '../context.js';
+import { labelFilter } from '../labels.js';
+import { bodyOf } from '../registry.js';
+import { requireMemoryLimit, spawn } from '../spawn.js';
+import { storedTag } from '../tags.js';
+
+type WithId = { Params: { id: string } };
+
+/** The reference's deadlines: eval and ping have fixed ones; exec has the guest's, and then some for the way back. */
+const EVAL_MS = 30_000;
+const PING_MS = 3000;
+const EXEC_GRACE_MS = 5000;
+
+const refused = (reason: string): ForkdError => new ForkdError('REQUEST_REFUSED', { reason });
+
+export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
+  const { engine, registry, snapshots, metrics } = context;
+
+  app.post<{ Body: SpawnBody }>(
+    '/v1/sandboxes',
+    {
+      schema: { body: spawnSchema },
+      config: {
+        summary: 'Make sandboxes of a snapshot: all of them or none.',
+        replies: { 201: { schema: 'Sandbox', isArray: true } },
+      },
+    },
+    async (request, reply) => {
+      const { body } = request;
+      request.object = body.snapshot_tag;
+      const { n, memory_limit_mib, labels = {}, ttl_secs: ttlSecs = null, idle_secs: idleSecs = null } = body;
+      if (n < 1 || n > limits.spawnMax) throw refused(`n must be between 1 and ${limits.spawnMax}, not ${n}`);
+      requireMemoryLimit(memory_limit_mib);
+      const tag = storedTag(engine.store, body.snapshot_tag);
+      snapshots.requireReady(tag);
+      const sandboxes = await spawn(context, {
+        tag,
+        n,
+        perChildNetns: body.per_child_netns,
+        hugePages: body.live_fork && body.hugepages,
+        ...(typeof memory_limit_mib === 'number' ? { memoryLimitMib: memory_limit_mib } : {}),
+      });
+      const wishes = { labels, ttlSecs, idleSecs };
+      return reply.code(201).send(sandboxes.map((sandbox) => bodyOf(registry.add(sandbox, wishes))));
+    },
+  );
+
+  app.get<{ Querystring: LabelQuery }>(
+    '/v1/sandboxes',
+    {
+      schema: { querystring: labelQuerySchema },
+      config: { summary: 'List sandboxes.', replies: { 200: { schema: 'Sandbox', isArray: true } } },
+    },
+    ({ query }) => registry.list().filter(labelFilter(query)).map(bodyOf),
+  );
+
+  app.get<WithId>(
+    '/v1/sandboxes/:id',
+    { config: { summary: 'One sandbox.', replies: { 200: { schema: 'Sandbox' } } } },
+    ({ params }) => bodyOf(registry.get(params.id)),
+  );
+
+  app.delete<WithId>(
+    '/v1/sandboxes/:id',
+    { config: { summary: 'End a sandbox.', replies: { 204: {} } } },
+    async ({ params }, reply) => {
+      const { sandbox } = registry.take(params.id);
+      metrics.ended.inc({ how: sandbox.state === 'dead' ? 'died' : 'deleted' });
+      await engine.kill([sandbox]);
+      return reply.code(204).send();
+    },
+  );
+
+  const call = (id: string, request: GuestRequest, timeoutMs: number): Promise<GuestReply> =>
+    registry.active(id, async ({ sandbox }) => {
+      const observe = metrics.call.startTimer({ action: request.action });
+      try {
+        return await sandbox.call(request, timeoutMs);
+      } catch (error) {
+        // 500 whatever it was: clients of the reference take it for "not ready" and anything else for final.
+        throw new ForkdError('AGENT_FAILED', { action: request.action, reason: reasonOf(error) }, error);
+      } finally {
+        observe();
+      }
+    });
+
+  app.post<WithId & { Body: ExecBody }>(
+    '/v1/sandboxes/:id/exec',
+    { schema: { body: execSchema }, config: { summary: 'Run a program in it.', replies: { 200: { schema: 'Exec' } } } },
+    async ({ params, body }) => {
+      registry.get(params.id);
+      const { args, timeout_secs: timeout } = body;
+      if (args.length === 0) throw refused('args must not be empty');
+      if (timeout > limits.execMaxSecs) throw refused(`timeout_secs must be at most ${limits.execMaxSecs}`);
+      const reply = await call(params.id, { action: 'exec', args, timeout }, timeout * 1000 + EXEC_GRACE_MS);
+      return execBody(reply as ExecReply);
+    },
+  );
+
+  app.post<WithId & { Body: EvalBody }>(
+    '/v1/sandboxes/:id/eval',
+    {
+      schema: { body: evalSchema },
+      config: { summary: 'Run code in its warm interpreter.', replies: { 200: { schema: 'Eval' } } },
+    },
+    async ({ params, body }) =>
+      evalBody((await call(params.id, { action: 'eval', code: body.code }, EVAL_MS)) as EvalReply),
+  );
+
+  app.post<WithId>(
+    '/v1/sandboxes/:id/ping',
+    { config: { bodyIgnored: true, summary: 'Whether its agent answers.', replies: { 200: { schema: 'Ping' } } } },
+    ({ params }) => call(params.id, { action: 'ping' }, PING_MS),
+  );
+};
+
+/** What went wrong in the guest is also in `stderr`, where clients of the reference look. */
+const execBody = ({ stdout = '', stderr = '', exit_code, error, timed_out }: ExecReply): object => ({
+  stdout,
+  stderr: error === undefined ? stderr : `${stderr}${error}\n`,
+  exit_code,
+  ...(error === undefined ? {} : { error }),
+  ...(timed_out ? { timed_out } : {}),
+});
+
+const evalBody = (reply: EvalReply): object => ({
+  ...reply,
+  result: reply.result ?? null,
+  error: reply.error ?? null,
+});

@@ -1,0 +1,243 @@
+/** The daemon: an engine that stays, behind HTTP on a TCP port and on a Unix socket. */
+import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import { type AddressInfo, connect, type ListenOptions } from 'node:net';
+import { dirname } from 'node:path';
+import fastify, {
+  type FastifyBaseLogger,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+} from 'fastify';
+import { ForkdError, reasonOf } from '../../contract/errors.js';
+import { limits } from '../../contract/limits.js';
+import { Engine } from '../engine.js';
+import { Audit, type AuditLine } from './audit.js';
+import { Tokens } from './auth.js';
+import { parseBind, requireSafe } from './bind.js';
+import type { Context } from './context.js';
+import { Events } from './events.js';
+import { Journal } from './journal.js';
+import { makeServer } from './listener.js';
+import { makeLog } from './log.js';
+import { Metrics } from './metrics.js';
+import { describeApi } from './openapi.js';
+import { Registry } from './registry.js';
+import { pathOf, readBodies, tellFailures, tellFramework } from './reply.js';
+import { branchRoutes } from './routes/branch.js';
+import { closeEvents, eventRoutes } from './routes/events.js';
+import { sandboxRoutes } from './routes/sandboxes.js';
+import { serviceRoutes } from './routes/service.js';
+import { snapshotRoutes } from './routes/snapshots.js';
+import { workspaceRoutes } from './routes/workspaces.js';
+import { Slots } from './slots.js';
+import { Snapshots } from './snapshots.js';
+import { Workspaces } from './workspaces.js';
+
+export interface DaemonOptions {
+  bind: string;
+  socketPath: string;
+  auditLog: string;
+  /** What survives its end. */
+  statePath: string;
+  branchConcurrency: number;
+  /** Children of each template that are forked ahead of requests. */
+  spares: number;
+  version: string;
+  /** All of a tag's memory is loaded and checked before anything runs from it. */
+  eager?: boolean;
+  tokenFile?: string;
+  snapshotRoot?: string;
+  /** Of pino: trace, debug, info, warn, error, fatal, silent. */
+  logLevel: string;
+  onProblem: (reason: string) => void;
+}
+
+/** Time for requests under way when the daemon is told to end; the reference's. */
+const DRAIN_MS = 30_000;
+
+export class Daemon {
+  readonly #tcp: Server;
+  readonly #local: Server;
+  #draining = false;
+
+  private constructor(
+    readonly engine: Engine,
+    readonly audit: Audit,
+    readonly app: FastifyInstance,
+    readonly journal: Journal,
+    readonly options: DaemonOptions,
+  ) {
+    const route = (request: IncomingMessage, response: ServerResponse) => app.routing(request, response);
+    this.#tcp = makeServer(route);
+    this.#local = makeServer(route);
+    // A connection that is kept would hold up the end.
+    app.addHook('onSend', async (_, reply) => {
+      if (this.#draining) reply.header('connection', 'close');
+    });
+  }
+
+  /** Throws DAEMON_REFUSED. */
+  static async start(options: DaemonOptions): Promise<Daemon> {
+    const { onProblem, tokenFile, snapshotRoot, branchConcurrency, spares } = options;
+    const bind = parseBind(options.bind);
+    const tokens = tokenFile === undefined ? undefined : new Tokens(tokenFile, onProblem);
+    requireSafe(bind, tokens !== undefined);
+    if (branchConcurrency < 1) throw new ForkdError('DAEMON_REFUSED', { reason: '--branch-concurrency is 0' });
+    const audit = new Audit(options.auditLog, onProblem);
+    const engine = new Engine({
+      resident: true,
+      spares,
+      eager: options.eager ?? false,
+      ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
+    });
+    const journal = new Journal(options.statePath);
+    const { app, workspaces } = build(engine, audit, tokens, journal, options);
+    const daemon = new Daemon(engine, audit, app, journal, options);
+    try {
+      await app.ready();
+      for (const told of await workspaces.recover()) app.log.warn(told);
+      await listening(daemon.#tcp, bind);
+      await daemon.#listenLocally();
+    } catch (error) {
+      await daemon.close();
+      throw error instanceof ForkdError ? error : new ForkdError('DAEMON_REFUSED', { reason: reasonOf(error) }, error);
+    }
+    return daemon;
+  }
+
+  get port(): number {
+    return (this.#tcp.address() as AddressInfo).port;
+  }
+
+  async #listenLocally(): Promise<void> {
+    const { socketPath } = this.options;
+    mkdirSync(dirname(socketPath), { recursive: true, mode: 0o700 });
+    if (await answers(socketPath))
+      throw new ForkdError('DAEMON_REFUSED', { reason: `another daemon listens on ${socketPath}` });
+    rmSync(socketPath, { force: true });
+    // The socket is born with the mode that it keeps: between bind and chmod nobody else may connect.
+    const mask = process.umask(0o177);
+    try {
+      await listening(this.#local, { path: socketPath });
+      chmodSync(socketPath, 0o600);
+    } finally {
+      process.umask(mask);
+    }
+  }
+
+  /** Takes no new requests, gives those under way their time, then ends every sandbox. */
+  async close(): Promise<void> {
+    this.#draining = true;
+    const servers = [this.#tcp, this.#local];
+    const late = setTimeout(() => {
+      for (const server of servers) server.closeAllConnections();
+    }, DRAIN_MS);
+    const all = Promise.all(servers.map(ended));
+    closeEvents(this.app);
+    await all;
+    clearTimeout(late);
+    await this.app.close();
+    await this.engine.close();
+    await this.journal.close();
+    this.audit.close();
+  }
+}
+
+/** A request id that a client may give itself; any other is replaced. */
+const REQUEST_ID = /^[A-Za-z0-9_.:-]{1,64}$/;
+
+const build = (engine: Engine, audit: Audit, tokens: Tokens | undefined, journal: Journal, options: DaemonOptions) => {
+  const app = fastify({
+    bodyLimit: limits.bodyMaxBytes,
+    // What is too long is no tag and no id, and gets the answer of any other that is none.
+    routerOptions: { maxParamLength: limits.urlMaxChars },
+    frameworkErrors: (error, _, reply) => tellFramework(error, reply),
+    genReqId: ({ headers: { 'x-request-id': given } }) =>
+      typeof given === 'string' && REQUEST_ID.test(given) ? given : crypto.randomUUID(),
+    loggerInstance: makeLog(options.logLevel) as FastifyBaseLogger,
+    logController: new LogController({ requestIdLogLabel: 'request_id', disableRequestLogging: true }),
+    // Types are held to as they are written: "1" is not 1.
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false, allowUnionTypes: true } },
+  });
+  const context = makeContext(engine, journal, options, app.log);
+  readBodies(app);
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id);
+    if (!['/healthz', '/healthz/'].includes(pathOf(request))) tokens?.require(request.headers.authorization);
+  });
+  app.addHook('onSend', async (request, reply) => audit.write(auditLine(request, reply)));
+  app.addHook('onResponse', async (request, reply) => {
+    const { statusCode: status, elapsedTime } = reply;
+    // The pattern and not the path: ids would make a series each.
+    const labels = { method: request.method, route: request.routeOptions.url ?? 'none', status };
+    context.metrics.request.observe(labels, elapsedTime / 1000);
+    request.log.debug({ method: request.method, path: pathOf(request), status, ms: elapsedTime }, 'request');
+  });
+  tellFailures(app);
+  const document = describeApi(app, context.version);
+  serviceRoutes(app, context, document);
+  snapshotRoutes(app, context);
+  sandboxRoutes(app, context);
+  branchRoutes(app, context);
+  eventRoutes(app, context);
+  const workspaces = new Workspaces(context);
+  workspaceRoutes(app, context, workspaces);
+  app.addHook('onClose', async () => context.registry.close());
+  return { app, workspaces };
+};
+
+const makeContext = (engine: Engine, journal: Journal, options: DaemonOptions, log: FastifyBaseLogger): Context => {
+  const { version, branchConcurrency } = options;
+  const events = new Events();
+  const snapshots = new Snapshots(engine.store, events, journal);
+  const slots = new Slots(branchConcurrency);
+  const registry = new Registry(events, (sandbox) => sandbox.kill());
+  const metrics = new Metrics({ engine, registry, snapshots, slots, version });
+  return { engine, registry, snapshots, slots, events, journal, metrics, version, log };
+};
+
+const auditLine = (request: FastifyRequest, reply: FastifyReply): AuditLine => {
+  const { id, tag, name } = request.params as { id?: string; tag?: string; name?: string };
+  const object = id ?? tag ?? name ?? request.object;
+  return {
+    method: request.method,
+    path: pathOf(request),
+    status: reply.statusCode,
+    latency_us: Math.round(reply.elapsedTime * 1000),
+    ua: request.headers['user-agent'] ?? '',
+    remote: request.socket.remoteAddress ?? 'unix',
+    request_id: request.id,
+    ...(object === undefined ? {} : { object }),
+    outcome: reply.failure ?? 'ok',
+  };
+};
+
+const listening = (server: Server, where: ListenOptions): Promise<void> =>
+  new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(where, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+
+/** Takes no more connections, and waits for those that are busy. */
+const ended = (server: Server): Promise<void> =>
+  new Promise((resolve) => {
+    if (!server.listening) return resolve();
+    server.close(() => resolve());
+    server.closeIdleConnections();
+  });
+
+/** Whether someone listens there. */
+const answers = (path: string): Promise<boolean> =>
+  new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });

@@ -1,0 +1,30 @@
+/** Sandboxes for a request: all of them or none. */
+import { ForkdError } from '../../contract/errors.js';
+import { limits } from '../../contract/limits.js';
+import type { ForkRequest } from '../planner/plan.js';
+import type { Sandbox } from '../sandbox/sandbox.js';
+import type { Context } from './context.js';
+
+/** Throws REQUEST_REFUSED. */
+export const requireMemoryLimit = (mib: number | null | undefined): void => {
+  if (mib == null || (mib >= 1 && mib <= limits.memoryLimitMaxMib)) return;
+  const reason = `memory_limit_mib must be between 1 and ${limits.memoryLimitMaxMib}, not ${mib}`;
+  throw new ForkdError('REQUEST_REFUSED', { reason });
+};
+
+/** The client could not tell which of them it has. Throws CHILDREN_FAILED and what Engine.fork throws. */
+export const spawn = async ({ engine, metrics }: Context, request: ForkRequest): Promise<Sandbox[]> => {
+  const observe = metrics.spawn.startTimer();
+  const { sandboxes, failures } = await engine.fork(request);
+  const [first] = failures;
+  if (first) {
+    await engine.kill(sandboxes);
+    const { n } = request;
+    throw new ForkdError('CHILDREN_FAILED', { failed: failures.length, n, reason: first.error.message });
+  }
+  await engine.publish(sandboxes);
+  observe();
+  for (const { times } of sandboxes)
+    if (times) metrics.forkReady.observe((times.spawn_ms + times.load_ms + times.first_answer_ms) / 1000);
+  return sandboxes;
+};

@@ -1,0 +1,57 @@
+/** A file that is written from front to back. The disk writes while the processors work: little is left to wait for at the end. */
+import { closeSync, fdatasync, ftruncateSync, openSync, write as writeCallback } from 'node:fs';
+import { promisify } from 'node:util';
+import { limits } from '../../contract/limits.js';
+import { native } from '../../native/binding.js';
+
+/** So much may wait for the disk. */
+const SYNC_BYTES = 32 * 1024 * 1024;
+const ZEROS = Buffer.alloc(limits.packFrameMaxBytes);
+
+const sync = promisify(fdatasync);
+const write = promisify(writeCallback);
+
+export class Sink {
+  readonly #fd: number;
+  #at = 0;
+  #synced = 0;
+  #syncing: Promise<void> = Promise.resolve();
+
+  /** Throws EEXIST when there is such a file. */
+  constructor(path: string, mode = 0o644) {
+    this.#fd = openSync(path, 'wx', mode);
+  }
+
+  get bytes(): number {
+    return this.#at;
+  }
+
+  /** The memory may be used again when it returns. With `holes`, zeros become one. */
+  async write(part: Uint8Array, holes = false): Promise<void> {
+    if (!holes || !isZero(part)) {
+      for (let done = 0; done < part.length; )
+        done += (await write(this.#fd, part, done, part.length - done, this.#at + done)).bytesWritten;
+    }
+    this.#at += part.length;
+    if (this.#at - this.#synced < SYNC_BYTES) return;
+    await this.#syncing;
+    this.#syncing = sync(this.#fd);
+    this.#syncing.catch(() => undefined);
+    this.#synced = this.#at;
+  }
+
+  /** All of it is on the disk. */
+  async finish(): Promise<void> {
+    await this.#syncing;
+    ftruncateSync(this.#fd, this.#at);
+    native.fdSync(this.#fd);
+  }
+
+  async close(): Promise<void> {
+    await this.#syncing.catch(() => undefined);
+    closeSync(this.#fd);
+  }
+}
+
+const isZero = (part: Uint8Array): boolean =>
+  part.length <= ZEROS.length && ZEROS.subarray(0, part.length).equals(part);

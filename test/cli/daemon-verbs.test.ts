@@ -1,0 +1,109 @@
+/** The commands that are clients of the daemon, as users type them, against a real one with real VMs. */
+import { rmSync } from 'node:fs';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import type { SandboxBody, SnapshotBody } from '../../src/contract/rest.js';
+import { type Ended, forkd } from '../support/cli.js';
+import { startDaemon, type TestDaemon } from '../support/daemon.js';
+import { BASE_TAG, makeWorld } from '../support/world.js';
+
+const world = makeWorld(true);
+let daemon: TestDaemon;
+
+const verbs = suite('daemon verbs');
+
+verbs.before(async () => {
+  daemon = await startDaemon(world);
+});
+verbs.after(() => world.close());
+
+const run = (...args: string[]): Promise<Ended> => forkd(args, { env: world.env });
+
+const good = async (...args: string[]): Promise<string> => {
+  const { code, stdout, stderr } = await run(...args);
+  assert.is(code, 0, stderr);
+  return stdout;
+};
+
+const spawned = async (tag = BASE_TAG): Promise<SandboxBody> =>
+  JSON.parse(await good('spawn', '--tag', tag, '--json'))[0];
+
+verbs('spawn, ls, exec, eval, ping, kill', async () => {
+  assert.match((await run('ls')).stderr, 'no live sandboxes');
+  const lines = (await good('spawn', '--tag', BASE_TAG, '-n', '2')).trim().split('\n');
+  assert.is(lines.length, 2);
+  const ids = lines.map((l) => l.split(/\s+/)[0] ?? '');
+  assert.match(lines[0] ?? '', /^sb-\S+ {2}guest=unix:\S+ {2}netns=—$/);
+  const table = await good('ls', '--daemon-url', daemon.url);
+  for (const text of ['GUEST_ADDR', '2 sandboxes', ...ids]) assert.match(table, text);
+  const [one = ''] = ids;
+  // By its own socket, then through the daemon.
+  for (const way of [[], ['--daemon-url', daemon.url]]) {
+    const target = ['--target', one, ...way];
+    assert.is(await good('exec', ...target, '--', 'echo', 'hi'), 'hi\n');
+    assert.is((await run('exec', ...target, '--', 'sh', '-c', 'exit 7')).code, 7);
+    assert.is(await good('eval', ...target, '--', '6 * 7'), '42\n');
+    const bad = await run('eval', ...target, '--', '1/0');
+    assert.is(bad.code, 1);
+    assert.match(bad.stderr, /error: ZeroDivisionError/);
+    assert.is(JSON.parse(await good('ping', ...target)).pong, true);
+    const missing = await run('exec', ...target, '--', 'no-such-command');
+    assert.is(missing.code, 1);
+    assert.is(missing.stderr.match(/FileNotFoundError/g)?.length, 1, missing.stderr);
+  }
+  assert.is((await run('kill', 'sb-0-0000', one)).code, 1);
+  assert.match(await good('kill', '--tag', BASE_TAG), `✓ ${ids[1]}`);
+  assert.match((await run('kill', '--all')).stderr, 'no sandboxes match');
+});
+
+verbs('snapshot --from-sandbox, and what is made of it', async () => {
+  const { id } = await spawned();
+  assert.match(await good('snapshot', '--from-sandbox', id, '--tag', 'cut', '--diff'), /branched_from: +sb-/);
+  const late: SnapshotBody = JSON.parse(
+    await good('snapshot', '--from-sandbox', id, '--live', '--no-wait', '--tag', 'late', '--json'),
+  );
+  assert.is(late.status, 'writing');
+  const again = await run('snapshot', '--from-sandbox', id, '--tag', 'cut');
+  assert.is(again.code, 1);
+  assert.match(again.stderr, /^Error: HTTP 409: snapshot 'cut' already exists/);
+  assert.match(again.stderr, /Hint: Choose another tag/);
+  assert.equal(JSON.parse(await good('snapshot-info', 'cut', '--json')).ancestors, [BASE_TAG]);
+  assert.match(await good('snapshot-compact', '--from', 'cut', '--to', 'flat'), /branched_from: +compact:cut/);
+  await good('kill', '--all');
+  assert.is(await good('rmi', 'flat'), '✓ flat  (daemon)\n');
+  const blocked = await run('rmi', BASE_TAG, 'nope');
+  assert.is(blocked.code, 1);
+  assert.match(blocked.stdout, /✗ base .*HTTP 409.*cut/);
+  assert.match(blocked.stdout, /✗ nope .*not found/);
+  assert.is(await good('rmi', '--cascade', 'cut', 'late'), '✓ cut  (daemon)\n✓ late  (daemon)\n');
+});
+
+verbs('without a daemon: the disk where that will do, else one error', async () => {
+  assert.is(await daemon.stop(), 0);
+  for (const args of [['ls'], ['spawn', '--tag', BASE_TAG], ['snapshot', '--from-sandbox', 'sb-0-0000']]) {
+    const { code, stdout, stderr } = await run(...args, '--daemon-url', 'unix:/nowhere.sock');
+    assert.equal([code, stdout], [1, ''], stderr);
+    assert.match(stderr, /^Error: no daemon answers at unix:\/nowhere.sock/);
+  }
+  assert.match(await good('snapshot-info', BASE_TAG), 'chain depth');
+  assert.is(await good('rmi', BASE_TAG), `✓ ${BASE_TAG}  (disk)\n`);
+  rmSync(daemon.socketPath, { force: true });
+});
+
+verbs('mistakes end with 2', async () => {
+  for (const args of [
+    ['spawn'],
+    ['spawn', '--tag', 'x', '-n', '0'],
+    ['spawn', '--tag', 'x', '--hugepages'],
+    ['ls', '--daemon-url', 'nonsense'],
+    ['kill'],
+    ['kill', '../x'],
+    ['kill', '--all', '--tag', 'x'],
+    ['snapshot', '--tag', 'x', '--no-wait'],
+    ['snapshot', '--from-sandbox', 'sb-0-0000', '--no-wait'],
+    ['snapshot', '--from-sandbox', 'sb-0-0000', '--live', '--diff'],
+  ])
+    assert.is((await run(...args)).code, 2, args.join(' '));
+});
+
+verbs.run();

@@ -1,0 +1,181 @@
+/** The agent in C, in a guest without Python: one boot for the whole suite. */
+import { randomBytes } from 'node:crypto';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { buildDefaultImage } from '../../src/main/image/index.js';
+import { buildRootfs } from '../../src/main/oci/rootfs.js';
+import { busyboxImage } from '../support/busybox.js';
+import { ociArchive } from '../support/oci.js';
+import { bootGuest, type GuestVm, type Reply, request } from './vm.js';
+
+const test = suite('guest agent in C');
+let vm: GuestVm;
+let dir: string;
+
+const HOOK =
+  '#!/bin/sh\necho "$FORKD_INDEX $FORKD_HOSTNAME $A" >> /srv/hook\ns=$(cat /srv/status)\necho 0 > /srv/status\nexit $s\n';
+
+test.before(async () => {
+  const image = await buildDefaultImage({
+    cacheDir: join(process.env.FORKD_RUN_CACHE ?? '/var/cache/forkd', 'images'),
+  });
+  dir = mkdtempSync(join(tmpdir(), 'agent-c-'));
+  const config = { Env: ['A=1', 'PATH=/bin', 'L=a\\b\nc'], WorkingDir: '/srv', User: 'app' };
+  const built = await busyboxImage(image.initrd, config, [
+    { name: 'etc/forkd/fork.d/10-hook', body: HOOK, mode: 0o755 },
+    { name: 'etc/forkd/fork.d/README', body: 'no program' },
+    { name: 'srv/status', body: '0', uid: 1000 },
+    { name: 'srv/secret', body: 's', mode: 0o600 },
+  ]);
+  writeFileSync(join(dir, 'image.tar'), await ociArchive(built));
+  const rootfs = await buildRootfs(join(dir, 'cache'), { image: join(dir, 'image.tar') });
+  assert.is(rootfs.record.agent, 'c');
+  vm = await bootGuest({ ...image, rootfs: rootfs.path });
+});
+
+test.after(async () => {
+  await vm?.stop();
+  if (dir) rmSync(dir, { recursive: true, force: true });
+});
+
+const exec = (args: unknown, extra: object = {}): Promise<Reply> => vm.call({ action: 'exec', args, ...extra });
+const sh = (script: string, extra: object = {}, timeoutMs?: number): Promise<Reply> =>
+  vm.call({ action: 'exec', args: ['sh', '-c', script], ...extra }, timeoutMs);
+const forkRequest = (over: object = {}) => ({
+  action: 'fork',
+  entropy: randomBytes(64).toString('base64'),
+  clock_ns: `${BigInt(Date.now()) * 1_000_000n}`,
+  hostname: 'child-7',
+  machine_id: randomBytes(16).toString('hex'),
+  index: 7,
+  ...over,
+});
+
+test('hello, ping, and what it does not do', async () => {
+  assert.equal([vm.hello.generation, vm.hello.python, vm.hello.numpy_version], [1, '', 'not-installed']);
+  assert.ok(vm.hello.uptime_ms > 0);
+  assert.equal(await vm.call({ action: 'ping' }), {
+    pong: true,
+    numpy_version: 'not-installed',
+    pid: 1,
+    agent_lang: 'c',
+    warmup_ready: false,
+    generation: 1,
+    released: true,
+  });
+  assert.match((await vm.call({ action: 'eval', code: '1' })).error, /^EvalUnsupported: /);
+  assert.match((await vm.call({ action: 'dance' })).error, /^unknown action: dance$/);
+  assert.match((await vm.call([1])).error, /^AttributeError: /);
+});
+
+test('exec is as the image says: environment, directory, user', async () => {
+  const { stdout, stderr, exit_code } = await sh('id; pwd; echo "$A|$L|$HOME|$PATH"; echo oops >&2; exit 7');
+  assert.is(stdout, 'uid=1000(app) gid=1001(app) groups=7(extra)\n/srv\n1|a\\b\nc|/home/app|/bin\n');
+  assert.equal([stderr, exit_code], ['oops\n', 7]);
+  const given = await sh('pwd; echo "$A $B"; cat', { cwd: '/etc', env: { A: '2', B: 'ü"\\' }, stdin: 'in\0put' });
+  assert.is(given.stdout, '/etc\n2 ü"\\\nin\0put');
+  assert.is((await sh('cat /srv/secret')).exit_code, 1, 'not as root');
+  assert.is((await sh('kill -9 $$')).exit_code, -9);
+  assert.is((await exec('pwd')).stdout, '/srv\n', 'one text is one program');
+  assert.is((await sh('wc -c', { stdin: 'x'.repeat(3_000_000) })).stdout, '3000000\n', 'more than a pipe holds');
+});
+
+test('what cannot be run says why', async () => {
+  const error = async (args: unknown, extra: object = {}): Promise<string> => (await exec(args, extra)).error;
+  assert.match(await error(['/nonexist']), /^FileNotFoundError: .*'\/nonexist'/);
+  assert.match(await error(['nonexist']), /^FileNotFoundError: .*'nonexist'/);
+  assert.match(await error(['/etc/passwd']), /^PermissionError: /);
+  assert.match(await error(['pwd'], { cwd: '/nowhere' }), /^FileNotFoundError: .*'\/nowhere'/);
+  assert.match(await error([]), /^IndexError: /);
+  assert.match(await error(undefined), /^KeyError: 'args'/);
+  assert.match(await error([1]), /^TypeError: /);
+  assert.match(await error(['a\0b']), /^ValueError: /);
+  assert.match(await error(['pwd'], { timeout: 'soon' }), /^TypeError: /);
+});
+
+test('output that is no text, and too much of it', async () => {
+  const { stdout } = await exec(['sh', '-c', 'printf "\\377\\001ok\\303\\274\\n\\355\\240\\200"']);
+  assert.is(stdout, '\ufffd\u0001okü\n\ufffd\ufffd\ufffd');
+  const { stdout: long, exit_code } = await sh(`yes ${'y'.repeat(1000)} | head -c 20000000`, {}, 100_000);
+  assert.is(exit_code, 0);
+  assert.match(long.slice(-60), /\n\[forkd: stdout truncated at \d+ bytes\]\n$/);
+  assert.ok(long.length < 17 * 2 ** 20 && long.length > 14 * 2 ** 20, `${long.length}`);
+});
+
+test('a timeout ends everything that was started; a service in the background does not delay', async () => {
+  const script = 'echo begun; sleep 101 & setsid sleep 102 & exec sleep 103';
+  const reply = await sh(script, { timeout: 0.5 });
+  assert.equal([reply.stdout, reply.timed_out, reply.exit_code], ['begun\n', true, -9]);
+  assert.match(reply.error, /^TimeoutExpired: .*0\.5 seconds/);
+  assert.not.match((await exec(['ps'])).stdout, /sleep 10/);
+  const service = await sh('sleep 104 & echo up', { timeout: null });
+  assert.equal([service.stdout, service.exit_code], ['up\n', 0]);
+  assert.match((await exec(['ps'])).stdout, /sleep 104/);
+});
+
+test('many at once are answered as they end', async () => {
+  const slow = sh('sleep 1; echo slow');
+  const quick = await Promise.all(Array.from({ length: 20 }, (_, i) => exec(['echo', `${i}`])));
+  assert.equal(
+    quick.map(({ stdout }) => stdout),
+    Array.from({ length: 20 }, (_, i) => `${i}\n`),
+  );
+  assert.is((await slow).stdout, 'slow\n');
+});
+
+test('frames: damage is skipped, a host that hangs up and comes back is served', async () => {
+  const damaged = Buffer.concat([
+    Buffer.from('FKgarbage FK\x01\x01'),
+    request(5, { action: 'ping' }),
+    Buffer.from('F'),
+    request(6, { action: 'ping' }),
+  ]);
+  const [first, second] = await vm.raw(damaged, [5, 6]);
+  assert.ok(first?.pong && second?.pong);
+  const [broken] = await vm.raw(Buffer.from('464b010007000000030000007b2261', 'hex'), [7]);
+  assert.match(broken?.error, /^JSONDecodeError/);
+  await vm.hangUp();
+  assert.ok((await vm.call({ action: 'ping' })).pong);
+});
+
+test('seal, fork, hooks, clock', async () => {
+  assert.ok((await vm.call({ action: 'seal' })).sealed);
+  assert.match((await exec(['pwd'])).error, /^NotReleased/);
+  assert.not((await vm.call({ action: 'ping' })).released);
+
+  const ask = forkRequest({ env: { FROM_FORK: 'yes' } });
+  const { receipt, exit_code } = await vm.call(ask);
+  assert.is(exit_code, 0);
+  assert.equal(receipt.done, ['kernel_rng', 'clock', 'hostname', 'machine_id', 'boot_id', 'env', 'hooks']);
+  assert.equal(receipt.failed, {});
+  const { stdout } = await sh(
+    'hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id /srv/hook; echo $FROM_FORK',
+  );
+  assert.equal(stdout.split('\n'), [
+    ...['child-7', 'child-7', (ask as { machine_id?: string }).machine_id, receipt.boot_id],
+    ...['7 child-7 1', 'yes', ''],
+  ]);
+
+  await vm.call({ action: 'seal' });
+  for (const [over, step] of [
+    [{ entropy: 'c2hvcnQ=' }, 'kernel_rng'],
+    [{ machine_id: 'x' }, 'machine_id'],
+    [{ clock_ns: 'noon' }, 'clock'],
+  ] as const) {
+    const refused = await vm.call(forkRequest(over));
+    assert.equal(Object.keys(refused.receipt.failed), [step]);
+    assert.match(refused.error, /^IdentityFailed/);
+  }
+  assert.match((await exec(['pwd'])).error, /^NotReleased/, 'a copy without its identity stays sealed');
+  assert.is((await vm.call(forkRequest())).exit_code, 0);
+  await sh('echo 3 > /srv/status');
+  assert.match((await vm.call(forkRequest())).receipt.failed.hooks, /10-hook .*3/);
+  await vm.call(forkRequest());
+  assert.equal(await vm.call({ action: 'clock', clock_ns: '1000000000000000000' }), { exit_code: 0 });
+  assert.is((await exec(['date', '-u', '+%F'])).stdout, '2001-09-09\n');
+});
+
+test.run();

@@ -1,0 +1,568 @@
+/** Packs: there and back, and samples made to harm. Each hostile one must leave the store as it was. */
+import { createHash, generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
+import {
+  createReadStream,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { generateIdentity, identityToRecipient } from 'age-encryption';
+import * as tar from 'tar-stream';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { compress, decompress } from 'zstd-napi';
+
+import { ForkdError } from '../../src/contract/errors.js';
+import { limits } from '../../src/contract/limits.js';
+import type { FileDigest } from '../../src/contract/snapshot.js';
+import { compressFrames, decompressFrames, FRAME_BYTES } from '../../src/main/hub/frames.js';
+import { pack } from '../../src/main/hub/pack.js';
+import { unpack } from '../../src/main/hub/unpack.js';
+import { TarReader } from '../../src/main/hub/tar-reader.js';
+import { header, Pieces } from '../../src/main/hub/tar-writer.js';
+import { Pool } from '../../src/main/pool.js';
+import { Store } from '../../src/main/store/store.js';
+import { CLI, forkd, start, startCli } from '../support/cli.js';
+import { PAGE, putBase, putDiff, putImage, Subject } from '../support/layers.js';
+
+interface Entry {
+  name: string;
+  type?: 'file' | 'symlink' | 'link' | 'directory';
+  linkname?: string;
+  body: Buffer;
+}
+
+const root = mkdtempSync(join(tmpdir(), 'packs-'));
+const pool = new Pool();
+const store = new Store(join(root, 'from'));
+const target = new Store(join(root, 'to'));
+const good = join(root, 'good.tar.zst');
+let entries: Entry[] = [];
+
+const disk = (name: string, content: string): FileDigest => {
+  const path = join(root, name);
+  writeFileSync(path, content);
+  const sha256 = createHash('sha256').update(content).digest('hex');
+  return { path, sha256, bytes: content.length, mtime_ms: statSync(path).mtimeMs };
+};
+
+const listen = (bytes: Buffer): Promise<Entry[]> =>
+  new Promise((resolve, reject) => {
+    const found: Entry[] = [];
+    const extract = tar.extract();
+    extract.on('entry', ({ name }, stream, next) => {
+      const parts: Buffer[] = [];
+      stream.on('data', (part: unknown) => parts.push(part as Buffer));
+      stream.on('end', () => {
+        found.push({ name, body: Buffer.concat(parts) });
+        next();
+      });
+    });
+    extract.on('finish', () => resolve(found));
+    extract.on('error', reject);
+    extract.end(bytes);
+  });
+
+const build = async (list: Entry[]): Promise<Buffer> => {
+  const archive = tar.pack();
+  for (const { name, type = 'file', linkname, body } of list) {
+    archive.entry({ name, type, ...(linkname === undefined ? {} : { linkname }) }, type === 'file' ? body : '');
+  }
+  archive.finalize();
+  const parts: Buffer[] = [];
+  for await (const part of archive) parts.push(part as Buffer);
+  return Buffer.concat(parts);
+};
+
+/** The code that unpacking these bytes is refused with, or `accepted`; nothing may be there afterwards. */
+const refusal = async (bytes: Buffer): Promise<string> => {
+  const path = join(root, 'bad.tar.zst');
+  writeFileSync(path, bytes);
+  let code = 'accepted';
+  try {
+    const { made } = await unpack(target, { path }, pool);
+    for (const tag of made.reverse()) {
+      assert.is(target.manifest(tag).memory_root, store.manifest(tag).memory_root, 'accepted, and something else');
+      target.remove(tag);
+    }
+  } catch (error) {
+    code = error instanceof ForkdError ? error.code : String(error);
+  }
+  assert.equal(existsSync(target.root) ? readdirSync(target.root).filter((name) => name !== '.locks') : [], []);
+  assert.not(existsSync(join(root, 'escaped')));
+  return code;
+};
+
+const framesOf = async (content: Buffer): Promise<Buffer[]> => {
+  const frames: Buffer[] = [];
+  const source = new Pieces([content]);
+  await compressFrames(source, { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
+  return frames;
+};
+
+const framed = async (content: Buffer): Promise<Buffer> => Buffer.concat(await framesOf(content));
+
+const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
+  refusal(await framed(await build(edit(entries.map((entry) => ({ ...entry }))))));
+
+const manifestEdited = (edit: (text: string) => string): Promise<string> =>
+  edited(([first, ...rest]) => [
+    { ...(first as Entry), body: Buffer.from(edit((first as Entry).body.toString())) },
+    ...rest,
+  ]);
+
+const packs = suite('packs');
+
+packs.before(async () => {
+  const change = { volumes: [], volume_digests: [], kernel: disk('k', 'kernel'), initrd: disk('i', 'initrd') };
+  const rootfs = disk('r', `disk${'\0'.repeat(100_000)}end`);
+  putBase(store, 'base', { 0: 1, 20: 2 }, { ...change, rootfs: rootfs.path, rootfs_digest: rootfs });
+  const subject = await Subject.start();
+  await subject.write({ 3: 7 });
+  putDiff(store, 'child', 'base', subject);
+  await subject.end();
+  await pack(store, { tag: 'child', out: good, description: 'a "test"' }, pool);
+  const contents: Buffer[] = [];
+  for await (const part of decompressFrames(createReadStream(good), pool)) contents.push(Buffer.from(part));
+  entries = await listen(Buffer.concat(contents));
+});
+packs.after(async () => {
+  await pool.close();
+  rmSync(root, { recursive: true, force: true });
+});
+
+packs('hostile entries are refused', async () => {
+  const body = Buffer.from('x');
+  const instead = (entry: Omit<Entry, 'body'>) =>
+    edited((list) => list.map((one, i) => (i === 2 ? { ...entry, body } : one)));
+  assert.is(await instead({ name: '../escaped' }), 'PACK_INVALID');
+  assert.is(await instead({ name: join(root, 'escaped') }), 'PACK_INVALID');
+  const name = entries[2]?.name as string;
+  assert.is(await instead({ name, type: 'symlink', linkname: join(root, 'escaped') }), 'PACK_INVALID');
+  assert.is(await instead({ name, type: 'link', linkname: '/etc/passwd' }), 'PACK_INVALID');
+  assert.is(await instead({ name, type: 'directory' }), 'PACK_INVALID');
+  assert.is(await edited((list) => [...list, { name: 'more', body }]), 'PACK_INVALID', 'undeclared');
+  assert.is(await edited((list) => list.slice(0, -1)), 'PACK_INVALID', 'missing');
+  assert.is(await edited((list) => list.slice(1)), 'PACK_INVALID', 'no manifest');
+});
+
+packs('every file is held to its hash and size', async () => {
+  for (const i of entries.keys()) {
+    // The guest of the samples shares no page with its disk: that list is empty.
+    if (i === 0 || entries[i]?.body.length === 0) continue;
+    const flip = (list: Entry[]) =>
+      list.map((one, j) => {
+        if (j !== i) return one;
+        const body = Buffer.from(one.body);
+        body[body.length >> 1] = (body[body.length >> 1] as number) ^ 1;
+        return { ...one, body };
+      });
+    const longer = (list: Entry[]) =>
+      list.map((one, j) => (j === i ? { ...one, body: Buffer.concat([one.body, Buffer.from('x')]) } : one));
+    assert.is(await edited(flip), 'PACK_INVALID', `${entries[i]?.name} flipped`);
+    assert.is(await edited(longer), 'PACK_INVALID', `${entries[i]?.name} longer`);
+  }
+});
+
+packs('a manifest that points elsewhere, lies, or is too large', async () => {
+  assert.is(await manifestEdited((text) => text.replaceAll('child', '../escaped')), 'PACK_INVALID');
+  assert.is(await manifestEdited((text) => text.replaceAll('base', '/tmp/x')), 'PACK_INVALID');
+  assert.is(
+    await manifestEdited((text) => text.replace(/size = \d+/, 'size = 900000000000')),
+    'PACK_INVALID',
+    'a bomb',
+  );
+  assert.is(await manifestEdited((text) => `${text}\n# ${'x'.repeat(2 * 1024 * 1024)}`), 'PACK_INVALID', 'huge');
+  assert.is(await manifestEdited(() => `a = ${'['.repeat(100_000)}`), 'PACK_INVALID', 'deep');
+  for (const version of ['1', '2', '4']) {
+    assert.is(
+      await manifestEdited((text) => text.replace('pack_version = 3', `pack_version = ${version}`)),
+      'PACK_UNREADABLE',
+    );
+  }
+});
+
+packs('a pack of the reference is told from damage', async () => {
+  const [first, ...rest] = entries as [Entry, ...Entry[]];
+  const body = Buffer.from(first.body.toString().replace('pack_version = 3', 'pack_version = 2'));
+  const bytes = compress(Buffer.concat([await build([{ ...first, body }, ...rest]), randomBytes(8 * 2 ** 20)]));
+  assert.is(await refusal(bytes), 'PACK_UNREADABLE');
+  assert.is(await refusal(compress(await build(entries))), 'PACK_INVALID', 'ours, but without a seek table');
+});
+
+packs('any zstd and tar read a pack; a seek table that lies is refused', async () => {
+  const bytes = readFileSync(good);
+  const contents = Buffer.from(decompress(bytes));
+  assert.equal(
+    (await listen(contents)).map(({ name }) => name),
+    entries.map(({ name }) => name),
+  );
+  const footer = bytes.length - 9;
+  assert.is(bytes.readUInt32LE(bytes.length - 4), 0x8f92eab1);
+  assert.is(bytes.readUInt32LE(footer), 1);
+  for (const at of [footer, footer - 4, footer - 8, bytes.length - 5]) {
+    const bad = Buffer.from(bytes);
+    bad[at] = (bad[at] as number) ^ 4;
+    assert.is(await refusal(bad), 'PACK_INVALID', `byte ${at}`);
+  }
+  assert.is(await refusal(Buffer.concat([bytes, Buffer.from('x')])), 'PACK_INVALID', 'more behind it');
+  const large = compress(Buffer.alloc(limits.packFrameMaxBytes + 1));
+  assert.is(await refusal(Buffer.concat([large, bytes])), 'PACK_INVALID', 'a frame that unpacks to too much');
+});
+
+packs('frames come back whole, whatever their sizes, in order', async () => {
+  const content = Buffer.concat([randomBytes(3 * FRAME_BYTES + 17), Buffer.alloc(5 * FRAME_BYTES), Buffer.from('end')]);
+  const parts = function* (bytes: Buffer, size: number) {
+    for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
+  };
+  const frames = await framesOf(content);
+  const hash = createHash('sha256');
+  for await (const part of decompressFrames(Readable.from(parts(Buffer.concat(frames), 4099)), pool)) hash.update(part);
+  assert.is(hash.digest('hex'), createHash('sha256').update(content).digest('hex'));
+  assert.is(frames.length, 10, '9 frames and the table');
+});
+
+packs('a header says any size', async () => {
+  for (const size of [0, 1, 8 ** 11 - 1, 8 ** 11, 2 ** 40]) {
+    const reader = new TarReader(Readable.from([header('a name', size)]));
+    assert.equal(await reader.next(), { name: 'a name', size });
+  }
+  assert.throws(() => header('x'.repeat(101), 1), /too long/);
+});
+
+packs('pages that memory shares with its disk are stored once', async () => {
+  const world = new Store(join(root, 'shared'));
+  const pages = 600;
+  const content = randomBytes(pages * PAGE);
+  const path = join(root, 'shared-disk');
+  writeFileSync(path, content);
+  const sha256 = createHash('sha256').update(content).digest('hex');
+  const rootfs = { path, sha256, bytes: content.length, mtime_ms: statSync(path).mtimeMs };
+  const rest = { kernel: disk('sk', 'k'), initrd: disk('si', 'i'), rootfs: path, rootfs_digest: rootfs };
+  // Pages 100 to 399 of the disk, from page 32 of memory on, among pages of its own.
+  const image = Object.fromEntries(
+    Array.from({ length: 300 }, (_, i) => [32 + i, content.subarray((100 + i) * PAGE, (101 + i) * PAGE)]),
+  );
+  putImage(world, 'shared', { ...image, 5: Buffer.alloc(PAGE, 5), 500: Buffer.alloc(PAGE, 6) }, rest);
+  const out = join(root, 'shared.tar.zst');
+  const { bytes } = await pack(world, { tag: 'shared', out }, pool);
+  assert.ok(bytes < content.length + 100 * 1024, `${bytes} bytes hold ${content.length} of noise once`);
+  const back = new Store(join(root, 'shared-back'));
+  await unpack(back, { path: out }, pool);
+  const file = (one: Store) => readFileSync(one.manifest('shared').memory);
+  assert.ok(file(back).equals(file(world)));
+  assert.not(readdirSync(back.dir('shared')).includes('memory.pages'));
+});
+
+packs('lists of shared pages that point outside or backwards are refused', async () => {
+  const at = entries.findIndex(({ name }) => name.endsWith('memory.pages'));
+  const list = async (...runs: number[]): Promise<string> => {
+    const body = Buffer.alloc(runs.length * 4);
+    runs.forEach((value, i) => void body.writeUInt32LE(value, i * 4));
+    const sha256 = createHash('sha256').update(body).digest('hex');
+    const old = createHash('sha256')
+      .update(entries[at]?.body as Buffer)
+      .digest('hex');
+    return edited(([first, ...rest]) => {
+      const text = (first as Entry).body.toString();
+      const named = text.indexOf(`"${entries[at]?.name}"`);
+      const changed = text
+        .slice(named)
+        .replace(/size = \d+/, `size = ${body.length}`)
+        .replace(old, sha256);
+      return [
+        { ...(first as Entry), body: Buffer.from(text.slice(0, named) + changed) },
+        ...rest.map((one, i) => (i + 1 === at ? { ...one, body } : one)),
+      ];
+    });
+  };
+  assert.is(await list(), 'accepted', 'the same, said anew');
+  for (const runs of [
+    [1, 0, 1e6],
+    [1e6, 0, 1],
+    [1, 1e6, 1],
+    [1, 0, 0],
+    [2, 0, 1, 1, 0, 1],
+    [1, 2],
+    [0xffffffff, 0xffffffff, 0xffffffff],
+  ])
+    assert.is(await list(...runs), 'PACK_INVALID', runs.join(' '));
+});
+
+packs('a signature is held to what it signs, and to the keys that are trusted', async () => {
+  const [mine, other] = [generateKeyPairSync('ed25519'), generateKeyPairSync('ed25519')];
+  const out = join(root, 'signed.tar.zst');
+  await pack(store, { tag: 'child', out, signingKey: mine.privateKey }, pool);
+  const open = async (path: string, trusted: KeyObject[]): Promise<string> => {
+    const world = new Store(join(root, 'trust'));
+    const made = await unpack(world, { path, trusted }, pool).then(
+      (done) => done.made,
+      (error: ForkdError) => error.code,
+    );
+    assert.equal(world.tags().sort(), Array.isArray(made) ? ['base', 'child'] : []);
+    rmSync(world.root, { recursive: true, force: true });
+    return Array.isArray(made) ? 'accepted' : made;
+  };
+  assert.is(await open(out, [mine.publicKey]), 'accepted');
+  assert.is(await open(out, [other.publicKey, mine.publicKey]), 'accepted');
+  assert.is(await open(out, []), 'accepted', 'nobody asked for trust');
+  assert.is(await open(out, [other.publicKey]), 'PACK_UNTRUSTED');
+  assert.is(await open(good, [mine.publicKey]), 'PACK_UNTRUSTED', 'not signed');
+
+  const contents: Buffer[] = [];
+  for await (const part of decompressFrames(createReadStream(out), pool)) contents.push(Buffer.from(part));
+  const signed = await listen(Buffer.concat(contents));
+  assert.is(signed[1]?.name, 'manifest.sig');
+  const changed = async (i: number, edit: (body: Buffer) => Buffer, trusted: KeyObject[]): Promise<string> => {
+    const path = join(root, 'changed.tar.zst');
+    const list = signed.map((one, j) => (i === j ? { ...one, body: edit(Buffer.from(one.body)) } : one));
+    writeFileSync(path, await framed(await build(list)));
+    return open(path, trusted);
+  };
+  const flip = (at: number) => (body: Buffer) => {
+    body[at] = (body[at] as number) ^ 1;
+    return body;
+  };
+  const described = (body: Buffer) => Buffer.from(`${body}description = "another"\n`);
+  assert.is(await changed(0, described, [mine.publicKey]), 'PACK_INVALID', 'another manifest');
+  assert.is(await changed(0, described, []), 'PACK_INVALID', 'wrong even if nobody asked for trust');
+  assert.is(await changed(1, flip(3), [mine.publicKey]), 'PACK_INVALID', 'another key');
+  assert.is(await changed(1, flip(40), [mine.publicKey]), 'PACK_INVALID', 'another signature');
+  assert.is(await changed(1, (body) => body.subarray(1), [mine.publicKey]), 'PACK_INVALID', 'a short one');
+});
+
+packs('--sign and --trust take keys as openssl writes them, and no others', async () => {
+  const data = join(root, 'keys');
+  putBase(
+    new Store(join(data, 'forkd/snapshots')),
+    'small',
+    { 1: 1 },
+    {
+      rootfs: join(root, 'i'),
+      kernel: disk('i', 'initrd'),
+      initrd: disk('i', 'initrd'),
+      rootfs_digest: disk('i', 'initrd'),
+    },
+  );
+  const env = { XDG_DATA_HOME: data };
+  const { privateKey, publicKey } = generateKeyPairSync('ed25519');
+  const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
+  const file = (name: string, text: string | Buffer): string => {
+    writeFileSync(join(data, name), text);
+    return join(data, name);
+  };
+  const key = file('key.pem', privateKey.export({ type: 'pkcs8', format: 'pem' }));
+  const pub = file('key.pub', publicKey.export({ type: 'spki', format: 'pem' }));
+  const rsaKey = file('rsa.pem', rsa.privateKey.export({ type: 'pkcs8', format: 'pem' }));
+  const out = join(data, 'small.tar.zst');
+  const run = async (...args: string[]) => {
+    const { code, stderr } = await forkd(args, { env });
+    return `${code} ${/\[(\w+)\]/.exec(stderr)?.[1] ?? stderr}`;
+  };
+  for (const bad of [pub, rsaKey, out])
+    assert.match(await run('pack', '--tag', 'small', '-o', out, '--sign', bad), /^1 .*not a key/s);
+  assert.match(await run('pack', '--tag', 'small', '-o', out, '--sign', key), /^0 /);
+  assert.match(await run('unpack', out, '--tag', 'copy', '--trust', rsaKey), /^1 .*not a key/s);
+  assert.match(await run('unpack', out, '--tag', 'copy', '--trust', pub), /^0 /);
+});
+
+packs('an encrypted pack opens for its recipients, and for nobody else', async () => {
+  const [mine, theirs, other] = await Promise.all([generateIdentity(), generateIdentity(), generateIdentity()]);
+  const recipients = await Promise.all([mine, theirs].map((identity) => identityToRecipient(identity)));
+  const out = join(root, 'secret.tar.zst.age');
+  await pack(store, { tag: 'child', out, recipients }, pool);
+  const bytes = readFileSync(out);
+  assert.not(bytes.includes('manifest.toml') || bytes.includes(Buffer.from([0x28, 0xb5, 0x2f, 0xfd])));
+  const open = async (content: Buffer, identities: string[]): Promise<string> => {
+    const world = new Store(join(root, 'secrets'));
+    const path = join(root, 'try.age');
+    writeFileSync(path, content);
+    const outcome = await unpack(world, { path, identities }, pool).then(
+      ({ made }) => made.join(),
+      (error: ForkdError) => `${error.code} ${error.message}`,
+    );
+    assert.equal(world.tags().length, outcome === 'base,child' ? 2 : 0);
+    rmSync(world.root, { recursive: true, force: true });
+    return outcome;
+  };
+  assert.is(await open(bytes, [mine]), 'base,child');
+  assert.is(await open(bytes, [other, theirs]), 'base,child');
+  assert.match(await open(bytes, []), /^PACK_ENCRYPTED .* is encrypted$/);
+  assert.match(await open(bytes, [other]), /^PACK_ENCRYPTED .*not for this identity/);
+  for (const at of [30, 150, 320, bytes.length >> 1, bytes.length - 1]) {
+    const bad = Buffer.from(bytes);
+    bad[at] = (bad[at] as number) ^ 1;
+    assert.match(await open(bad, [mine]), /^PACK_(INVALID|ENCRYPTED) /, `byte ${at}`);
+  }
+  for (const part of [10, 100, 330, bytes.length >> 1, bytes.length - 1])
+    assert.match(await open(bytes.subarray(0, part), [mine]), /^PACK_INVALID /, `${part} bytes`);
+  const endless = Buffer.concat([Buffer.from('age-encryption.org/v1\n'), Buffer.alloc(2 ** 20, 'x')]);
+  assert.match(await open(endless, [mine]), /^PACK_INVALID .*header/);
+});
+
+packs('--encrypt and --identity take keys as age-keygen writes them, and no others', async () => {
+  const data = join(root, 'age');
+  const initrd = disk('i', 'initrd');
+  const change = { rootfs: initrd.path, kernel: initrd, initrd, rootfs_digest: initrd };
+  putBase(new Store(join(data, 'forkd/snapshots')), 'small', { 1: 1 }, change);
+  const env = { XDG_DATA_HOME: data };
+  const identity = await generateIdentity();
+  const recipient = await identityToRecipient(identity);
+  const file = (name: string, text: string): string => {
+    writeFileSync(join(data, name), text);
+    return join(data, name);
+  };
+  const key = file('key.txt', `# created: today\n# public key: ${recipient}\n${identity}\n`);
+  const run = async (...args: string[]) => {
+    const { code, stderr } = await forkd(args, { env, cwd: data });
+    return `${code} ${stderr}`;
+  };
+  for (const bad of [key, 'age1xyz', '/nowhere'])
+    assert.match(await run('pack', '--tag', 'small', '--encrypt', bad), /^1 .*no age key/s, bad);
+  assert.match(await run('pack', '--tag', 'small', '--encrypt', file('pub', `${recipient}\n`)), /^0 /);
+  const out = join(data, 'small.forkd-snapshot.tar.zst.age');
+  assert.match(await run('unpack', out, '--tag', 'copy'), /^1 .*is encrypted.*--identity/s);
+  assert.match(
+    await run('unpack', out, '--tag', 'copy', '--identity', file('none', '# none\n')),
+    /^1 .*there is none/s,
+  );
+  assert.match(await run('unpack', out, '--tag', 'copy', '--identity', key), /^0 /);
+});
+
+packs('truncated, and with bits flipped', async () => {
+  const bytes = readFileSync(good);
+  for (let i = 0; i < 8; i++)
+    assert.is(await refusal(bytes.subarray(0, Math.floor((bytes.length * i) / 8))), 'PACK_INVALID');
+  let idle = 0;
+  for (let i = 0; i < 40; i++) {
+    const bad = Buffer.from(bytes);
+    const at = Math.floor(((bytes.length - 1) * i) / 40);
+    bad[at] = (bad[at] as number) ^ (1 << (i % 8));
+    const outcome = await refusal(bad);
+    assert.not.match(outcome, /INTERNAL|Error:/, `bit at ${at}`);
+    if (outcome === 'accepted') idle++;
+  }
+  // A few bits of a zstd frame mean nothing (the size of its window, unused bits): every content hash was right all the same.
+  assert.ok(idle <= 4, `${idle} of 40 accepted`);
+});
+
+packs('a chain comes back whole, with its disks, and not twice', async () => {
+  const { tag, made } = await unpack(target, { path: good }, pool);
+  assert.equal([tag, made], ['child', ['base', 'child']]);
+  const back = target.manifest('child');
+  assert.is(back.memory_root, store.manifest('child').memory_root);
+  assert.ok(back.rootfs.startsWith(target.root));
+  assert.equal(readFileSync(back.rootfs), readFileSync(join(root, 'r')));
+  assert.equal(readdirSync(target.dir('child')).sort(), [
+    'initrd',
+    'kernel',
+    'memory.layer',
+    'rootfs.ext4',
+    'snapshot.json',
+    'vmstate',
+  ]);
+  const again = await unpack(target, { path: good }, pool).catch((error: ForkdError) => error.code);
+  assert.is(again, 'SNAPSHOT_EXISTS');
+  const other = await unpack(target, { path: good, tag: 'second' }, pool);
+  assert.equal(other.made, ['second'], 'the base that is here is used');
+  assert.equal(target.abandoned(), []);
+});
+
+packs('more than any chain can have is refused before anything is read', async () => {
+  const [first, ...rest] = entries as [Entry, ...Entry[]];
+  const body = Buffer.from(first.body.toString().replace(/size = \d+/, `size = ${2 ** 41}`));
+  const path = join(root, 'total.tar.zst');
+  writeFileSync(path, await framed(await build([{ ...first, body }, ...rest])));
+  const error = await unpack(target, { path }, pool).catch((e: ForkdError) => e);
+  assert.match(String((error as ForkdError).details['reason']), /unpacks to \d+ bytes, which is too much/);
+});
+
+packs('half a chain is taken back when its head cannot appear', async () => {
+  const world = new Store(join(root, 'half'));
+  // Somebody makes the head's tag after unpacking has looked for it.
+  const onProgress = () => mkdirSync(world.dir('child'), { recursive: true });
+  const code = await unpack(world, { path: good }, pool, { onProgress }).catch((error: ForkdError) => error.code);
+  assert.is(code, 'SNAPSHOT_EXISTS');
+  assert.equal(world.tags(), ['child'], 'the base had appeared and is gone again');
+  assert.equal(readdirSync(world.dir('child')), [], 'what is not ours was left alone');
+  assert.equal(world.abandoned(), []);
+});
+
+packs('--force replaces the head, and only by something that is whole', async () => {
+  const world = new Store(join(root, 'force'));
+  const old = putBase(world, 'child', { 5: 5 });
+  const before = world.manifest('child').memory_root;
+  const unpackInto = (request: { path: string; force?: boolean }) =>
+    unpack(world, request, pool).then(
+      ({ made }) => made,
+      (error: ForkdError) => error.code,
+    );
+  assert.is(await unpackInto({ path: good }), 'SNAPSHOT_EXISTS');
+  const cut = join(root, 'cut.tar.zst');
+  writeFileSync(cut, readFileSync(good).subarray(0, -200));
+  assert.is(await unpackInto({ path: cut, force: true }), 'PACK_INVALID');
+  assert.is(world.manifest('child').memory_root, before, 'a bad pack changes nothing');
+  assert.equal(await unpackInto({ path: good, force: true }), ['base', 'child']);
+  assert.is(world.manifest('child').memory_root, store.manifest('child').memory_root);
+  assert.ok(existsSync(old));
+  assert.equal(world.abandoned(), []);
+
+  putBase(world, 'parent', { 1: 1 });
+  const subject = await Subject.start();
+  await subject.write({ 2: 2 });
+  putDiff(world, 'made-of-it', 'parent', subject);
+  await subject.end();
+  const forced = await unpack(world, { path: good, tag: 'parent', force: true }, pool).catch((e: ForkdError) => e.code);
+  assert.is(forced, 'SNAPSHOT_HAS_DEPENDENTS');
+});
+
+packs('a pack that is killed leaves what cleanup finds, and one that shows its progress draws a bar', async () => {
+  const data = join(root, 'data');
+  const world = new Store(join(data, 'forkd/snapshots'));
+  const big = disk('big', 'disk');
+  // Sparse: it takes seconds to read, and no room.
+  truncateSync(big.path, 2 ** 30);
+  const change = { kernel: disk('bk', 'k'), initrd: disk('bi', 'i'), rootfs: big.path };
+  putBase(world, 'big', { 1: 1 }, { ...change, rootfs_digest: { ...big, bytes: 2 ** 30 } });
+  putBase(world, 'small', { 1: 1 }, { ...change, rootfs: change.kernel.path, rootfs_digest: change.kernel });
+  const env = { XDG_DATA_HOME: data };
+  const out = join(root, 'killed.tar.zst');
+  const running = startCli(['pack', '--tag', 'big', '-o', out], { env });
+  const halves = () => readdirSync(root).filter((name) => name.startsWith('killed'));
+  while (halves().length === 0) await new Promise((resolve) => setTimeout(resolve, 10));
+  running.kill('SIGKILL');
+  await running.ended;
+  const [half = ''] = halves();
+  assert.match(half, /^killed\.tar\.zst\.[0-9a-f]{12}\.part$/);
+  const { stdout } = await forkd(['cleanup', '--yes'], { env });
+  assert.match(stdout, new RegExp(`^DEL +half-made file .*${half}$`, 'm'));
+  assert.equal(halves(), []);
+
+  const terminal = 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)';
+  const args = ['-c', terminal, process.execPath, CLI, 'pack', '--tag', 'small', '-o', out];
+  const drawn = await start('python3', args, { env }).ended;
+  assert.is(drawn.code, 0, drawn.stdout);
+  assert.match(drawn.stdout, /\[#+\.*\] .* KiB\/.* KiB/);
+});
+
+packs('nothing is left of a pack that fails', async () => {
+  writeFileSync(join(root, 'r'), 'another disk');
+  const out = join(root, 'fails.tar.zst');
+  const code = await pack(store, { tag: 'child', out }, pool).catch((error: ForkdError) => error.code);
+  assert.is(code, 'SNAPSHOT_INCOMPATIBLE');
+  assert.equal(
+    readdirSync(root).filter((name) => name.startsWith('fails')),
+    [],
+  );
+});
+
+packs.run();

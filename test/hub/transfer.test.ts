@@ -1,0 +1,439 @@
+/** pull and push against web servers on loopback: good ones, and ones that lie, redirect, break off or never end. */
+import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import type { ServerResponse } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { ForkdError } from '../../src/contract/errors.js';
+import type { FileDigest } from '../../src/contract/snapshot.js';
+import { Http, type Patience, redirectedTo } from '../../src/main/http/client.js';
+import { pack } from '../../src/main/hub/pack.js';
+import { type PullHooks, type PullRequest, pull, pullsDir } from '../../src/main/hub/pull.js';
+import { push } from '../../src/main/hub/push.js';
+import { findPackage } from '../../src/main/hub/registry.js';
+import { Pool } from '../../src/main/pool.js';
+import { Store } from '../../src/main/store/store.js';
+import { forkd, startCli } from '../support/cli.js';
+import { type Answerer, type Heard, sendFile, serve, type WebServer } from '../support/http.js';
+import { putBase } from '../support/layers.js';
+
+const root = mkdtempSync(join(tmpdir(), 'transfer-'));
+const pool = new Pool();
+const store = new Store(join(root, 'from'));
+const target = new Store(join(root, 'to'));
+const signer = generateKeyPairSync('ed25519');
+let good: Buffer;
+let sha256 = '';
+
+const PATIENCE: Partial<Patience> = { tries: 4, backoffMs: 5, backoffMaxMs: 20, headersMs: 400, idleMs: 400 };
+
+const withServer = async <T>(answer: Answerer, use: (server: WebServer) => Promise<T>): Promise<T> => {
+  const server = await serve(answer);
+  try {
+    return await use(server);
+  } finally {
+    await server.close();
+  }
+};
+
+const withHttp = async <T>(use: (http: Http) => Promise<T>, patience: Partial<Patience> = {}): Promise<T> => {
+  const http = new Http({ ...PATIENCE, ...patience });
+  try {
+    return await use(http);
+  } finally {
+    await http.close();
+  }
+};
+
+/** `pulled`, or the code of the error with its reason; what was pulled is removed again. */
+const tryPull = async (
+  request: Omit<PullRequest, 'url'> & { url: string },
+  hooks: PullHooks = {},
+  patience: Partial<Patience> = {},
+): Promise<string> => {
+  try {
+    await withHttp((http) => pull(http, target, { ...request, url: new URL(request.url) }, pool, hooks), patience);
+    assert.is(target.manifest('base').memory_root, store.manifest('base').memory_root);
+    target.remove('base');
+    return 'pulled';
+  } catch (error) {
+    assert.ok(error instanceof ForkdError, String(error));
+    assert.equal(target.tags(), [], 'a tag although it failed');
+    assert.equal(target.abandoned(), []);
+    return `${error.code} ${error.message}`;
+  }
+};
+
+const parts = (): string[] => (existsSync(pullsDir(target.root)) ? readdirSync(pullsDir(target.root)) : []);
+
+const transfer = suite('transfers');
+
+transfer.before(async () => {
+  // Noise, so that the pack has some megabytes to break off in.
+  const noise = randomBytes(3_000_000);
+  const path = join(root, 'disk');
+  writeFileSync(path, noise);
+  const hash = createHash('sha256').update(noise).digest('hex');
+  const disk: FileDigest = { path, sha256: hash, bytes: noise.length, mtime_ms: statSync(path).mtimeMs };
+  putBase(store, 'base', { 1: 1 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
+  const out = join(root, 'good.tar.zst');
+  await pack(store, { tag: 'base', out, signingKey: signer.privateKey }, pool);
+  good = readFileSync(out);
+  sha256 = createHash('sha256').update(good).digest('hex');
+});
+transfer.after(async () => {
+  await pool.close();
+  rmSync(root, { recursive: true, force: true });
+});
+transfer.after.each(() => {
+  rmSync(pullsDir(target.root), { recursive: true, force: true });
+});
+
+transfer('from a URL and from a hub, by name and version, with hash and signature', async () => {
+  const registry = {
+    schema_version: 1,
+    packages: {
+      'team/base': {
+        versions: {
+          latest: { url: '/packs/base?secret=1', sha256: sha256.toUpperCase(), size_bytes: good.length },
+          v1: { url: '/nothing' },
+        },
+      },
+    },
+  };
+  const answer: Answerer = (request, response) => {
+    if (request.path === '/registry.json') response.end(JSON.stringify(registry));
+    else if (request.path === '/packs/base?secret=1') sendFile(request, response, good);
+    else response.writeHead(404).end('no such thing');
+  };
+  await withServer(answer, async ({ url }) => {
+    assert.is(await tryPull({ url: `${url}/packs/base?secret=1`, sha256, trusted: [signer.publicKey] }), 'pulled');
+    const hub = new URL(`${url}/registry.json`);
+    const find = (name: string) => withHttp((http) => findPackage(http, hub, name));
+    const source = await find('team/base');
+    assert.equal([source.sha256, source.bytes], [sha256, good.length]);
+    assert.is(await tryPull({ ...source, url: source.url.href }), 'pulled');
+    const code = (name: string) =>
+      find(name).then(
+        () => 'found',
+        (e: ForkdError) => e.message,
+      );
+    assert.match(await code('team/base@v2'), /has the versions latest, v1/);
+    assert.match(await code('team/other'), /it has team\/base/);
+    assert.match(await code('__proto__/x'), /it has team\/base/);
+    const old = await find('team/base@v1');
+    assert.match(await tryPull({ ...old, url: old.url.href }), /^HUB_ANSWERED .*\/nothing answered 404/);
+    const other = generateKeyPairSync('ed25519').publicKey;
+    assert.match(
+      await tryPull({ url: `${url}/packs/base?secret=1`, trusted: [other] }),
+      /^PACK_UNTRUSTED pack 'http:.*\/packs\/base' /,
+    );
+    assert.equal(parts(), [], 'what is of no use is not kept');
+  });
+});
+
+transfer('a hub that is not one', async () => {
+  const answers: [string | Buffer, RegExp][] = [
+    ['<html>', /HUB_INVALID/],
+    ['[]', /HUB_INVALID/],
+    ['{"packages":{"a/b":[]}}', /PACKAGE_NOT_FOUND/],
+    ['{"packages":{"a/b":{"versions":{"latest":{"url":"file:///etc/passwd"}}}}}', /HUB_INVALID.*url/],
+    ['{"packages":{"a/b":{"versions":{"latest":{"url":"http://x","sha256":"abc"}}}}}', /HUB_INVALID.*sha256/],
+    ['{"packages":{"a/b":{"versions":{"latest":{"url":"http://x","size_bytes":-1}}}}}', /HUB_INVALID.*size_bytes/],
+    [Buffer.alloc(17 * 2 ** 20, 0x20), /TRANSFER_REFUSED.*more than/],
+  ];
+  for (const [text, expected] of answers) {
+    await withServer(
+      (_, response) => void response.end(text),
+      async ({ url }) => {
+        const error = await withHttp((http) => findPackage(http, new URL(url), 'a/b')).catch((e: ForkdError) => e);
+        assert.match(`${(error as ForkdError).code} ${(error as ForkdError).message}`, expected);
+      },
+    );
+  }
+});
+
+transfer('a download that breaks off goes on where it stopped, in the same pull and in a later one', async () => {
+  const cut = (request: Heard, response: ServerResponse, bytes: number): void => {
+    const from = Number(/^bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+    const left = good.subarray(from);
+    response.writeHead(from > 0 ? 206 : 200, {
+      'content-length': left.length,
+      etag: '"one"',
+      ...(from > 0 ? { 'content-range': `bytes ${from}-${good.length - 1}/${good.length}` } : {}),
+    });
+    response.write(left.subarray(0, bytes), () => setTimeout(() => response.destroy(), 20));
+  };
+  const answer: Answerer = (request, response, count) =>
+    count < 3 ? cut(request, response, 200_000) : sendFile(request, response, good);
+  await withServer(answer, async ({ url, heard }) => {
+    assert.is(await tryPull({ url }), 'pulled');
+    assert.is(heard.length, 4);
+    assert.is(heard[0]?.headers.range, undefined);
+    for (const { headers } of heard.slice(1)) {
+      assert.match(headers.range ?? '', /^bytes=[1-9]\d*-$/);
+      assert.is(headers['if-range'], '"one"');
+    }
+  });
+  const broken: Answerer = (request, response, count) => {
+    if (count < 4) cut(request, response, count === 0 ? 500_000 : 0);
+    else sendFile(request, response, good);
+  };
+  await withServer(broken, async ({ url, heard }) => {
+    const waits: string[] = [];
+    assert.match(await tryPull({ url }, { onRetry: (reason) => void waits.push(reason) }), /^HUB_UNREACHABLE/);
+    assert.is(waits.length, 3);
+    assert.is(parts().length, 2, 'a part and what it is of');
+    assert.is(await tryPull({ url }), 'pulled');
+    assert.match(heard.at(-1)?.headers.range ?? '', /^bytes=[1-9]/);
+    assert.equal(parts(), []);
+  });
+});
+
+transfer('a part of another version is given up, and so is what a server sends instead of the rest', async () => {
+  const first = (response: ServerResponse): void => {
+    response.writeHead(200, { 'content-length': good.length, etag: '"old"' });
+    response.write(Buffer.alloc(300_000, 7), () => setTimeout(() => response.destroy(), 20));
+  };
+  const second: Answerer[] = [
+    // If-Range does not match: the whole new version.
+    (request, response) => sendFile(request, response, good, '"new"'),
+    (_, response) => void response.writeHead(206, { 'content-range': 'bytes 5-9/100' }).end('xxxxx'),
+    (_, response) => void response.writeHead(206).end('xxxxx'),
+    (_, response) => void response.writeHead(416, { 'content-range': 'bytes */5' }).end(),
+  ];
+  for (const answer of second) {
+    await withServer(
+      (request, response, count) => {
+        if (count === 0) return first(response);
+        if (count === 1) return answer(request, response, count);
+        return sendFile(request, response, good, '"new"');
+      },
+      async ({ url }) => assert.is(await tryPull({ url }), 'pulled'),
+    );
+  }
+});
+
+transfer('sizes and hashes that are not what was said', async () => {
+  await withServer(
+    (request, response) => sendFile(request, response, good),
+    async ({ url }) => {
+      assert.match(await tryPull({ url, sha256: '0'.repeat(64) }), /^TRANSFER_REFUSED .*SHA-256/);
+      assert.match(await tryPull({ url, bytes: good.length - 1 }), /^TRANSFER_REFUSED .*not/);
+      assert.equal(parts(), []);
+    },
+  );
+  await withServer(
+    // No length, and more than the hub said.
+    (_, response) => {
+      response.write(good);
+      response.end('more');
+    },
+    async ({ url }) => assert.match(await tryPull({ url, bytes: good.length }), /^TRANSFER_REFUSED .*more than/),
+  );
+  await withServer(
+    (_, response) => void response.writeHead(200, { 'content-length': 2 ** 40 }).flushHeaders(),
+    async ({ url }) => assert.match(await tryPull({ url }), /^TRANSFER_REFUSED .*more than/),
+  );
+  const evil = Buffer.from(good);
+  evil[1_000_000] = (evil[1_000_000] as number) ^ 1;
+  await withServer(
+    (request, response) => sendFile(request, response, evil),
+    async ({ url }) => {
+      assert.match(await tryPull({ url }), /^PACK_INVALID/);
+      assert.equal(parts(), []);
+    },
+  );
+});
+
+transfer('bodies that never end, crawl or stall', async () => {
+  const endless: Answerer = (_, response) => {
+    const more = (): void => {
+      while (!response.destroyed && response.write(Buffer.alloc(65_536))) {}
+      if (!response.destroyed) response.once('drain', more);
+    };
+    more();
+  };
+  await withServer(endless, async ({ url }) => {
+    assert.match(await tryPull({ url, bytes: 5_000_000 }), /^TRANSFER_REFUSED .*more than 5000000/);
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(), 200);
+    assert.match(await tryPull({ url }, { signal: controller.signal }), /^CANCELLED/);
+    assert.equal(parts(), [], 'nobody said what version it was a part of');
+  });
+  const stalled: Answerer = (_, response) => void response.writeHead(200, { 'content-length': 100 }).write('x');
+  await withServer(stalled, async ({ url, heard }) => {
+    assert.match(await tryPull({ url }, {}, { tries: 2 }), /^HUB_UNREACHABLE .*Timeout/i);
+    assert.is(heard.length, 2);
+  });
+  const crawling: Answerer = (_, response) => {
+    response.writeHead(200, { 'content-length': 10_000 });
+    const timer = setInterval(() => void response.write('x'), 50);
+    response.on('close', () => clearInterval(timer));
+  };
+  await withServer(crawling, async ({ url }) =>
+    assert.match(
+      await tryPull({ url }, {}, { tries: 2, slowMs: 300 }),
+      /^HUB_UNREACHABLE .*less than 1024 bytes a second/,
+    ),
+  );
+  await withServer(
+    () => undefined,
+    async ({ url }) => assert.match(await tryPull({ url }, {}, { tries: 2 }), /^HUB_UNREACHABLE .*Headers Timeout/),
+  );
+});
+
+transfer('credentials stay with the host they are for, wherever it redirects', async () => {
+  await withServer(
+    (request, response) => sendFile(request, response, good),
+    async (other) => {
+      const answer: Answerer = (request, response) => {
+        if (request.path === '/away') response.writeHead(302, { location: `${other.url}/pack` }).end();
+        else if (request.path === '/here') response.writeHead(307, { location: '/pack' }).end();
+        else sendFile(request, response, good);
+      };
+      await withServer(answer, async ({ url, heard }) => {
+        const own = `Basic ${Buffer.from('me:p@ss').toString('base64')}`;
+        const secret = url.replace('//', '//me:p%40ss@');
+        assert.is(await tryPull({ url: `${secret}/away` }), 'pulled');
+        assert.is(await tryPull({ url: `${secret}/here` }), 'pulled');
+        assert.equal(
+          heard.map(({ path, headers }) => [path, headers.authorization]),
+          [
+            ['/away', own],
+            ['/here', own],
+            ['/pack', own],
+          ],
+        );
+        assert.equal(
+          other.heard.map(({ headers }) => headers.authorization),
+          [undefined],
+        );
+      });
+    },
+  );
+});
+
+transfer('redirects that lead nowhere good', async () => {
+  const to = (location?: string): Answerer => {
+    return (_, response) => void response.writeHead(302, location === undefined ? {} : { location }).end();
+  };
+  const cases: [string | undefined, RegExp][] = [
+    ['/', /more than 5 times/],
+    ['file:///etc/passwd', /redirects to file:/],
+    ['http://', /not a URL/],
+  ];
+  for (const [location, expected] of cases) {
+    await withServer(to(location), async ({ url }) => assert.match(await tryPull({ url }), expected));
+  }
+  assert.throws(() => redirectedTo(new URL('https://a/'), 'http://b/'), /from https to http/);
+  assert.is(redirectedTo(new URL('https://a/x'), 'https://u:p@b/').href, 'https://b/');
+});
+
+transfer('a server that asks for patience gets it, one that refuses is not asked again', async () => {
+  await withServer(
+    (request, response, count) => {
+      if (count < 2) response.writeHead(count === 0 ? 503 : 429, { 'retry-after': '0' }).end();
+      else sendFile(request, response, good);
+    },
+    async ({ url, heard }) => {
+      assert.is(await tryPull({ url }), 'pulled');
+      assert.is(heard.length, 3);
+    },
+  );
+  for (const status of [401, 403, 404, 410]) {
+    await withServer(
+      (_, response) => void response.writeHead(status).end('no'),
+      async ({ url, heard }) => {
+        assert.match(await tryPull({ url }), new RegExp(`^HUB_ANSWERED .* answered ${status}`));
+        assert.is(heard.length, 1);
+      },
+    );
+  }
+  assert.match(await tryPull({ url: 'http://127.0.0.1:1/x' }, {}, { tries: 2 }), /^HUB_UNREACHABLE .*ECONNREFUSED/);
+});
+
+transfer('push uploads a whole pack with its size, tries again, and says what the server said', async () => {
+  const upload = (url: string) =>
+    withHttp((http) => push(http, store, { tag: 'base', url: new URL(url) }, pool)).then(
+      ({ bytes }) => `${bytes}`,
+      (error: ForkdError) => `${error.code} ${error.message}`,
+    );
+  const answer: Answerer = (_, response, count) => {
+    if (count === 0) response.destroy();
+    else if (count === 1) response.writeHead(500).end();
+    else response.writeHead(201).end();
+  };
+  await withServer(answer, async ({ url, heard }) => {
+    const said = await upload(`${url}/bucket/base?X-Signature=secret`);
+    const last = heard.at(-1);
+    assert.equal([last?.method, last?.path], ['PUT', '/bucket/base?X-Signature=secret']);
+    assert.is(said, last?.headers['content-length']);
+    assert.is(last?.headers['content-type'], undefined);
+    assert.is(last?.headers['transfer-encoding'], undefined);
+    await withServer(
+      (request, response) => sendFile(request, response, last?.body as Buffer),
+      async (back) => assert.is(await tryPull({ url: back.url }), 'pulled'),
+    );
+  });
+  await withServer(
+    (_, response) => void response.writeHead(403).end('<Error>signature\u001b[31m has expired</Error>'),
+    async ({ url, heard }) => {
+      const said = await upload(`${url}/x?secret=1`);
+      assert.match(said, /^HUB_ANSWERED .*\/x answered 403: <Error>signature \[31m has expired<\/Error>/);
+      assert.not.match(said, /secret/);
+      assert.is(heard.length, 1);
+    },
+  );
+  await withServer(
+    (_, response) => void response.writeHead(301, { location: '/elsewhere' }).end(),
+    async ({ url }) => assert.match(await upload(url), /TRANSFER_REFUSED .*redirects a PUT/),
+  );
+  assert.equal(
+    readdirSync(store.root).filter((name) => name.startsWith('.push')),
+    [],
+  );
+});
+
+transfer('the commands: pull, a part that cleanup finds, push, and mistakes', async () => {
+  const data = join(root, 'data');
+  const env = { XDG_DATA_HOME: data };
+  const world = new Store(join(data, 'forkd/snapshots'));
+  let stall = true;
+  const answer: Answerer = (request, response) => {
+    if (request.method === 'PUT') response.end();
+    else if (!stall) sendFile(request, response, good);
+    else response.writeHead(200, { 'content-length': good.length, etag: '"one"' }).write(good.subarray(0, 500_000));
+  };
+  await withServer(answer, async ({ url, heard }) => {
+    const halves = () => (existsSync(pullsDir(world.root)) ? readdirSync(pullsDir(world.root)) : []);
+    const running = startCli(['pull', url, '--sha256', sha256], { env });
+    const arrived = () => halves().some((name) => statSync(join(pullsDir(world.root), name)).size >= 500_000);
+    while (!arrived()) await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.match((await forkd(['cleanup', '--yes'], { env })).stdout, /nothing to remove/, 'it is being downloaded');
+    running.kill('SIGKILL');
+    await running.ended;
+    assert.match((await forkd(['cleanup'], { env })).stdout, /^DEL +partial download /m);
+    stall = false;
+    const { code, stdout, stderr } = await forkd(['pull', url, '--sha256', sha256, '--json'], { env });
+    assert.is(code, 0, stderr);
+    assert.match(heard.at(-1)?.headers.range ?? '', /^bytes=500000-$/);
+    assert.equal((JSON.parse(stdout) as { made: string[] }).made, ['base']);
+    assert.match((await forkd(['pull', url, '--tag', 'base'], { env })).stderr, /already exists/);
+    const pushed = await forkd(['push', `${url}/up?s=1`, '--tag', 'base', '--json'], { env });
+    assert.is(pushed.code, 0, pushed.stderr);
+    assert.is((JSON.parse(pushed.stdout) as { url: string }).url, `${url}/up`);
+  });
+  for (const args of [
+    ['pull'],
+    ['pull', 'name'],
+    ['pull', 'a b/c'],
+    ['pull', 'http://x', '--sha256', 'x'],
+    ['push', 'ftp://x', '--tag', 'base'],
+  ])
+    assert.is((await forkd(args, { env })).code, 2, args.join(' '));
+});
+
+transfer.run();

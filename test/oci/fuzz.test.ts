@@ -1,0 +1,113 @@
+/** Damaged layers and archives: whatever the bytes, a tree is made below its directory, or an Error says why not. Seeded, so that a failure can be repeated. */
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+
+import * as assert from 'uvu/assert';
+import { ForkdError } from '../../src/contract/errors.js';
+import { applyLayers } from '../../src/main/oci/image.js';
+import { openImage } from '../../src/main/oci/open.js';
+import { Tree } from '../../src/main/oci/tree.js';
+import { buildImage, layer, ociArchive } from '../support/oci.js';
+import { suite } from '../support/suite.js';
+
+const SEED = 0x5eed;
+const ROUNDS = 150;
+
+/** mulberry32. */
+const randoms = (seed: number) => {
+  let state = seed;
+  return (below: number): number => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) % below;
+  };
+};
+
+const root = mkdtempSync(join(tmpdir(), 'fuzz-'));
+const next = randoms(SEED);
+
+/** Some bytes changed, or the end cut off, or a part of it twice. */
+const damaged = (bytes: Buffer): Buffer => {
+  const copy = Buffer.from(bytes);
+  const kind = next(8);
+  if (kind === 0) return copy.subarray(0, next(copy.length));
+  if (kind === 1) return Buffer.concat([copy.subarray(0, next(copy.length)), copy.subarray(next(copy.length))]);
+  for (let i = next(6); i >= 0; i--) copy[next(copy.length)] = next(256);
+  return copy;
+};
+
+/** In a header, with the sum put right: what comes behind the first check. */
+const forged = (bytes: Buffer): Buffer => {
+  const copy = Buffer.from(bytes);
+  const header = next(Math.floor(copy.length / 512)) * 512;
+  for (let i = next(4); i >= 0; i--) copy[header + next(512)] = next(256);
+  let sum = 8 * 0x20;
+  for (let i = 0; i < 512; i++) if (i < 148 || i >= 156) sum += copy[header + i] as number;
+  copy.write(`${sum.toString(8).padStart(6, '0')}\0 `, header + 148, 'latin1');
+  return copy;
+};
+
+const test = suite('fuzz of images');
+test.after(() => rmSync(root, { recursive: true, force: true }));
+
+test('layers', async () => {
+  const good = await layer([
+    { name: 'a/', type: 'directory' },
+    { name: 'a/file', body: 'content' },
+    { name: 'a/link', type: 'symlink', to: '../..' },
+    { name: 'a/link/escaped', body: 'x' },
+    { name: 'b', type: 'link', to: 'a/file' },
+    { name: 'dev/null', type: 'character-device', devmajor: 1, devminor: 3 },
+    { name: `long/${'n'.repeat(150)}/${'m'.repeat(150)}`, body: 'long' },
+    { name: 'a/.wh.file' },
+    { name: 'x', body: 'x', pax: { 'SCHILY.xattr.user.note': 'n' } },
+  ]);
+  let refused = 0;
+  for (let round = 0; round < ROUNDS; round++) {
+    const bytes = round % 2 === 0 ? forged(good) : damaged(round % 4 === 1 ? gzipSync(good) : good);
+    const dir = join(root, 'outer', 'tree');
+    mkdirSync(dir, { recursive: true });
+    const open = async function* () {
+      yield bytes;
+    };
+    try {
+      await applyLayers(new Tree(dir), [{ size: bytes.length, open }]);
+    } catch (error) {
+      refused++;
+      const { syscall, message } = error as Error & { syscall?: string };
+      // A sentence of ours, not an accident: no error of the system, and none of JavaScript.
+      const isOurs = syscall === undefined && !(error instanceof TypeError || error instanceof RangeError);
+      assert.ok(isOurs, `seed ${SEED}, round ${round}: ${message}`);
+    }
+    assert.equal(readdirSync(join(root, 'outer')), ['tree'], `seed ${SEED}, round ${round}: something lies outside`);
+    assert.equal(readdirSync(root), ['outer'], `seed ${SEED}, round ${round}: something lies outside`);
+    rmSync(join(root, 'outer'), { recursive: true });
+  }
+  assert.ok(refused > ROUNDS / 4, `only ${refused} of ${ROUNDS} were refused`);
+});
+
+test('archives', async () => {
+  const image = buildImage([await layer([{ name: 'hello', body: 'hello' }])], { Env: ['A=1'] });
+  const good = await ociArchive(image);
+  const path = join(root, 'image.tar');
+  const work = join(root, 'work');
+  for (let round = 0; round < ROUNDS; round++) {
+    writeFileSync(path, round % 2 === 0 ? forged(good) : damaged(good));
+    mkdirSync(work);
+    const error = await openImage(path, work, work).then(
+      () => undefined,
+      (one: unknown) => one,
+    );
+    if (error !== undefined)
+      assert.ok(
+        error instanceof ForkdError && /^IMAGE_(INVALID|UNSUPPORTED)$/.test(error.code),
+        `seed ${SEED}, round ${round}: ${String(error)}`,
+      );
+    rmSync(work, { recursive: true });
+  }
+});
+
+test.run();

@@ -1,0 +1,134 @@
+/** Snapshots of container images, and commands in them, end to end. */
+import { execFileSync } from 'node:child_process';
+import { cpSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import type { ForkdError } from '../../src/contract/errors.js';
+import { Engine } from '../../src/main/engine.js';
+import { buildDefaultImage } from '../../src/main/image/index.js';
+import { buildRootfs } from '../../src/main/oci/rootfs.js';
+import { runImage, runTag, snapshotImage, withInstall } from '../../src/main/from-image.js';
+import { busyboxImage } from '../support/busybox.js';
+import { forkd } from '../support/cli.js';
+import { serve } from '../support/http.js';
+import { ociArchive } from '../support/oci.js';
+import { makeWorld, sharedData, type World } from '../support/world.js';
+
+const test = suite('from-image and run');
+let world: World;
+let engine: Engine;
+let image: string;
+
+test.before(async () => {
+  world = makeWorld();
+  Object.assign(process.env, world.env);
+  // What was learnt about KVM on this host.
+  const known = join(sharedData(), 'forkd/host.json');
+  if (existsSync(known)) cpSync(known, join(world.env.XDG_DATA_HOME, 'forkd/host.json'));
+  engine = new Engine();
+  const { initrd } = await buildDefaultImage({ cacheDir: join(world.env.FORKD_RUN_CACHE, 'images') });
+  const config = {
+    Env: ['A=1', 'PATH=/bin'],
+    WorkingDir: '/srv',
+    User: 'app',
+    Entrypoint: ['echo', 'entry'],
+    Cmd: ['cmd'],
+  };
+  image = join(world.root, 'app.tar');
+  writeFileSync(image, await ociArchive(await busyboxImage(initrd, config)));
+});
+
+test.after(async () => {
+  await engine?.close();
+  world?.close();
+});
+
+const run = (args: string[]) =>
+  runImage(engine, { image, cacheDir: join(world.root, 'rootfs'), args, timeoutSecs: 60 });
+const refusal = (promise: Promise<unknown>): Promise<string> =>
+  promise.then(
+    () => 'done',
+    (error: ForkdError) => `${error.code}: ${error.message}`,
+  );
+
+test('run: ENTRYPOINT and CMD, or a command, in a fresh VM; the second one does not boot', async () => {
+  assert.equal(await run([]), { stdout: 'entry cmd\n', stderr: '', exit_code: 0 });
+  const tag = runTag({ image });
+  const made = statSync(join(world.snapshots, tag)).ino;
+  const reply = await run(['sh', '-c', 'echo $A; pwd; id -u; touch mark; exit 3']);
+  assert.equal([reply.stdout, reply.exit_code], ['1\n/srv\n1000\n', 3]);
+  assert.is((await run(['test', '-e', 'mark'])).exit_code, 1, 'each run has a fresh VM');
+  assert.is(statSync(join(world.snapshots, tag)).ino, made);
+  assert.match((await run(['/nowhere'])).error ?? '', /^FileNotFoundError/);
+});
+
+test('from-image: warmed by a program before it is saved; one that fails leaves nothing', async () => {
+  const request = { image, cacheDir: join(world.root, 'rootfs'), tag: 'app' };
+  const failing = refusal(snapshotImage(engine, { ...request, warmExec: ['sh', '-c', 'echo bad; exit 4'] }));
+  assert.match(await failing, /^WARM_UP_FAILED: .*exit code 4.*bad/);
+  assert.match(await refusal(snapshotImage(engine, { ...request, warmEval: '1' })), /^ARGUMENT_INVALID: .*Python/);
+  assert.not(engine.store.exists('app'));
+  const { rootfs } = await snapshotImage(engine, { ...request, warmExec: ['sh', '-c', 'echo $A > warm'] });
+  assert.ok(rootfs.cached);
+  const { sandboxes } = await engine.fork({ tag: 'app', n: 3 });
+  for (const { id } of sandboxes) assert.is((await engine.exec(id, ['cat', 'warm'], 60)).stdout, '1\n');
+  await engine.kill(sandboxes);
+  assert.match(await refusal(snapshotImage(engine, request)), /^SNAPSHOT_EXISTS/);
+});
+
+test("extras: by the image's own package manager, as root, in a VM with network; what fails leaves nothing", async () => {
+  const web = await serve(({ path }, response) => void response.end(`content of ${path}`));
+  // As small as a package manager can be: it fetches from where its image says.
+  const apk = `#!/bin/sh
+set -e
+[ "$1 $2" = 'add --no-cache' ]
+shift 2
+for name; do wget -q -O /srv/$name http://10.0.2.2:${new URL(web.url).port}/$name; chmod 600 /srv/$name; done
+id -u > /srv/who
+`;
+  const { initrd } = await buildDefaultImage({ cacheDir: join(world.env.FORKD_RUN_CACHE, 'images') });
+  const small = join(world.root, 'small.tar');
+  writeFileSync(
+    small,
+    await ociArchive(
+      await busyboxImage(initrd, { Env: ['PATH=/bin'], User: 'app' }, [{ name: 'sbin/apk', body: apk, mode: 0o755 }]),
+    ),
+  );
+  const cacheDir = join(world.root, 'extras');
+  const build = (extras: string[], file = small) =>
+    buildRootfs(cacheDir, { image: file, extras }, withInstall(engine, {}));
+  try {
+    const { path, record, cached } = await build(['two', 'one', 'two']);
+    const cat = (name: string) =>
+      execFileSync('/usr/sbin/debugfs', ['-R', `cat ${name}`, path], {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'ignore'],
+      });
+    assert.equal([cached, record.extras], [false, ['one', 'two']]);
+    assert.equal([cat('/srv/one'), cat('/srv/two'), cat('/srv/who')], ['content of /one', 'content of /two', '0\n']);
+    assert.match(cat('/etc/forkd/image.conf'), /^uid 1000$/m);
+    assert.ok(statSync(path).size < 64 * 2 ** 20, 'the room for packages is gone');
+    execFileSync('/usr/sbin/e2fsck', ['-fn', path], { stdio: 'ignore' });
+    assert.ok((await build(['one', 'two'])).cached);
+    const asked = web.heard.length;
+    assert.match(await refusal(build(['one'], image)), /^EXTRAS_FAILED: .*neither apt-get nor apk/);
+    assert.is(web.heard.length, asked);
+    assert.equal(readdirSync(cacheDir), [record.key]);
+  } finally {
+    await web.close();
+  }
+});
+
+test('the command line: exit code and output of the guest', async () => {
+  const env = world.env;
+  const ended = await forkd(['run', '--image', image, '--cache', world.root, '--', 'sh', '-c', 'echo out; exit 9'], {
+    env,
+  });
+  assert.equal([ended.stdout, ended.code], ['out\n', 9], ended.stderr);
+  const bad = await forkd(['run', '--image', image, '--extra', 'x;y', '--', 'x'], { env });
+  assert.equal([bad.code === 0, /not the name of a package/.test(bad.stderr)], [false, true], bad.stderr);
+  assert.is((await forkd(['run', '--image', join(world.root, 'none.tar'), '--', 'x'], { env })).code, 1);
+});
+
+test.run();

@@ -1,0 +1,53 @@
+/**
+ * uvu's `suite`, whose hooks say what they threw. uvu forgets it, and with it the tests that were then not run, and a test's
+ * own error when the hook after it fails too.
+ */
+import { type Callback, suite as plain, type Test } from 'uvu';
+
+/** Titles of the tests that have begun and not ended: a process that ends early, ends in one of them. */
+const underWay = new Set<string>();
+process.on('exit', () => {
+  for (const title of underWay) console.error(`'${title}' was under way`);
+});
+
+export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
+  const inner = plain<T>(name);
+  let failure: { test: string; error: unknown } | undefined;
+
+  const told =
+    (when: string, hook: Callback<T>): Callback<T> =>
+    async (context) => {
+      try {
+        await hook(context);
+      } catch (error) {
+        if (failure) console.error(`\n'${failure.test}' had failed:`, failure.error);
+        console.error(`\n${name}: what runs ${when} threw:`, error);
+        throw error;
+      }
+    };
+  const hooks = (key: 'before' | 'after') =>
+    Object.assign((hook: Callback<T>) => inner[key](told(`${key} all tests`, hook)), {
+      each: (hook: Callback<T>) => inner[key].each(told(`${key} each test`, hook)),
+    });
+  const kept =
+    (test: string, body: Callback<T>): Callback<T> =>
+    async (context) => {
+      failure = undefined;
+      underWay.add(test);
+      try {
+        await body(context);
+      } catch (error) {
+        failure = { test, error };
+        throw error;
+      } finally {
+        underWay.delete(test);
+      }
+    };
+  return Object.assign((test: string, body: Callback<T>) => inner(test, kept(test, body)), {
+    only: (test: string, body: Callback<T>) => inner.only(test, kept(test, body)),
+    skip: inner.skip,
+    before: hooks('before'),
+    after: hooks('after'),
+    run: () => inner.run(),
+  });
+};

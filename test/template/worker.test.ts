@@ -1,0 +1,111 @@
+/** Worker threads that end in the middle of a fork task. Real VMs; the threads are terminated from outside, as they come. */
+import { readdirSync, readlinkSync } from 'node:fs';
+import type { Worker } from 'node:worker_threads';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { parentOf } from '../../src/main/host/process.js';
+import { Engine } from '../../src/main/engine.js';
+import { BASE_TAG, eventually, qemusOf, sharedData } from '../support/world.js';
+
+process.env['XDG_DATA_HOME'] = sharedData();
+
+const workers = new Set<Worker>();
+process.on('worker', (worker) => {
+  workers.add(worker);
+  worker.once('exit', () => workers.delete(worker));
+});
+const terminateAll = () => Promise.all([...workers].map((worker) => worker.terminate()));
+
+/** Every VM of this process, whether the engine knows it or not. */
+const ownVms = (): number[] => qemusOf('').filter((pid) => parentOf(pid) === process.pid);
+
+/** What a child owns here; worker threads come and go with eventfds and pipes of their own. */
+const ownDescriptors = (): number =>
+  readdirSync('/proc/self/fd').filter((fd) => /^socket:|pidfd|forkd-fork/.test(linkOf(fd))).length;
+
+const linkOf = (fd: string): string => {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return '';
+  }
+};
+
+const worker = suite<{ engine: Engine }>('a worker dies');
+
+worker.before((context) => {
+  context.engine = new Engine();
+});
+worker.after(async ({ engine }) => {
+  await engine.close();
+  assert.equal(ownVms(), []);
+});
+
+const N = 12;
+
+worker(
+  'hot forks: those that answered live on, the rest are made cold or named, nothing is left over',
+  async ({ engine }) => {
+    // Once through all of it, so that what stays open is open.
+    await engine.fork({ tag: BASE_TAG, n: 2 });
+    await engine.kill(engine.sandboxes);
+    const before = ownDescriptors();
+    for (const at of [1, 4, 7]) {
+      let alive = 0;
+      let fallback = '';
+      const { sandboxes, failures, mechanism } = await engine.fork(
+        { tag: BASE_TAG, n: N },
+        {
+          onReady: (count) => {
+            if (count !== at) return;
+            alive = ownVms().length;
+            void terminateAll();
+          },
+          onFallback: (reason) => {
+            fallback = reason;
+          },
+        },
+      );
+      assert.is(mechanism, 'hot-fork');
+      assert.ok(alive >= at, `${alive} VMs when ${at} had answered`);
+      assert.match(fallback, /restored cold: the worker thread died in the middle of its task \(hotfork\)/);
+      assert.is(sandboxes.length + failures.length, N);
+      // One child is under way in each lane; no other can be lost.
+      assert.ok(failures.length <= engine.pool.width, JSON.stringify(failures));
+      for (const { error } of failures) assert.is(error.code, 'WORKER_DIED');
+      const answers = await engine.callAll(sandboxes, () => ({ action: 'eval', code: '6 * 7' }), 60);
+      for (const { reply, error } of answers)
+        assert.is(reply && 'result' in reply ? reply.result : error?.message, '42');
+      const known = new Set(sandboxes.map(({ vmm }) => vmm.pid));
+      // Neither a child that nobody knows nor the template, which nobody can talk to any more.
+      assert.equal(
+        ownVms().filter((pid) => !known.has(pid)),
+        [],
+      );
+      await engine.kill(sandboxes);
+      const again = await engine.fork({ tag: BASE_TAG, n: 2 });
+      assert.equal([again.mechanism, again.failures], ['hot-fork', []]);
+      await engine.kill(engine.sandboxes);
+    }
+    assert.ok(await eventually(() => ownDescriptors() <= before), `${before} descriptors, then ${ownDescriptors()}`);
+  },
+);
+
+worker('cold restores: an error that says so, no VM is left, the next request is served', async ({ engine }) => {
+  const known = ownVms();
+  const outcome = engine.fork({ tag: BASE_TAG, n: 4, cold: true }).then(
+    ({ failures }) => failures.map(({ error }) => error.code),
+    (error: { code: string }) => [error.code],
+  );
+  assert.ok(await eventually(() => ownVms().length > known.length, 20_000));
+  await terminateAll();
+  const codes = await outcome;
+  assert.ok(codes.length > 0 && codes.every((code) => code === 'WORKER_DIED'), JSON.stringify(codes));
+  await engine.kill(engine.sandboxes);
+  assert.ok(await eventually(() => ownVms().length === known.length), `${ownVms().length}, not ${known.length}`);
+  const { failures } = await engine.fork({ tag: BASE_TAG, n: 1, cold: true });
+  assert.equal(failures, []);
+  await engine.kill(engine.sandboxes);
+});
+
+worker.run();
