@@ -30,6 +30,24 @@
       "ldflags": ["-static", "-s"]
     },
     {
+      # Outlives the daemon: static, since an upgrade may replace the libraries below it.
+      "target_name": "forkd_keeper",
+      "type": "executable",
+      "sources": ["src/native/keeper/keeper.c"],
+      "defines": ["_GNU_SOURCE"],
+      "cflags": ["-std=gnu11", "-Os", "-Wall", "-Wextra"],
+      "ldflags": ["-static", "-s"]
+    },
+    {
+      "target_name": "forkd_tether",
+      "type": "shared_library",
+      "product_prefix": "",
+      "sources": ["src/native/tether/tether.c"],
+      "defines": ["_GNU_SOURCE"],
+      "cflags": ["-std=gnu11", "-O2", "-fPIC", "-Wall", "-Wextra"],
+      "libraries": ["-lpthread"]
+    },
+    {
       "target_name": "forkd_hotfork",
       "type": "shared_library",
       "product_prefix": "",

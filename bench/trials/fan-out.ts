@@ -51,7 +51,7 @@ const forkOnce = async (
 const forkAhead = async (engine: Engine, n: number): Promise<Side & { prepare_ms: number }> => {
   const template = await engine.warm(BENCH_TAG, { firstEval: FIRST_EVAL });
   const preparing = performance.now();
-  const spares = template.keepSpares(n, engine.pool, FIRST_EVAL);
+  const spares = template.keepSpares({ count: n, pool: engine.pool, firstEval: FIRST_EVAL });
   await spares.fill();
   const prepare_ms = performance.now() - preparing;
   const missing = n - spares.size;

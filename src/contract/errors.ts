@@ -356,6 +356,11 @@ export const catalogue = {
   ),
   LISTENERS_FULL: row(503, 'already {max} clients listen to events', 'End one of them.'),
   AGENT_FAILED: row(500, '{action}: {reason}', 'See the status of the sandbox: GET /v1/sandboxes/ID.'),
+  KEEPER_FAILED: row(
+    500,
+    'the sandboxes could not be made to outlive the daemon: {reason}',
+    'They were ended. Try again; what the keeper needs is a process and four descriptors for each sandbox.',
+  ),
   DAEMON_REFUSED: row(500, 'the daemon does not start: {reason}', 'See `forkd-controller serve --help`.'),
 
   // Commands

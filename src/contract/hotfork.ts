@@ -24,6 +24,8 @@ export const FREEZE_TRIM = 1;
 export const FORK_FROZEN = 1;
 /** For its first quarter of a second the child stays on one processor: its threads hand over to each other without migrating. */
 export const FORK_PIN = 2;
+/** No death signal: the child, and every copy of it, lives as long as somebody holds the other end of its control socket. */
+export const FORK_TIED = 4;
 
 /** What to do with a descriptor: `replace` needs an entry in every FORK and BRANCH. */
 export const Disposition = { refuse: 0, share: 1, recreate: 2, replace: 3 } as const;

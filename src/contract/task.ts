@@ -29,6 +29,11 @@ export interface VmmStart {
   consolePath: string;
   netnsPath?: string;
   cgroupProcs: string[];
+  /**
+   * It lives as long as somebody holds the other end of a socket, not as long as its engine: `library` is preloaded and sees to it
+   * (src/native/tether), `target` is the socket's number.
+   */
+  tether?: { library: string; target: number };
   /** Named in errors, e.g. `child 3`. */
   name: string;
 }
@@ -42,6 +47,8 @@ export interface StartedVmm {
   agentFd: number;
   /** The hot-fork shim's socket, when there is one. */
   controlFd?: number;
+  /** The other end of its tether, when it has one. */
+  tetherFd?: number;
 }
 
 /** A child that is forked from a frozen process. */
@@ -148,6 +155,8 @@ export interface Tasks {
       firstEval?: string;
       /** Seal each again when it has answered: spares, which get another identity later (`awaken`). */
       seal?: boolean;
+      /** They live as long as somebody holds their control sockets, not as long as the engine. */
+      tied?: boolean;
       answerMs: number;
       /** Int32: set to 1 to stop before the next child. */
       cancel: Int32Array;

@@ -82,6 +82,8 @@ export interface EngineOptions {
   spares?: number;
   /** Every memory is loaded whole before anything runs, whatever a request says. */
   eager?: boolean;
+  /** Sandboxes live as long as somebody holds their descriptors (sandbox/keeper.ts), not as long as this process. */
+  tied?: boolean;
   /** Where the tags are; the user's own directory when absent. */
   snapshotRoot?: string;
 }
@@ -267,7 +269,8 @@ export class Engine {
     // A spare was born without limits: those are set at birth.
     const spares = plan.memoryLimitMib === undefined ? template.spares : undefined;
     const origin = { lanes: template.lanes, ...(spares ? { spares } : {}), ...(cold ? { cold } : {}) };
-    await snapshot?.memory.beforeFork();
+    // Who would load what is missing, once this process is gone? It would read as zeros.
+    await (this.options.tied ? snapshot?.memory.complete() : snapshot?.memory.beforeFork());
     try {
       return await this.#run(plan, request, origin, hooks, began);
     } finally {
@@ -295,6 +298,7 @@ export class Engine {
     const { workDir, ...fanOut } = await runFork(plan, request, {
       pool: this.pool,
       origin,
+      tied: this.options.tied ?? false,
       onEnd: (sandbox) => this.#forget(sandbox),
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
@@ -338,8 +342,8 @@ export class Engine {
   }
 
   #keepSpares(template: Template, firstEval: string): void {
-    const { spares = 0, resident = false } = this.options;
-    if (resident && spares > 0) template.keepSpares(spares, this.pool, firstEval);
+    const { spares: count = 0, resident = false, tied = false } = this.options;
+    if (resident && count > 0) template.keepSpares({ count, pool: this.pool, firstEval, tied });
   }
 
   /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */

@@ -306,6 +306,8 @@ export interface Native {
 
   /** socketpair(2) AF_UNIX, SOCK_CLOEXEC | SOCK_NONBLOCK. */
   socketPair(type: 'stream' | 'seqpacket'): [number, number];
+  /** socket(2) AF_UNIX SOCK_SEQPACKET, SOCK_CLOEXEC | SOCK_NONBLOCK, and connect(2). Throws EAGAIN when nobody accepts and the queue is full. */
+  unixConnect(path: string): number;
   /**
    * sendmsg(2) with SCM_RIGHTS; waits up to timeoutMs for room, then throws ETIMEDOUT (a stream may then have taken a part).
    * `data` must not be empty: descriptors travel with bytes. Blocks this thread, as does recvFds.
@@ -365,5 +367,13 @@ export const shimPath =
 /** The agent for guests without Python, a static program. FORKD_AGENT_PATH names another build. */
 export const agentPath =
   process.env.FORKD_AGENT_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_agent');
+
+/** Holds descriptors of sandboxes beyond the daemon's end (main/sandbox/keeper.ts). FORKD_KEEPER_PATH names another build. */
+export const keeperPath =
+  process.env.FORKD_KEEPER_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_keeper');
+
+/** Preloaded into a VMM that must live no longer than somebody holds the other end of a socket. FORKD_TETHER_PATH names another build. */
+export const tetherPath =
+  process.env.FORKD_TETHER_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_tether.so');
 
 export const native: Native = createRequire(import.meta.url)(addonPath);

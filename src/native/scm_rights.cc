@@ -138,6 +138,23 @@ Napi::Value SocketPair(const Napi::CallbackInfo& info) {
   return result;
 }
 
+Napi::Value UnixConnect(const Napi::CallbackInfo& info) {
+  Args args(info);
+  std::string path = args.Text(0, "path");
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) args.Refuse("path", "at most 107 bytes");
+  if (!args.Ok()) return {};
+  memcpy(address.sun_path, path.data(), path.size());
+
+  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.Valid()) return ThrowErrno(info.Env(), "socket");
+  if (connect(fd.Get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
+    return ThrowErrno(info.Env(), "connect");
+  }
+  return Napi::Number::New(info.Env(), fd.Release());
+}
+
 Napi::Value SendFds(const Napi::CallbackInfo& info) {
   Args args(info);
   int socket = args.Fd(0, "socket");
@@ -189,6 +206,7 @@ Napi::Value RecvFds(const Napi::CallbackInfo& info) {
 
 void RegisterScmRights(Napi::Env env, Napi::Object exports) {
   Export<SocketPair>(env, exports, "socketPair");
+  Export<UnixConnect>(env, exports, "unixConnect");
   Export<SendFds>(env, exports, "sendFds");
   Export<RecvFds>(env, exports, "recvFds");
 }

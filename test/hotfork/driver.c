@@ -569,6 +569,60 @@ static void check_death(void) {
   }
 }
 
+/** Waits a second for a process to end by itself. */
+static void expect_end(int pid, const char* who, int wanted) {
+  int status = 0;
+  int waited = 0;
+  while (waitpid(pid, &status, WNOHANG) == 0) {
+    if (++waited > 1000) die("%s lives on", who);
+    usleep(1000);
+  }
+  if (status != wanted) die("%s ended with status %x", who, status);
+}
+
+/** A tied child lives as long as somebody holds its control socket, also after the engine, and so do its
+ * copies. */
+static void check_tied(void) {
+  int report[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, report) != 0) die("socketpair");
+  prctl(PR_SET_CHILD_SUBREAPER, 1);
+  const int engine = fork();
+  if (engine == 0) {
+    struct process one = start_with(die_with_parent);
+    struct process child[3] = {fork_one(&one, HF_BRANCH, HF_FORK_TIED),
+                               fork_one(&one, HF_BRANCH, HF_FORK_TIED)};
+    child[2] = fork_one(&child[0], HF_BRANCH, 0);
+    for (int i = 0; i < 3; i++) ask(&child[i], "check");
+    // Of the first only is somebody else given a hold.
+    const int fds[2] = {child[0].control, child[0].command};
+    const int pids[4] = {child[0].pid, child[1].pid, child[2].pid, one.pid};
+    request(report[1], pids, sizeof pids, fds, 2);
+    for (;;) pause();
+  }
+  close(report[1]);
+  receive(report[0]);
+  int pids[4];
+  memcpy(pids, &reply, sizeof pids);
+  struct process child = {.pid = pids[0], .pidfd = -1, .control = reply_fds[0], .command = reply_fds[1]};
+  kill(engine, SIGKILL);
+  waitpid(engine, NULL, 0);
+  expect_end(pids[3], "the template", SIGKILL);
+  expect_end(pids[1], "a child that nobody holds", 0);
+  expect_end(pids[2], "a copy that nobody holds", 0);
+  // Its parent is another by now.
+  ask(&child, "check");
+  struct process copy = fork_one(&child, HF_BRANCH, 0);
+  struct process frozen = fork_one(&copy, HF_BRANCH, HF_FORK_FROZEN);
+  ask(&copy, "check");
+  ask(&child, "check");
+  close(frozen.control);
+  expect_end(frozen.pid, "a frozen copy", 0);
+  close(copy.control);
+  expect_end(copy.pid, "a copy", 0);
+  close(child.control);
+  expect_end(child.pid, "the child", 0);
+}
+
 /** A child that cannot be completed says why on its control socket, and ends. */
 static void check_failed(void) {
   struct process one = start();
@@ -666,7 +720,7 @@ static const struct {
     {"depth", check_depth},       {"frozen", check_frozen},     {"dontfork", check_dontfork},
     {"refusals", check_refusals}, {"epoll", check_epoll},       {"protocol", check_protocol},
     {"given", check_given},       {"leaks", check_leaks},       {"death", check_death},
-    {"failed", check_failed},     {"pin", check_pin},
+    {"tied", check_tied},         {"failed", check_failed},     {"pin", check_pin},
 };
 
 int main(int argc, char** argv) {

@@ -29,6 +29,7 @@ const CHECKS = {
   given: 'descriptors that came with the request belong to the child',
   leaks: '10,000 forks leave no descriptor, thread or memory behind',
   death: 'children die with the engine',
+  tied: 'a tied child outlives the engine if somebody holds its control socket, and ends with the last who does; so do its copies',
   failed: 'a child that cannot be completed says why and ends',
   pin: 'pinning to one processor ends after the first moments, for all threads',
 };

@@ -19,7 +19,7 @@ const LONG = [
 ];
 
 /** Suites that need neither the host's packages nor the guest image nor the parent: they run while those are made. */
-const NEEDS_NOTHING = /^(contract|hotfork|native|planner|runner|store)\//;
+const NEEDS_NOTHING = /^(contract|hotfork|native|planner|runner|sandbox|store)\//;
 
 export const needsParent = (suite: string): boolean => !NEEDS_NOTHING.test(suite);
 

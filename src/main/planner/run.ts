@@ -10,6 +10,7 @@ import type { Pool } from '../pool.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 import type { Lane } from '../template/lane.js';
 import type { Spares } from '../template/spares.js';
+import { tetherPath } from '../../native/binding.js';
 import { Undo } from '../undo.js';
 import { VmmFd, type VmmDriver } from '../vmm/driver.js';
 import { type Failure, Nursery } from './nursery.js';
@@ -35,6 +36,8 @@ export interface Origin {
 export interface RunContext {
   pool: Pool;
   origin: Origin;
+  /** The children live as long as somebody holds their descriptors, not as long as this process. */
+  tied?: boolean;
   signal?: AbortSignal;
   onReady?: (ready: number) => void;
   onEnd?: (sandbox: Sandbox) => void;
@@ -185,7 +188,11 @@ const hotBatches = (children: PlannedChild[], lanes: Lane[], job: Job): Batch[] 
       identity: nursery.identity(child, request.env),
     }));
     const outcome = (lanes[w] as Lane).take((port) =>
-      context.pool.run('hotfork', { port, children: hot, ...common(job) }, nursery.onEvent),
+      context.pool.run(
+        'hotfork',
+        { port, children: hot, tied: context.tied ?? false, ...common(job) },
+        nursery.onEvent,
+      ),
     );
     return { children: mine, outcome };
   });
@@ -199,13 +206,16 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
     const mine = batch.map((i) => children[i] as PlannedChild);
     const restores = mine.map((child) => ({
       index: child.index,
-      vmm: cold.driver.restore(cold.snapshot.hardware, {
-        name: `child ${child.index}`,
-        consolePath: nursery.consoleOf(child.index),
-        memfd: cold.snapshot.memory.memfd,
-        cgroupProcs: nursery.cgroupProcs(child.index),
-        ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
-      }),
+      vmm: {
+        ...cold.driver.restore(cold.snapshot.hardware, {
+          name: `child ${child.index}`,
+          consolePath: nursery.consoleOf(child.index),
+          memfd: cold.snapshot.memory.memfd,
+          cgroupProcs: nursery.cgroupProcs(child.index),
+          ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
+        }),
+        ...(context.tied ? { tether: { library: tetherPath, target: VmmFd.tether } } : {}),
+      },
       identity: nursery.identity(child, request.env),
     }));
     const input = { children: restores, stateFd: cold.snapshot.stateFd, stateTarget: VmmFd.state, ...common(job) };

@@ -205,7 +205,7 @@ export class Sandbox {
     if (this.#agent) this.#agent.close();
     else native.fdClose(this.vmm.agentFd);
     native.fdClose(this.vmm.qmpFd);
-    if (this.vmm.controlFd !== undefined) native.fdClose(this.vmm.controlFd);
+    for (const fd of [this.vmm.controlFd, this.vmm.tetherFd]) if (fd !== undefined) native.fdClose(fd);
   }
 
   info(): SandboxInfo {

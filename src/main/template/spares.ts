@@ -27,6 +27,8 @@ export interface SparesOptions {
   count: number;
   /** What the template rehearses: a spare walks the same path. */
   firstEval?: string;
+  /** As RunContext.tied: one that waits is held by nobody else. */
+  tied?: boolean;
 }
 
 export class Spares {
@@ -93,7 +95,7 @@ export class Spares {
   }
 
   async #make(lane: Lane): Promise<void> {
-    const { pool, firstEval } = this.options;
+    const { pool, firstEval, tied = false } = this.options;
     const index = ++this.#serial;
     const consolePath = this.#workDir.file(`child-${index}.console`);
     const child = { index, name: `spare ${index}`, consolePath, cgroupProcs: [], identity: rehearsalIdentity() };
@@ -102,7 +104,13 @@ export class Spares {
       if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath));
       if (event.type === 'ready') born[0]?.ready(event.receipt, event.times);
     };
-    const input = { children: [child], seal: true, answerMs: limits.firstAnswerSecs * 1000, cancel: this.#cancel };
+    const input = {
+      children: [child],
+      seal: true,
+      tied,
+      answerMs: limits.firstAnswerSecs * 1000,
+      cancel: this.#cancel,
+    };
     try {
       const { failures } = await lane.take((port) =>
         pool.run('hotfork', { port, ...input, ...(firstEval === undefined ? {} : { firstEval }) }, onEvent),

@@ -16,7 +16,7 @@ import { Undo } from '../undo.js';
 import { VmmFd, type VmmDriver } from '../vmm/driver.js';
 import { Lane } from './lane.js';
 import { rehearsalIdentity } from './rehearsal.js';
-import { Spares } from './spares.js';
+import { Spares, type SparesOptions } from './spares.js';
 
 export interface TemplateOptions {
   pool: Pool;
@@ -175,10 +175,10 @@ export class Template {
     return copy;
   }
 
-  /** Keeps `count` spares from now on; `firstEval` is what they rehearse. Nothing is forked before `spares.fill`. */
-  keepSpares(count: number, pool: Pool, firstEval?: string): Spares {
+  /** Keeps some spares from now on. Nothing is forked before `spares.fill`. */
+  keepSpares(options: Omit<SparesOptions, 'manifest' | 'lanes'>): Spares {
     const { manifest, lanes } = this;
-    const spares = new Spares({ manifest, lanes, pool, count, ...(firstEval === undefined ? {} : { firstEval }) });
+    const spares = new Spares({ manifest, lanes, ...options });
     this.#undo.push(() => spares.close());
     this.spares = spares;
     return spares;

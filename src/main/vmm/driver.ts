@@ -49,4 +49,4 @@ export interface VmmDriver {
 }
 
 /** Descriptor numbers inside the VMM. */
-export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7, faults: 8 } as const;
+export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7, faults: 8, tether: 9 } as const;

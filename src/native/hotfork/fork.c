@@ -85,7 +85,12 @@ static void child_begin(void* argument) {
   control.threads_exist = false;
   control.children = 0;
   if (!fds_take_control(&birth->sources)) sys(SYS_exit_group, CHILD_FAILED_STATUS);
-  if (death_signal != 0) {
+  control.tied = birth->tied;
+  if (control.tied) {
+    // A later engine is not its ancestor, and reads the memory of its copies: Yama has to be told (EINVAL
+    // where there is none).
+    sys(SYS_prctl, PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  } else if (death_signal != 0) {
     // The engine may have died before this took effect; then nobody will send the signal.
     sys(SYS_prctl, PR_SET_PDEATHSIG, death_signal);
     if (sys(SYS_getppid) != engine_pid) sys(SYS_exit_group, CHILD_FAILED_STATUS);

@@ -154,6 +154,8 @@ struct birth {
   /** Keep the child on one processor while it starts: its number in a batch, or -1 for where it is born. */
   bool pin;
   int spread;
+  /** HF_FORK_TIED. */
+  bool tied;
   /** Directory of a cgroup v2 to be born in, or -1. */
   int cgroup_into;
   int pidfd;
@@ -197,6 +199,8 @@ struct control {
   enum hf_phase phase;
   /** The parked threads exist as kernel threads here (false in a child that was born frozen). */
   bool threads_exist;
+  /** Ends with its control socket, not with its engine. */
+  bool tied;
   bool clock_available;
   uintptr_t tcb;
   /** Where the control thread's stack is when it waits for a packet; a new one starts over from here. */

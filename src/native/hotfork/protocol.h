@@ -159,6 +159,9 @@ enum {
   /** For its first quarter of a second the child stays on one processor: where it is born, or in turn for
      count > 1. */
   HF_FORK_PIN = 2,
+  /** The child has no death signal: it lives as long as somebody holds the other end of its control socket,
+     whoever that is, and so does every copy of it. */
+  HF_FORK_TIED = 4,
 };
 
 /** Descriptors with it: the pidfd, then one for each PAIR or PIPE entry in the order of the request. */

@@ -232,6 +232,8 @@ static void prepare_birth(const struct hf_fork* request) {
   birth.cgroup_into = -1;
   birth.pin = (request->flags & HF_FORK_PIN) != 0 && !birth.frozen;
   birth.spread = -1;
+  // Whose parent an engine is no longer, that cannot give its copies a death signal either.
+  birth.tied = (request->flags & HF_FORK_TIED) != 0 || control.tied;
   uint32_t next = 0;
   for (uint32_t i = 0; i < request->entries; i++) {
     const uint32_t how = request->entry[i].how;
@@ -384,9 +386,9 @@ void control_loop(void* unused) {
     handle((size_t)bytes);
     for (uint32_t i = 0; i < given_count; i++) sys(SYS_close, given[i]);
   }
-  // Nobody can ever release a frozen process whose engine is gone. A running one goes on, it just cannot be
-  // forked any more.
-  if (control.phase == HF_PHASE_FROZEN) sys(SYS_exit_group, 0);
+  // Nobody can ever release a frozen process whose engine is gone. A running one goes on, unless it is tied:
+  // it just cannot be forked any more.
+  if (control.phase == HF_PHASE_FROZEN || control.tied) sys(SYS_exit_group, 0);
   for (;;) sys(SYS_pause);
 }
 

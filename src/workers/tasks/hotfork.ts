@@ -1,5 +1,5 @@
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
-import { FORK_PIN, Say } from '../../contract/hotfork.js';
+import { FORK_PIN, FORK_TIED, Say } from '../../contract/hotfork.js';
 import type { HotChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
@@ -69,13 +69,17 @@ class FanOut {
       const at = performance.now();
       try {
         const id = withEntries(this.input.port, child.consolePath, child.cgroupProcs, (entries, given) =>
-          this.#shim.requestFork(child.index, FORK_PIN, entries, given, new Deadline(this.input.answerMs)),
+          this.#shim.requestFork(child.index, this.#flags, entries, given, new Deadline(this.input.answerMs)),
         );
         this.#requested.set(id, { child, at });
       } catch (error) {
         this.#abandon(child, error);
       }
     }
+  }
+
+  get #flags(): number {
+    return this.input.tied ? FORK_PIN | FORK_TIED : FORK_PIN;
   }
 
   /** A packet of the shim: a child, the end of a request, or a refusal. */

@@ -28,12 +28,13 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
     };
     const [qmpFd, qmpTheirs] = pair();
     const [agentFd, agentTheirs] = pair();
+    const tether = start.tether && tie(start.tether, kept, temporary);
     const devNull = open('/dev/null', 'r');
     const log = open(start.consolePath, 'a');
     const { pid, pidfd } = native.spawn({
       file: start.file,
       args: start.args,
-      env: start.env,
+      env: [...start.env, ...(tether?.env ?? [])],
       fds: [
         [devNull, 0],
         [log, 1],
@@ -42,14 +43,15 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
         [agentTheirs, start.agentTarget],
         ...start.fds,
         ...extraFds,
+        ...(tether?.fds ?? []),
       ],
       ...(start.netnsPath ? { netns: openNetns(start.netnsPath, open) } : {}),
       cgroups: start.cgroupProcs.map((path) => open(path, 'w')),
-      dieWithParent: true,
+      dieWithParent: tether === undefined,
       oomScoreAdj: OOM_SCORE_ADJ,
     });
     kept.length = 0;
-    return { index, pid, pidfd, qmpFd, agentFd };
+    return { index, pid, pidfd, qmpFd, agentFd, ...(tether ? { tetherFd: tether.ours } : {}) };
   } catch (error) {
     if (error instanceof ForkdError) throw error;
     if (errnoOf(error) === 'ENOENT') throw new ForkdError('QEMU_MISSING', {}, error);
@@ -57,6 +59,15 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
   } finally {
     for (const fd of [...temporary, ...kept]) native.fdClose(fd);
   }
+};
+
+/** Our end goes to `kept`, the VMM's to `temporary`. */
+const tie = ({ library, target }: NonNullable<VmmStart['tether']>, kept: number[], temporary: number[]) => {
+  const [ours, theirs] = native.socketPair('seqpacket');
+  kept.push(ours);
+  temporary.push(theirs);
+  const fds: [number, number][] = [[theirs, target]];
+  return { ours, env: [`LD_PRELOAD=${library}`, `FORKD_TETHER_FD=${target}`], fds };
 };
 
 const openNetns = (path: string, open: (path: string, flags: string) => number): number => {
