@@ -2,7 +2,7 @@
 import { rmSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import type { SandboxBody, SnapshotBody } from '../../src/contract/rest.js';
+import type { SandboxBody, SnapshotBody, WorkspaceBody } from '../../src/contract/rest.js';
 import { type Ended, forkd } from '../support/cli.js';
 import { startDaemon, type TestDaemon } from '../support/daemon.js';
 import { BASE_TAG, makeWorld } from '../support/world.js';
@@ -78,6 +78,44 @@ verbs('snapshot --from-sandbox, and what is made of it', async () => {
   assert.is(await good('rmi', '--cascade', 'cut', 'late'), '✓ cut  (daemon)\n✓ late  (daemon)\n');
 });
 
+verbs('workspace create, suspend, resume, list, delete', async () => {
+  assert.is(await good('workspace', 'list'), '(no workspaces)\n');
+  const made = await good('workspace', 'create', 'w', '--snapshot', BASE_TAG);
+  assert.match(made, /^w {24}running {4}source=base state=- live=sb-\S+\n$/);
+  assert.match((await run('workspace', 'create', 'w', '--snapshot', BASE_TAG)).stderr, /^Error: HTTP 409: /);
+  const live = made.trim().split('live=')[1] ?? '';
+  assert.is(await good('eval', '--target', live, '--', '6 * 7'), '42\n');
+  assert.match(
+    await good('workspace', 'suspend', 'w', '--diff'),
+    /^w {24}suspended {2}source=base state=ws-w-state live=-\n$/,
+  );
+  const resumed = JSON.parse(await good('workspace', 'resume', 'w', '--json')) as WorkspaceBody;
+  assert.is(resumed.status, 'running');
+  assert.equal(
+    JSON.parse(await good('workspace', 'list', '--json')).map(({ name }: WorkspaceBody) => name),
+    ['w'],
+  );
+  assert.is(await good('workspace', 'delete', 'w'), '✓ w\n');
+  assert.match((await run('workspace', 'delete', 'w')).stderr, /^Error: HTTP 404: /);
+});
+
+verbs('bench times each step, falls back where there are no namespaces, and leaves nothing', async () => {
+  const { code, stdout, stderr } = await run('bench', '--n', '2');
+  assert.is(code, 0, stderr);
+  for (const label of ['spawn 1', 'exec', 'branch', 'spawn 2', 'kill 3', 'total'])
+    assert.match(stdout, new RegExp(`^${label} +\\d[\\d.]* (ms|s) `, 'm'));
+  const { tag, rows } = JSON.parse(
+    await good('bench', '--tag', BASE_TAG, '-n', '1', '--per-child-netns', 'false', '--json'),
+  );
+  assert.equal([tag, rows.length], [BASE_TAG, 6]);
+  assert.match((await run('ls')).stderr, 'no live sandboxes');
+  const left: SnapshotBody[] = JSON.parse(await good('images', '--json'));
+  assert.equal(
+    left.map((one) => one.tag),
+    [BASE_TAG],
+  );
+});
+
 verbs('without a daemon: the disk where that will do, else one error', async () => {
   assert.is(await daemon.stop(), 0);
   for (const args of [['ls'], ['spawn', '--tag', BASE_TAG], ['snapshot', '--from-sandbox', 'sb-0-0000']]) {
@@ -98,6 +136,12 @@ verbs('mistakes end with 2', async () => {
     ['ls', '--daemon-url', 'nonsense'],
     ['kill'],
     ['kill', '../x'],
+    ['workspace', 'nothing'],
+    ['workspace', 'create', 'x'],
+    ['workspace', 'resume'],
+    ['workspace', 'list', 'x'],
+    ['bench', '--n', '0'],
+    ['bench', '--per-child-netns', 'maybe'],
     ['kill', '--all', '--tag', 'x'],
     ['snapshot', '--tag', 'x', '--no-wait'],
     ['snapshot', '--from-sandbox', 'sb-0-0000', '--no-wait'],
