@@ -3,6 +3,7 @@ import { branch } from './branch.js';
 import { branchWrite } from './branch-write.js';
 import { chain } from './chain.js';
 import { coldRestore } from './cold-restore.js';
+import { daemonBench } from './daemon.js';
 import { density } from './density.js';
 import { evalBench } from './eval.js';
 import { fanOut } from './fan-out.js';
@@ -28,6 +29,7 @@ export const benches: Bench<any>[] = [
   chain,
   packBench,
   wpBench,
+  daemonBench,
 ];
 
 export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

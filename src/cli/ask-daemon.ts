@@ -12,8 +12,12 @@ const DEFAULT_URL = 'http://127.0.0.1:8889';
 const NOT_CONNECTED = ['ECONNREFUSED', 'ENOENT', 'ENOTFOUND', 'EHOSTUNREACH', 'ENETUNREACH', 'EACCES', 'EAI_AGAIN'];
 
 export const daemonOptions: [string, string][] = [
-  ['--daemon-url <URL>', `http://HOST:PORT or unix:PATH (env FORKD_URL; default: its socket, else ${DEFAULT_URL})`],
+  [
+    '--daemon-url <URL>',
+    `http://HOST:PORT, https://HOST:PORT or unix:PATH (env FORKD_URL; default: its socket, else ${DEFAULT_URL})`,
+  ],
   ['--daemon-token <TOKEN>', 'Its bearer token (env FORKD_TOKEN)'],
+  ['--daemon-ca <FILE>', 'Certificates, PEM, that its own must be signed by or be one of, for https (env FORKD_CA)'],
 ];
 
 /** The daemon that was named, or that of this data directory; undefined when neither is there. */
@@ -24,6 +28,12 @@ export const nearDaemonUrl = (options: Options): string | undefined => {
   return existsSync(socket) ? `unix:${socket}` : undefined;
 };
 
+/** The certificates to believe, when there is something to believe. Throws INPUT_FILE_INVALID. */
+export const daemonCa = (options: Options, url: string): string | undefined => {
+  const path = options.string('daemon-ca', { env: 'FORKD_CA' });
+  return path === undefined || !url.startsWith('https:') ? undefined : options.lines(path).join('\n');
+};
+
 /**
  * A client of the daemon that the options name, not connected yet. Throws ARGUMENT_INVALID for an address that is none.
  * The client is loaded only here: an HTTP library takes longer to load than most commands take to run.
@@ -32,8 +42,14 @@ export const controllerOf = async (options: Options, timeoutMs: number): Promise
   const { Controller } = await import('../client/index.js');
   const baseUrl = nearDaemonUrl(options) ?? DEFAULT_URL;
   const token = options.string('daemon-token', { env: 'FORKD_TOKEN' })?.trim();
+  const ca = daemonCa(options, baseUrl);
   try {
-    return new Controller({ baseUrl, timeoutMs, ...(token === undefined ? {} : { token }) });
+    return new Controller({
+      baseUrl,
+      timeoutMs,
+      ...(token === undefined ? {} : { token }),
+      ...(ca === undefined ? {} : { ca }),
+    });
   } catch (error) {
     throw options.wrong('--daemon-url', `'${baseUrl}' is not a URL: ${reasonOf(error)}`);
   }

@@ -2,6 +2,7 @@
  * Client of the daemon: one method for each route. The reference's TypeScript SDK has the same names, arguments and
  * results; what it lacks is added beside them.
  */
+import { readFileSync } from 'node:fs';
 import { ControllerError } from './error.js';
 import { eventData, textOf } from './event-stream.js';
 import { type Call, type Transport, transportTo } from './transport.js';
@@ -39,11 +40,11 @@ export class Controller {
   readonly timeoutMs: number;
   readonly #transport: Transport;
 
-  constructor({ baseUrl, token, timeoutMs = TIMEOUT_MS, fetch }: ControllerOptions = {}) {
+  constructor({ baseUrl, token, timeoutMs = TIMEOUT_MS, fetch, ca }: ControllerOptions = {}) {
     this.baseUrl = (baseUrl ?? (process.env['FORKD_URL'] || DEFAULT_URL)).replace(/\/+$/, '');
     this.token = token ?? (process.env['FORKD_TOKEN'] || undefined);
     this.timeoutMs = timeoutMs;
-    this.#transport = transportTo(this.baseUrl, fetch);
+    this.#transport = transportTo(this.baseUrl, { fetch, ca: ca ?? caFor(this.baseUrl) });
   }
 
   /** Whether a daemon answers there; needs no token. */
@@ -229,6 +230,12 @@ export class Controller {
     }
   }
 }
+
+/** Throws what reading the file throws: going on without it would only tell later, and less. */
+const caFor = (baseUrl: string): string | undefined => {
+  const path = process.env['FORKD_CA'];
+  return path && baseUrl.startsWith('https:') ? readFileSync(path, 'utf8') : undefined;
+};
 
 const labelQuery = ({ labels = {} }: ListOptions): string => {
   const query = new URLSearchParams(

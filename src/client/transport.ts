@@ -31,7 +31,10 @@ export interface Transport {
 const UNIX = 'unix:';
 
 /** Throws a TypeError for a `baseUrl` that is none. */
-export const transportTo = (baseUrl: string, fetch: ControllerOptions['fetch']): Transport => {
+export const transportTo = (
+  baseUrl: string,
+  { fetch, ca }: { fetch: ControllerOptions['fetch']; ca: string | undefined },
+): Transport => {
   if (fetch) return byFetch(baseUrl, fetch);
   const socketPath = baseUrl.startsWith(UNIX) ? baseUrl.slice(UNIX.length) : undefined;
   const origin = socketPath === undefined ? baseUrl : 'http://forkd';
@@ -40,7 +43,7 @@ export const transportTo = (baseUrl: string, fetch: ControllerOptions['fetch']):
   const dispatcher = new Agent({
     headersTimeout: 0,
     bodyTimeout: 0,
-    ...(socketPath === undefined ? {} : { connect: { socketPath } }),
+    ...(socketPath === undefined ? (ca === undefined ? {} : { connect: { ca } }) : { connect: { socketPath } }),
   });
   return {
     send: async ({ path, ...call }) => {

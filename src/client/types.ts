@@ -14,6 +14,8 @@ export interface ControllerOptions {
   baseUrl?: string;
   /** Bearer token (default `$FORKD_TOKEN`). */
   token?: string;
+  /** Certificates, PEM, of whom to believe with `https:` (default: the file `$FORKD_CA`, else those that Node has). */
+  ca?: string;
   /** For one whole request (default 60,000). An exec waits for as long as it was given. */
   timeoutMs?: number;
   /** Used instead of undici; then `unix:` is not possible. */

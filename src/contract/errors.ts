@@ -178,9 +178,9 @@ export const catalogue = {
     'Use -n 1, or --per-child-netns.',
   ),
   CGROUP_FAILED: row(
-    500,
+    409,
     'cannot set the memory limit: {reason}',
-    'Run as root on a host with a cgroup memory controller, or drop --memory-limit-mib.',
+    'Run as root on a host whose cgroup memory controller can be written to, or ask for no memory limit.',
   ),
   PERMISSION_DENIED: row(403, 'permission denied: {reason}', 'Run as root or give this user access.'),
   PACKAGES_MISSING: row(
@@ -337,6 +337,16 @@ export const catalogue = {
   BODY_TYPE: row(415, 'the body must be JSON', 'Send it with `Content-Type: application/json`.'),
   REQUEST_TIMEOUT: row(408, 'the request did not arrive in time', 'Send it whole and at once.'),
   HEADERS_TOO_LARGE: row(431, 'the headers are too large', 'Send shorter ones: 16 KiB in all.'),
+  RATE_LIMITED: row(
+    429,
+    'more than {max} requests a second from this address',
+    'Wait for as long as the Retry-After header says, or raise --rate-limit.',
+  ),
+  CONNECTIONS_FULL: row(
+    503,
+    'too many connections, in all or from this address',
+    'Keep connections for more than one request, and close those that are not needed.',
+  ),
   BODY_TOO_LARGE: row(413, 'the body is too large', 'A body has at most 2 MiB.'),
   BODY_INVALID: row(422, 'the body does not fit: {reason}', 'See docs/reference/daemon.md for the keys and types.'),
   QUERY_INVALID: row(400, 'the request does not fit: {reason}', 'See docs/reference/daemon.md.'),
@@ -374,7 +384,7 @@ export const catalogue = {
   DAEMON_UNREACHABLE: row(
     503,
     'no daemon answers at {url}: {reason}',
-    'Start it with `forkd-controller serve`, or name it with --daemon-url.',
+    'Start it with `forkd-controller serve`, or name it with --daemon-url; --daemon-ca names whom to believe.',
   ),
   DAEMON_ANSWERED: row(502, 'HTTP {status}: {reason}', '{hint}'),
   INTERNAL: row(500, '{reason}', 'This is a bug in forkd: please report it with the command you ran.'),

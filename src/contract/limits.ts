@@ -27,6 +27,13 @@ export const limits = {
   /** Milliseconds for a request's headers, and for all of it, to arrive: a slow client must not hold its connection for ever. */
   headersMs: 10_000,
   requestMs: 30_000,
+  /** Milliseconds in which a client must take something of its answer: one that does not read must not hold it in memory. */
+  answerStallMs: 60_000,
+  /** Connections to the port, in all and from one address: a descriptor each, and a proxy in front has one for each exec that runs. */
+  connectionsMax: 4096,
+  connectionsPerAddressMax: 1024,
+  /** Requests a second from one address, unless --rate-limit says otherwise: more than two processors can answer. */
+  requestsPerSecond: 5000,
   /** Bytes; a shorter token can be guessed. */
   tokenMinBytes: 16,
   /** Guest RAM. Below 128 MiB the Debian kernel and numpy do not fit; above 64 GiB is beyond what has been tried. */

@@ -16,6 +16,7 @@ import { LoadedSnapshot } from './memory/loaded.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { withParent } from './parent.js';
 import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
+import { Namespaces } from './planner/namespaces.js';
 import { type ForkRequest, type HostState, type Plan, planFork } from './planner/plan.js';
 import { type FanOut, type Origin, runFork } from './planner/run.js';
 import { Pool } from './pool.js';
@@ -111,6 +112,7 @@ export class Engine {
   readonly #writing = new Set<Promise<WrittenBranch>>();
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #closing = new Set<Promise<void>>();
+  readonly #namespaces = new Namespaces();
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
 
@@ -235,6 +237,16 @@ export class Engine {
       return this.#forkHot(branch, request, planFork(request, branch.manifest, this.#hostState(true)), hooks, began);
     const manifest = this.store.open(parseTag(request.tag));
     const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest)));
+    return this.#namespaces.during(plan, () => this.#forkAs(plan, manifest, request, hooks, began));
+  }
+
+  async #forkAs(
+    plan: Plan,
+    manifest: SnapshotManifest,
+    request: ForkRequest,
+    hooks: ForkHooks,
+    began: number,
+  ): Promise<ForkResult> {
     const { fallback } = plan;
     if (fallback !== undefined) hooks.onFallback?.(fallback);
     if (plan.mechanism === 'cold-restore') return this.#forkCold(request, plan, hooks, began);
@@ -440,6 +452,7 @@ export class Engine {
     return {
       resources: hostResources(),
       netns: networkNamespaces(),
+      netnsTaken: this.#namespaces.takenBy(this.#sandboxes.values()),
       hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
       hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
       newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),

@@ -23,6 +23,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterTsc(env, exports);
   forkd::RegisterFault(env, exports);
   forkd::RegisterThreadPriority(env, exports);
+  forkd::RegisterDatagram(env, exports);
   forkd::RegisterSamePages(env, exports);
   forkd::RegisterInstant(env, exports);
   forkd::RegisterWpBench(env, exports);

@@ -22,6 +22,7 @@ void RegisterNetns(Napi::Env env, Napi::Object exports);
 void RegisterTsc(Napi::Env env, Napi::Object exports);
 void RegisterFault(Napi::Env env, Napi::Object exports);
 void RegisterThreadPriority(Napi::Env env, Napi::Object exports);
+void RegisterDatagram(Napi::Env env, Napi::Object exports);
 void RegisterSamePages(Napi::Env env, Napi::Object exports);
 void RegisterInstant(Napi::Env env, Napi::Object exports);
 void RegisterWpBench(Napi::Env env, Napi::Object exports);

@@ -300,6 +300,8 @@ export interface Native {
   ): WpTimes;
   /** sched_setscheduler(2) of this thread: SCHED_IDLE or SCHED_OTHER. Going back may need privileges: EPERM. */
   threadIdlePriority(on: boolean): void;
+  /** socket(2) and sendto(2) of one datagram to a Unix socket; a path that begins with `@` is in the abstract namespace. Does not block: EAGAIN. */
+  datagramSend(path: string, text: string): void;
 
   /** RDTSC and clock_gettime(2) CLOCK_MONOTONIC, read as closely together as can be. */
   tscSample(): { ticks: bigint; ns: bigint };

@@ -36,6 +36,7 @@ const KEYS: Record<string, string[]> = {
   'wp-bench': ['region_mib', 'shared', 'private', 'written', 'failed'],
   lazy: ['eager_ms', 'lazy_ms', 'prefetch_ms', 'read_share', 'failed'],
   chain: ['depth', 'ready_ms_depth0', 'ready_ms', 'ratio', 'disk_over_written', 'failed'],
+  daemon: ['spawn1_ratio', 'spawn3_ratio', 'eval_overhead_ms', 'evals_per_s', 'errors', 'many', 'cycles'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 

@@ -17,6 +17,7 @@ const daemon = await Daemon.start({
   socketPath,
   auditLog: join(world.root, 'audit.log'),
   statePath: join(world.root, 'state.json'),
+  rateLimit: 0,
   branchConcurrency: 4,
   spares: 0,
   version: '0.0.0',

@@ -163,16 +163,26 @@ test('the text ends with the counts, and a hint stands under its check', async (
   assert.match(stdout, /\n\npass=\d+ warn=\d+ fail=\d+ skip=\d+\n$/);
 });
 
-const withDaemon = async (answer: RequestListener, use: (url: string) => Promise<void>): Promise<void> => {
-  const server: Server = createServer(answer);
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+/** Listens there while it is used, whatever comes of it: a server that is left open would keep this process from ending. */
+const withServer = async (
+  answer: RequestListener,
+  where: string | undefined,
+  use: (server: Server) => Promise<void>,
+): Promise<void> => {
+  const server = createServer(answer);
+  if (where === undefined) server.listen(0, '127.0.0.1');
+  else server.listen(where);
+  await once(server, 'listening');
   try {
-    await use(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    await use(server);
   } finally {
     server.closeAllConnections();
     server.close();
   }
 };
+
+const withDaemon = (answer: RequestListener, use: (url: string) => Promise<void>): Promise<void> =>
+  withServer(answer, undefined, (server) => use(`http://127.0.0.1:${(server.address() as AddressInfo).port}`));
 
 test('the daemon: absent is no failure, a wrong token is one, and silence ends', async ({ root, env }) => {
   assert.is((await doctor(env)).find('daemon').status, 'skip');
@@ -188,11 +198,10 @@ test('the daemon: absent is no failure, a wrong token is one, and silence ends',
     assert.is(welcome.find('daemon').status, 'pass');
   });
   const socket = join(root, 'daemon.sock');
-  const local = createServer((_, response) => void response.end('[]')).listen(socket);
-  await once(local, 'listening');
-  assert.is((await doctor({ ...env, FORKD_URL: '', FORKD_SOCKET: socket })).find('daemon').status, 'pass');
-  local.closeAllConnections();
-  local.close();
+  const answer: RequestListener = (_, response) => void response.end('[]');
+  await withServer(answer, socket, async () => {
+    assert.is((await doctor({ ...env, FORKD_URL: '', FORKD_SOCKET: socket })).find('daemon').status, 'pass');
+  });
   assert.equal(seen, ['GET /v1/snapshots', 'GET /v1/snapshots']);
   await withDaemon(
     () => undefined,

@@ -2,7 +2,9 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import { limits } from '../../src/contract/limits.js';
-import { deal, type ForkRequest, type HostState, planFork } from '../../src/main/planner/plan.js';
+import { Namespaces } from '../../src/main/planner/namespaces.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
+import { deal, type ForkRequest, type HostState, type Plan, planFork } from '../../src/main/planner/plan.js';
 import { manifest } from '../support/manifest.js';
 
 const plan = suite('plan');
@@ -12,6 +14,7 @@ let ids = 0;
 const host = (change: Partial<HostState> = {}): HostState => ({
   resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 100_000 },
   netns: new Set(['forkd-child-1', 'forkd-child-2']),
+  netnsTaken: new Set(),
   hotForkProblem: undefined,
   hotFrom: 2,
   newId: () => `sb-0-${ids++}`,
@@ -98,6 +101,24 @@ plan('a network card is one child’s, or each has a namespace', () => {
     ['forkd-child-1', 'forkd-child-2'],
   );
   refused('NETNS_MISSING', { n: 3, perChildNetns: true });
+});
+
+plan('namespaces that are taken are passed over, for as long as they are', async () => {
+  const namespaces = new Namespaces();
+  const netns = new Set(Array.from({ length: 4 }, (_, i) => `forkd-child-${i + 1}`));
+  const living = { birth: { netns: 'forkd-child-2' }, state: 'ready' } as Sandbox;
+  const make = (n: number) => {
+    const netnsTaken = namespaces.takenBy([living]);
+    return planFork({ tag: 'base', n, perChildNetns: true }, manifest(), host({ netns, netnsTaken }));
+  };
+  const names = ({ children }: Plan) => children.map((child) => child.netns);
+  const first = make(2);
+  assert.equal(names(first), ['forkd-child-1', 'forkd-child-3']);
+  await namespaces.during(first, async () => {
+    assert.equal(names(make(1)), ['forkd-child-4']);
+    assert.throws(() => make(2), /forkd-child-5/);
+  });
+  assert.equal(names(make(1)), ['forkd-child-1']);
 });
 
 plan.run();

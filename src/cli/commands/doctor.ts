@@ -8,7 +8,7 @@ import {
   examineHost,
   planFixes,
 } from '../../main/host/doctor/index.js';
-import { nearDaemonUrl } from '../ask-daemon.js';
+import { daemonCa, nearDaemonUrl } from '../ask-daemon.js';
 import type { Command } from '../command.js';
 import { line, step, warn } from '../progress.js';
 import { printJson, printLine } from '../render.js';
@@ -25,13 +25,19 @@ export const doctor: Command = {
     ['-y, --yes', 'With --fix: do not ask'],
     ['--daemon-url <URL>', `Daemon to look for (env FORKD_URL; default: its socket, else ${DEFAULT_DAEMON_URL})`],
     ['--daemon-token <TOKEN>', 'Its token (env FORKD_TOKEN)'],
+    ['--daemon-ca <FILE>', 'Certificates, PEM, of whom to believe with https (env FORKD_CA)'],
     ['--json', 'Print one JSON object'],
   ],
   examples: ['forkd doctor', 'sudo forkd doctor --fix --yes'],
   run: async (options) => {
     const daemonUrl = nearDaemonUrl(options);
     const daemonToken = options.string('daemon-token', { env: 'FORKD_TOKEN' });
-    const where: DoctorOptions = { ...(daemonUrl ? { daemonUrl } : {}), ...(daemonToken ? { daemonToken } : {}) };
+    const ca = daemonCa(options, daemonUrl ?? DEFAULT_DAEMON_URL);
+    const where: DoctorOptions = {
+      ...(daemonUrl ? { daemonUrl } : {}),
+      ...(daemonToken ? { daemonToken } : {}),
+      ...(ca === undefined ? {} : { daemonCa: ca }),
+    };
     let results = await examineHost(where);
     if (options.flag('fix') && (await mend(results, options.flag('yes')))) results = await examineHost(where);
     show(results, options.flag('json'));

@@ -1,9 +1,14 @@
 /** An HTTP server that a slow or broken client cannot hold: what it sends has a time to arrive, and gets an answer in our format. */
 import { createServer, type RequestListener, type Server, STATUS_CODES } from 'node:http';
+import { createServer as createTlsServer, type Server as TlsServer } from 'node:https';
 import type { Duplex } from 'node:stream';
+import type { FastifyInstance } from 'fastify';
 import { type ErrorCode, ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { bodyOfError } from './reply.js';
+import type { TlsPair } from './tls.js';
+
+export type Listener = Server | TlsServer;
 
 export interface Patience {
   headersMs: number;
@@ -12,14 +17,17 @@ export interface Patience {
   checkMs: number;
 }
 
-const PATIENCE: Patience = { headersMs: limits.headersMs, requestMs: limits.requestMs, checkMs: 2000 };
+export const PATIENCE: Patience = { headersMs: limits.headersMs, requestMs: limits.requestMs, checkMs: 2000 };
 
 /** Longer than load balancers keep theirs (60 s), so that it is never this side that closes one just as a request comes. */
 const KEEP_ALIVE_MS = 72_000;
 
 /** No limit on how long an answer takes: an exec may run for a day. */
-export const makeServer = (listener: RequestListener, patience: Patience = PATIENCE): Server => {
-  const server = createServer({ connectionsCheckingInterval: patience.checkMs }, listener);
+export const makeServer = (listener: RequestListener, patience: Patience = PATIENCE, tls?: TlsPair): Listener => {
+  const options = { connectionsCheckingInterval: patience.checkMs };
+  const server = tls
+    ? createTlsServer({ ...options, ...tls, minVersion: 'TLSv1.2', handshakeTimeout: patience.headersMs }, listener)
+    : createServer(options, listener);
   server.headersTimeout = patience.headersMs;
   server.requestTimeout = patience.requestMs;
   server.keepAliveTimeout = KEEP_ALIVE_MS;
@@ -32,8 +40,16 @@ const CODES: Record<string, ErrorCode> = {
   HPE_HEADER_OVERFLOW: 'HEADERS_TOO_LARGE',
 };
 
+/** Ends connections on which an answer does not get on. */
+export const endStalled = (app: FastifyInstance, stallMs: number = limits.answerStallMs): void => {
+  // Node takes the time off again when the next request comes, and ends what is idle for longer.
+  app.addHook('onSend', async (request) => void request.raw.socket.setTimeout(stallMs));
+};
+
 const refuse = (error: NodeJS.ErrnoException, socket: Duplex): void => {
-  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
+  // A handshake that failed leaves nobody who could read an answer.
+  const isUnreadable = error.code === 'ECONNRESET' || /^ERR_(SSL|TLS)_/.test(error.code ?? '');
+  if (isUnreadable || !socket.writable) return void socket.destroy();
   const failure = new ForkdError(CODES[error.code ?? ''] ?? 'BODY_NOT_JSON', { reason: 'it is not HTTP/1.1' });
   const body = JSON.stringify(bodyOfError(failure));
   const { httpStatus: status } = failure;

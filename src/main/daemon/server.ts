@@ -1,6 +1,7 @@
 /** The daemon: an engine that stays, behind HTTP on a TCP port and on a Unix socket. */
 import { chmodSync, mkdirSync, rmSync } from 'node:fs';
-import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { Server as TlsServer } from 'node:https';
 import { type AddressInfo, connect, type ListenOptions } from 'node:net';
 import { dirname } from 'node:path';
 import fastify, {
@@ -15,14 +16,16 @@ import { limits } from '../../contract/limits.js';
 import { Engine } from '../engine.js';
 import { Audit, type AuditLine } from './audit.js';
 import { Tokens } from './auth.js';
-import { parseBind, requireSafe } from './bind.js';
+import { isLoopback, parseBind, requireSafe } from './bind.js';
+import { Connections } from './connections.js';
 import type { Context } from './context.js';
 import { Events } from './events.js';
 import { Journal } from './journal.js';
-import { makeServer } from './listener.js';
+import { endStalled, type Listener, makeServer, PATIENCE } from './listener.js';
 import { makeLog } from './log.js';
 import { Metrics } from './metrics.js';
 import { describeApi } from './openapi.js';
+import { Rate } from './rate.js';
 import { Registry } from './registry.js';
 import { pathOf, readBodies, tellFailures, tellFramework } from './reply.js';
 import { branchRoutes } from './routes/branch.js';
@@ -33,6 +36,7 @@ import { snapshotRoutes } from './routes/snapshots.js';
 import { workspaceRoutes } from './routes/workspaces.js';
 import { Slots } from './slots.js';
 import { Snapshots } from './snapshots.js';
+import { certProblem, readTls, type TlsFiles, type TlsPair } from './tls.js';
 import { Workspaces } from './workspaces.js';
 
 export interface DaemonOptions {
@@ -42,12 +46,16 @@ export interface DaemonOptions {
   /** What survives its end. */
   statePath: string;
   branchConcurrency: number;
+  /** Requests a second from one address on the port; 0 for any number. */
+  rateLimit: number;
   /** Children of each template that are forked ahead of requests. */
   spares: number;
   version: string;
   /** All of a tag's memory is loaded and checked before anything runs from it. */
   eager?: boolean;
   tokenFile?: string;
+  /** TLS on the port; the socket is for this host alone and needs none. */
+  tls?: TlsFiles;
   snapshotRoot?: string;
   /** Of pino: trace, debug, info, warn, error, fatal, silent. */
   logLevel: string;
@@ -58,8 +66,8 @@ export interface DaemonOptions {
 const DRAIN_MS = 30_000;
 
 export class Daemon {
-  readonly #tcp: Server;
-  readonly #local: Server;
+  readonly #tcp: Listener;
+  readonly #local: Listener;
   #draining = false;
 
   private constructor(
@@ -68,9 +76,10 @@ export class Daemon {
     readonly app: FastifyInstance,
     readonly journal: Journal,
     readonly options: DaemonOptions,
+    tls: TlsPair | undefined,
   ) {
     const route = (request: IncomingMessage, response: ServerResponse) => app.routing(request, response);
-    this.#tcp = makeServer(route);
+    this.#tcp = makeServer(route, PATIENCE, tls);
     this.#local = makeServer(route);
     // A connection that is kept would hold up the end.
     app.addHook('onSend', async (_, reply) => {
@@ -84,6 +93,13 @@ export class Daemon {
     const bind = parseBind(options.bind);
     const tokens = tokenFile === undefined ? undefined : new Tokens(tokenFile, onProblem);
     requireSafe(bind, tokens !== undefined);
+    const tls = options.tls && readTls(options.tls);
+    const doubt = tls
+      ? certProblem(tls)
+      : isLoopback(bind)
+        ? undefined
+        : 'without TLS the token can be read on its way';
+    if (doubt !== undefined) onProblem(doubt);
     if (branchConcurrency < 1) throw new ForkdError('DAEMON_REFUSED', { reason: '--branch-concurrency is 0' });
     const audit = new Audit(options.auditLog, onProblem);
     const engine = new Engine({
@@ -93,8 +109,16 @@ export class Daemon {
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
     });
     const journal = new Journal(options.statePath);
-    const { app, workspaces } = build(engine, audit, tokens, journal, options);
-    const daemon = new Daemon(engine, audit, app, journal, options);
+    const connections = new Connections();
+    const { app, workspaces } = build(
+      engine,
+      audit,
+      { tokens, connections, rate: new Rate(options.rateLimit) },
+      journal,
+      options,
+    );
+    const daemon = new Daemon(engine, audit, app, journal, options, tls);
+    connections.watch(daemon.#tcp);
     try {
       await app.ready();
       for (const told of await workspaces.recover()) app.log.warn(told);
@@ -109,6 +133,21 @@ export class Daemon {
 
   get port(): number {
     return (this.#tcp.address() as AddressInfo).port;
+  }
+
+  /** Opens the audit log anew, which has been moved away, and takes a certificate that has been renewed. A bad one changes nothing. */
+  reopen(): void {
+    this.audit.reopen();
+    const { tls: files, onProblem } = this.options;
+    if (!files || !(this.#tcp instanceof TlsServer)) return;
+    try {
+      const tls = readTls(files);
+      this.#tcp.setSecureContext({ ...tls, minVersion: 'TLSv1.2' });
+      const doubt = certProblem(tls);
+      if (doubt !== undefined) onProblem(doubt);
+    } catch (error) {
+      onProblem(`the old certificate stays: ${reasonOf(error)}`);
+    }
   }
 
   async #listenLocally(): Promise<void> {
@@ -148,7 +187,13 @@ export class Daemon {
 /** A request id that a client may give itself; any other is replaced. */
 const REQUEST_ID = /^[A-Za-z0-9_.:-]{1,64}$/;
 
-const build = (engine: Engine, audit: Audit, tokens: Tokens | undefined, journal: Journal, options: DaemonOptions) => {
+interface Guards {
+  tokens: Tokens | undefined;
+  connections: Connections;
+  rate: Rate;
+}
+
+const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, options: DaemonOptions) => {
   const app = fastify({
     bodyLimit: limits.bodyMaxBytes,
     // What is too long is no tag and no id, and gets the answer of any other that is none.
@@ -163,10 +208,8 @@ const build = (engine: Engine, audit: Audit, tokens: Tokens | undefined, journal
   });
   const context = makeContext(engine, journal, options, app.log);
   readBodies(app);
-  app.addHook('onRequest', async (request, reply) => {
-    reply.header('x-request-id', request.id);
-    if (!['/healthz', '/healthz/'].includes(pathOf(request))) tokens?.require(request.headers.authorization);
-  });
+  guard(app, guards);
+  endStalled(app);
   app.addHook('onSend', async (request, reply) => audit.write(auditLine(request, reply)));
   app.addHook('onResponse', async (request, reply) => {
     const { statusCode: status, elapsedTime } = reply;
@@ -186,6 +229,25 @@ const build = (engine: Engine, audit: Audit, tokens: Tokens | undefined, journal
   workspaceRoutes(app, context, workspaces);
   app.addHook('onClose', async () => context.registry.close());
   return { app, workspaces };
+};
+
+/** What every request has to pass, the cheapest first: those that are refused for their number should cost little. */
+const guard = (app: FastifyInstance, { tokens, connections, rate }: Guards): void => {
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id);
+    const { socket } = request.raw;
+    try {
+      connections.require(socket);
+      // The socket is its owner's own, and has no address.
+      if (socket.remoteAddress !== undefined) rate.require(socket.remoteAddress);
+    } catch (error) {
+      const { code, details } = ForkdError.from(error);
+      if (code === 'RATE_LIMITED') reply.header('retry-after', String(details['wait']));
+      else reply.header('connection', 'close');
+      throw error;
+    }
+    if (!['/healthz', '/healthz/'].includes(pathOf(request))) tokens?.require(request.headers.authorization);
+  });
 };
 
 const makeContext = (engine: Engine, journal: Journal, options: DaemonOptions, log: FastifyBaseLogger): Context => {
@@ -214,7 +276,7 @@ const auditLine = (request: FastifyRequest, reply: FastifyReply): AuditLine => {
   };
 };
 
-const listening = (server: Server, where: ListenOptions): Promise<void> =>
+const listening = (server: Listener, where: ListenOptions): Promise<void> =>
   new Promise((resolve, reject) => {
     server.once('error', reject);
     server.listen(where, () => {
@@ -224,7 +286,7 @@ const listening = (server: Server, where: ListenOptions): Promise<void> =>
   });
 
 /** Takes no more connections, and waits for those that are busy. */
-const ended = (server: Server): Promise<void> =>
+const ended = (server: Listener): Promise<void> =>
   new Promise((resolve) => {
     if (!server.listening) return resolve();
     server.close(() => resolve());

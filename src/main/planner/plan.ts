@@ -26,6 +26,8 @@ export interface HostState {
   resources: HostResources;
   /** Names under /var/run/netns. */
   netns: ReadonlySet<string>;
+  /** Those of them that are in use. */
+  netnsTaken: ReadonlySet<string>;
   /** Why this host cannot hot-fork, or undefined when it can. */
   hotForkProblem: string | undefined;
   /** Children of a request from which on a template pays; 1 when one is there already. */
@@ -66,11 +68,13 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
   const chosen = chooseMechanism(request, snapshot, host);
   requireRoom(n, chosen.mechanism, host.resources);
 
+  const namespaces = request.perChildNetns ? freeNamespaces(n, host) : [];
   const children = Array.from({ length: n }, (_, i): PlannedChild => {
     const index = i + 1;
     const id = host.newId();
     const child = { index, id, hostname: id, machineId: host.newMachineId() };
-    return request.perChildNetns ? { ...child, netns: namespaceOf(index, host.netns) } : child;
+    const netns = namespaces[i];
+    return netns === undefined ? child : { ...child, netns };
   });
   return {
     tag,
@@ -107,11 +111,16 @@ export const requireIsolation = (wanted: Isolation | undefined, actual: Isolatio
   throw new ForkdError(wanted === 'kvm' ? 'KVM_REQUIRED' : 'TCG_REQUIRED', { reason: `${what} runs under ${actual}` });
 };
 
-/** The reference's name: `forkd-child-<index>`, from 1. */
-const namespaceOf = (index: number, existing: ReadonlySet<string>): string => {
-  const netns = `forkd-child-${index}`;
-  if (!existing.has(netns)) throw new ForkdError('NETNS_MISSING', { netns });
-  return netns;
+/** The reference's names, `forkd-child-<number>` from 1, without those that are taken. Throws NETNS_MISSING for the first that would be needed. */
+const freeNamespaces = (n: number, { netns: existing, netnsTaken: taken }: HostState): string[] => {
+  const free: string[] = [];
+  for (let number = 1; free.length < n; number++) {
+    const netns = `forkd-child-${number}`;
+    if (taken.has(netns)) continue;
+    if (!existing.has(netns)) throw new ForkdError('NETNS_MISSING', { netns });
+    free.push(netns);
+  }
+  return free;
 };
 
 /** Deals 0..n-1 out like cards, at most `width` hands, so that each has early and late children and all end together. */

@@ -20,6 +20,7 @@ export interface Host {
   qemu: Promise<QemuDriver | Error>;
   daemonUrl: string;
   daemonToken: string | undefined;
+  daemonCa: string | undefined;
 }
 
 export interface Check {

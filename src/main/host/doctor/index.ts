@@ -62,16 +62,18 @@ const SNAPSHOT_CHECKS = [files.imageTools, files.imageCache, files.snapshotSpace
 export interface DoctorOptions {
   daemonUrl?: string;
   daemonToken?: string;
+  /** PEM, for `https:`. */
+  daemonCa?: string;
 }
 
 export const DEFAULT_DAEMON_URL = 'http://127.0.0.1:8889';
 
 const examine = (
   checks: Check[],
-  { daemonUrl = DEFAULT_DAEMON_URL, daemonToken }: DoctorOptions,
+  { daemonUrl = DEFAULT_DAEMON_URL, daemonToken, daemonCa }: DoctorOptions,
 ): Promise<CheckResult[]> => {
   const qemu = findQemu().catch((error: unknown) => (error instanceof Error ? error : new Error(String(error))));
-  const host: Host = { qemu, daemonUrl: daemonUrl.replace(/\/+$/, ''), daemonToken };
+  const host: Host = { qemu, daemonUrl: daemonUrl.replace(/\/+$/, ''), daemonToken, daemonCa };
   return Promise.all(checks.map((check) => runCheck(check, host)));
 };
 

@@ -49,15 +49,16 @@ const DAEMON_MS = 2000;
 
 export const daemon: Check = {
   name: 'daemon',
-  run: async ({ daemonUrl, daemonToken }) => {
+  run: async ({ daemonUrl, daemonToken, daemonCa: ca }) => {
     // Loaded here: no other check, and hardly a command, needs an HTTP client.
     const { Agent, request } = await import('undici');
     const socketPath = daemonUrl.startsWith('unix:') ? daemonUrl.slice(5) : undefined;
+    const connect = socketPath !== undefined ? { socketPath } : ca !== undefined ? { ca } : undefined;
     try {
       const { statusCode, body } = await request(
         `${socketPath === undefined ? daemonUrl : 'http://forkd'}/v1/snapshots`,
         {
-          ...(socketPath === undefined ? {} : { dispatcher: new Agent({ connect: { socketPath } }) }),
+          ...(connect === undefined ? {} : { dispatcher: new Agent({ connect }) }),
           signal: AbortSignal.timeout(DAEMON_MS),
           headers: daemonToken === undefined ? {} : { authorization: `Bearer ${daemonToken}` },
         },
@@ -73,7 +74,8 @@ export const daemon: Check = {
         error instanceof Error && error.name === 'TimeoutError'
           ? `no answer within ${DAEMON_MS / 1000} s`
           : String((error as Error).message);
-      return warn(`${daemonUrl}: ${reason}`, { hint: 'Check FORKD_URL.' });
+      const isCertificate = /CERT|SIGNATURE/.test(errnoOf(error) ?? '');
+      return warn(`${daemonUrl}: ${reason}`, { hint: isCertificate ? 'Set FORKD_CA.' : 'Check FORKD_URL.' });
     }
   },
 };

@@ -1,0 +1,256 @@
+import { Engine } from '../../src/main/engine.js';
+import type { Bench, Parameters } from '../bench.js';
+import { BenchDaemon } from '../daemon.js';
+import { BENCH_TAG, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
+import { median, round, spread } from '../stats.js';
+
+/** The same thing, done by an engine in this process and through the REST API of a daemon, in turns. */
+interface Both {
+  direct: number[];
+  rest: number[];
+}
+
+interface Trial {
+  spawn1: Both;
+  fan: Both;
+  eval: Both;
+  exec: Both;
+  ping: Both;
+  evals: number;
+  load_secs: number;
+  many: { made: number; spawn_ms: number; list_ms: number; scrape_ms: number; kill_ms: number };
+  cycles: { made: number; secs: number; grown_kib: number; grown_descriptors: number };
+  errors: number;
+  first_error: string | null;
+}
+
+const EVAL = { code: FIRST_EVAL };
+/** Calls before the clock counts: the child's translated code for them is part of being warm. */
+const WARM_CALLS = 50;
+/** Requests under way at once where sandboxes are killed. */
+const KILLERS = 8;
+/** Between two spawns: spares are made anew, and what died is cleared away. */
+const REST_MS = 60;
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+const timed = async (times: number[], work: () => Promise<unknown>): Promise<void> => {
+  const began = performance.now();
+  await work();
+  times.push(performance.now() - began);
+};
+
+const spawn = async (daemon: BenchDaemon, n: number): Promise<string[]> => {
+  const body = { snapshot_tag: BENCH_TAG, n };
+  const made = await daemon.json<{ id: string; status: string }[]>('POST', '/v1/sandboxes', body);
+  daemon.expect(made?.length === n, `${made?.length} of ${n} sandboxes`);
+  return (made ?? []).map(({ id }) => id);
+};
+
+const kill = async (daemon: BenchDaemon, ids: string[]): Promise<void> => {
+  const left = [...ids];
+  const work = async () => {
+    for (let id = left.pop(); id !== undefined; id = left.pop()) await daemon.text('DELETE', `/v1/sandboxes/${id}`);
+  };
+  await Promise.all(Array.from({ length: KILLERS }, work));
+};
+
+const evaluate = async (daemon: BenchDaemon, id: string): Promise<void> => {
+  const reply = await daemon.json<{ result: string }>('POST', `/v1/sandboxes/${id}/eval`, EVAL);
+  daemon.expect(reply === undefined || reply.result === FIRST_ANSWER, `eval answered ${reply?.result}`);
+};
+
+const spawns = async (engine: Engine, daemon: BenchDaemon, n: number, count: number): Promise<Both> => {
+  const both: Both = { direct: [], rest: [] };
+  for (let i = 0; i < count; i++) {
+    await timed(both.direct, async () => {
+      const { failures } = await engine.fork({ tag: BENCH_TAG, n });
+      daemon.expect(failures.length === 0, `${failures.length} of ${n} children failed`);
+    });
+    await engine.kill(engine.sandboxes);
+    await pause(REST_MS);
+    let ids: string[] = [];
+    await timed(both.rest, async () => {
+      ids = await spawn(daemon, n);
+    });
+    await kill(daemon, ids);
+    await pause(REST_MS);
+  }
+  return both;
+};
+
+const calls = async (
+  engine: Engine,
+  daemon: BenchDaemon,
+  count: number,
+): Promise<Record<'eval' | 'exec' | 'ping', Both>> => {
+  const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: 1 });
+  const here = sandboxes[0]?.id ?? '';
+  const [there = ''] = await spawn(daemon, 1);
+  const both = async (n: number, direct: () => Promise<unknown>, rest: () => Promise<unknown>): Promise<Both> => {
+    const times: Both = { direct: [], rest: [] };
+    for (let i = 0; i < n + WARM_CALLS; i++) {
+      await timed(times.direct, direct);
+      await timed(times.rest, rest);
+    }
+    return { direct: times.direct.slice(WARM_CALLS), rest: times.rest.slice(WARM_CALLS) };
+  };
+  const path = `/v1/sandboxes/${there}`;
+  const exec = { args: ['/bin/true'] };
+  const found = {
+    eval: await both(
+      count,
+      () => engine.eval(here, FIRST_EVAL),
+      () => evaluate(daemon, there),
+    ),
+    exec: await both(
+      Math.ceil(count / 10),
+      () => engine.exec(here, exec.args),
+      () => daemon.text('POST', `${path}/exec`, exec),
+    ),
+    ping: await both(
+      count,
+      () => engine.ping(here),
+      () => daemon.text('POST', `${path}/ping`),
+    ),
+  };
+  await engine.kill(sandboxes);
+  await kill(daemon, [there]);
+  return found;
+};
+
+/** Each sandbox has a caller that asks again as soon as it has its answer. */
+const load = async (daemon: BenchDaemon, sandboxes: number, secs: number): Promise<number> => {
+  const ids = await spawn(daemon, sandboxes);
+  let evals = 0;
+  await Promise.all(ids.map((id) => evaluate(daemon, id)));
+  const end = performance.now() + secs * 1000;
+  const caller = async (id: string) => {
+    while (performance.now() < end) {
+      await evaluate(daemon, id);
+      evals++;
+    }
+  };
+  await Promise.all(ids.map(caller));
+  await kill(daemon, ids);
+  return evals;
+};
+
+const manySandboxes = async (daemon: BenchDaemon, n: number): Promise<Trial['many']> => {
+  const took: number[] = [];
+  let ids: string[] = [];
+  await timed(took, async () => {
+    ids = await spawn(daemon, n);
+  });
+  await timed(took, async () => {
+    const listed = await daemon.json<object[]>('GET', '/v1/sandboxes');
+    daemon.expect(listed?.length === ids.length, `${listed?.length} listed`);
+  });
+  await timed(took, async () => {
+    const text = await daemon.text('GET', '/metrics');
+    const private_ = text?.match(/^forkd_sandbox_memory_bytes\{.*kind="private"\} [1-9]/gm)?.length;
+    daemon.expect(private_ === ids.length, `${private_} scraped`);
+  });
+  await timed(took, () => kill(daemon, ids));
+  const left = await daemon.json<object[]>('GET', '/v1/sandboxes');
+  daemon.expect(left?.length === 0, `${left?.length} left`);
+  const [spawn_ms = 0, list_ms = 0, scrape_ms = 0, kill_ms = 0] = took;
+  return { made: ids.length, spawn_ms, list_ms, scrape_ms, kill_ms };
+};
+
+/** Spawn and kill, one after another; the first tenth is not counted: caches fill. */
+const manyCycles = async (daemon: BenchDaemon, count: number): Promise<Trial['cycles']> => {
+  const cycle = async () => kill(daemon, await spawn(daemon, 1));
+  for (let i = 0; i < count / 10; i++) await cycle();
+  const before = daemon.state();
+  const began = performance.now();
+  for (let i = 0; i < count; i++) await cycle();
+  const secs = (performance.now() - began) / 1000;
+  const after = daemon.state();
+  return {
+    made: count,
+    secs,
+    grown_kib: after.anon_kib - before.anon_kib,
+    grown_descriptors: after.descriptors - before.descriptors,
+  };
+};
+
+const trial = async (parameters: Parameters): Promise<Trial> => {
+  const {
+    n,
+    spawns: singles,
+    fans,
+    calls: count,
+    sandboxes,
+    load_secs,
+    many,
+    cycles,
+    spares,
+  } = parameters as Record<string, number>;
+  const engine = new Engine({ resident: true, eager: true, spares: spares as number });
+  const daemon = await BenchDaemon.start(['--eager', '--spares', String(spares), '--log-level', 'warn']);
+  try {
+    await spawns(engine, daemon, 1, 3);
+    const spawn1 = await spawns(engine, daemon, 1, singles as number);
+    const fan = await spawns(engine, daemon, n as number, fans as number);
+    const called = await calls(engine, daemon, count as number);
+    await engine.close();
+    const evals = await load(daemon, sandboxes as number, load_secs as number);
+    const crowd = await manySandboxes(daemon, many as number);
+    const lived = await manyCycles(daemon, cycles as number);
+    const { errors, firstError } = daemon;
+    return {
+      ...{ spawn1, fan, ...called, evals, load_secs: load_secs as number, many: crowd, cycles: lived, errors },
+      first_error: firstError ?? null,
+    };
+  } finally {
+    await daemon.stop();
+    await engine.close();
+  }
+};
+
+const beside = ({ direct, rest }: Both) => ({ direct: spread(direct), rest: spread(rest) });
+const ratio = ({ direct, rest }: Both) => median(rest) / median(direct);
+const overhead = ({ direct, rest }: Both) => median(rest) - median(direct);
+
+export const daemonBench: Bench<Trial> = {
+  name: 'daemon',
+  description:
+    'What the daemon adds, load from a second process over its Unix socket. Each pair is measured in turns with an engine in that process, ' +
+    'with templates and spares of its own. spawn1_ratio, spawnN_ratio: POST /v1/sandboxes until 201 with the children ready over ' +
+    'Engine.fork, p50. *_overhead_ms: a call through REST less the same call by the engine, p50. evals_per_s: a caller for each of ' +
+    '`sandboxes`. many: so many sandboxes spawned at once, listed, scraped and killed. cycles: spawn and kill, and what the daemon has grown by. ' +
+    'errors: answers that were not 2xx or were wrong.',
+  full: {
+    ...{ n: 100, trials: 1, spawns: 100, fans: 7, calls: 500 },
+    ...{ sandboxes: 50, load_secs: 10, many: 1000, cycles: 2000, spares: 4 },
+  },
+  smoke: {
+    ...{ n: 3, trials: 1, spawns: 2, fans: 1, calls: 5 },
+    ...{ sandboxes: 3, load_secs: 1, many: 5, cycles: 3, spares: 2 },
+  },
+  trial,
+  summarise: (trials, { n }) => {
+    const mid = (pick: (t: Trial) => number) => round(median(trials.map(pick)));
+    const errors = trials.reduce((sum, t) => sum + t.errors, 0);
+    return {
+      n,
+      spawn1_ratio: mid((t) => ratio(t.spawn1)),
+      [`spawn${n}_ratio`]: mid((t) => ratio(t.fan)),
+      eval_overhead_ms: mid((t) => overhead(t.eval)),
+      exec_overhead_ms: mid((t) => overhead(t.exec)),
+      ping_overhead_ms: mid((t) => overhead(t.ping)),
+      evals_per_s: mid((t) => t.evals / t.load_secs),
+      errors,
+      failed: errors,
+      first_error: trials.find((t) => t.first_error !== null)?.first_error ?? null,
+      spawn1_ms: trials.map((t) => beside(t.spawn1)),
+      spawn_n_ms: trials.map((t) => beside(t.fan)),
+      eval_ms: trials.map((t) => beside(t.eval)),
+      exec_ms: trials.map((t) => beside(t.exec)),
+      ping_ms: trials.map((t) => beside(t.ping)),
+      many: trials.map((t) => t.many),
+      cycles: trials.map((t) => t.cycles),
+    };
+  },
+};
