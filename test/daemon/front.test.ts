@@ -1,14 +1,15 @@
 /** What stands in front of the routes of a real daemon: TLS, and how many requests and connections there may be. No VM is needed. */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { Agent as HttpAgent, get } from 'node:http';
-import { connect as connectTcp } from 'node:net';
+import { connect as connectTcp, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type DetailedPeerCertificate, connect as connectTls } from 'node:tls';
 import * as assert from 'uvu/assert';
 import { Controller } from '../../src/client/index.js';
 import { Connections } from '../../src/main/daemon/connections.js';
 import { makeServer, PATIENCE } from '../../src/main/daemon/listener.js';
+import { Rate } from '../../src/main/daemon/rate.js';
 import { CLI, forkd, type Running, start } from '../support/cli.js';
 import { startDaemon, type TestDaemon } from '../support/daemon.js';
 import { suite } from '../support/suite.js';
@@ -76,7 +77,7 @@ const shown = (): Promise<DetailedPeerCertificate> =>
   });
 
 front('the port speaks TLS to those who know its certificate; the socket needs none', async () => {
-  const ca = execFileSync('cat', [mine.cert], { encoding: 'utf8' });
+  const ca = readFileSync(mine.cert, 'utf8');
   const known = new Controller({ baseUrl: secure(), ca });
   assert.equal(await known.health(), { ok: true });
   assert.is((await known.version()).api, 'v1');
@@ -160,30 +161,57 @@ front('start-up is refused for half of a pair, for strangers and for what is no 
   }
 });
 
+/** Many requests in one breath, on one connection: however slow the host is, they come faster than any rate. Returns the statuses. */
+const burst = (socket: Socket, count: number): Promise<Set<string>> =>
+  new Promise((resolve, reject) => {
+    let text = '';
+    socket.setEncoding('latin1').on('data', (part: string) => {
+      text += part;
+      const statuses = text.match(/(?<=^|})HTTP\/1\.1 \d+/g) ?? [];
+      if (statuses.length < count || !text.endsWith('}')) return;
+      socket.destroy();
+      resolve(new Set(statuses.map((status) => status.slice(-3))));
+    });
+    socket.on('error', reject);
+    socket.write('GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(count));
+  });
+
 front('too many requests in a second are 429 until it is over; the socket has no limit', async () => {
-  const remote = new Controller({ baseUrl: secure(), ca: execFileSync('cat', [mine.cert], { encoding: 'utf8' }) });
-  const local = new Controller({ baseUrl: `unix:${daemon.socketPath}` });
-  const codes = async (controller: Controller) => {
-    const all = await Promise.all(
-      Array.from({ length: 3 * RATE }, () =>
-        controller.health().then(
-          () => 'ok',
-          (error) => String(error.code),
-        ),
-      ),
+  const remote = connectTls({ port, host: '127.0.0.1', rejectUnauthorized: false });
+  assert.equal([...(await burst(remote, 10 * RATE))].sort(), ['200', '429']);
+  assert.equal([...(await burst(connectTcp(daemon.socketPath), 10 * RATE))], ['200']);
+  const controller = new Controller({ baseUrl: secure(), ca: readFileSync(mine.cert, 'utf8') });
+  const look = (): Promise<boolean> =>
+    controller.health().then(
+      () => true,
+      () => false,
     );
-    return new Set(all);
+  let isOver = await look();
+  for (let i = 0; i < 500 && !isOver; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    isOver = await look();
+  }
+  assert.ok(isOver);
+  await controller.close();
+});
+
+front('a bucket fills with time, and no further than a second', () => {
+  let now = 0;
+  const rate = new Rate(10, () => now);
+  const taken = (address: string): number => {
+    for (let count = 0; ; count++) {
+      try {
+        rate.require(address);
+      } catch {
+        return count;
+      }
+    }
   };
-  assert.equal([...(await codes(remote))].sort(), ['RATE_LIMITED', 'ok']);
-  assert.equal([...(await codes(local))], ['ok']);
-  let again = '';
-  for (let i = 0; i < 500 && again !== 'ok'; i++)
-    again = await remote.health().then(
-      () => 'ok',
-      () => new Promise((resolve) => setTimeout(resolve, 20, 'not yet')),
-    );
-  assert.is(again, 'ok');
-  await Promise.all([remote.close(), local.close()]);
+  assert.equal([taken('a'), taken('a'), taken('b')], [10, 0, 10]);
+  now += 500;
+  assert.is(taken('a'), 5);
+  now += 60_000;
+  assert.is(taken('a'), 10);
 });
 
 front('a connection too many gets an answer, and one that ends makes room', async () => {
