@@ -7,7 +7,7 @@
         "vendor/blake3/blake3_portable.c", "vendor/blake3/blake3_sse2_x86-64_unix.S",
         "vendor/blake3/blake3_sse41_x86-64_unix.S", "vendor/blake3/blake3_avx2_x86-64_unix.S",
         "vendor/blake3/blake3_avx512_x86-64_unix.S"] },
-      "sources": ["<!@(ls -1 src/native/*.cc)", "<@(blake3)"],
+      "sources": ["<!@(node tools/native-units.mjs)", "<@(blake3)"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")", "vendor/blake3"],
       # The static library: nothing new is needed at run time. Its symbols stay inside: Node may export its own zstd.
       "libraries": ["-l:libzstd.a"],

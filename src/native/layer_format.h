@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "digest.h"
+#include "page.h"
 
 // The layer file, version 1. docs/reference/snapshot-format.md specifies it; the bytes are little endian, as
 // is every machine that this is compiled for.
@@ -12,7 +13,6 @@ namespace forkd {
 
 static_assert(std::endian::native == std::endian::little);
 
-constexpr size_t kPageBytes = 4096;
 constexpr size_t kPagesPerChunk = 16;  // a bit each in the masks
 constexpr size_t kChunkBytes = kPagesPerChunk * kPageBytes;
 // 256 GiB: what is kept in memory for an image grows with its size, and a damaged header must not choose it.

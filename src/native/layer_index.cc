@@ -92,7 +92,7 @@ Digest RootOf(const LayerHeader& header, const std::vector<IndexEntry>& entries)
 }
 
 LayerError ReadLayerIndex(int fd, LayerIndex* index) {
-  uint64_t file_bytes;
+  uint64_t file_bytes = 0;
   if (SysError error = RegularSize(fd, &file_bytes)) return {error, {}};
 
   std::vector<uint8_t> block(kHeaderBytes);

@@ -6,10 +6,9 @@
 
 #include "error.h"
 #include "fd.h"
+#include "page.h"
 
 namespace forkd {
-
-constexpr uint64_t kPageBytes = 4096;
 
 // What became of pages that were to be placed into an address space, or woken.
 enum class Placed {

@@ -17,7 +17,7 @@ namespace forkd {
 
 namespace {
 
-constexpr int kCopiersMax = 64;
+constexpr int kBenchCopiersMax = 64;
 constexpr uint8_t kFill = 0x42;
 
 double NowMs() {
@@ -89,7 +89,7 @@ class Writer {
   NativeThread thread_;
 };
 
-struct Request {
+struct Measurement {
   size_t bytes;
   int memfd;
   int target;
@@ -105,7 +105,7 @@ struct Figures {
   double longest_store_ms;
 };
 
-SysError Measure(const Request& request, Figures* figures, uint64_t* missing) {
+SysError Measure(const Measurement& request, Figures* figures, uint64_t* missing) {
   Mapping memory(request.bytes);
   if (SysError error = memory.Map(request.memfd, request.is_private)) return error;
   memset(memory.data(), kFill, request.bytes);
@@ -145,19 +145,19 @@ SysError Measure(const Request& request, Figures* figures, uint64_t* missing) {
 
 Napi::Value WpBench(const Napi::CallbackInfo& info) {
   Args args(info);
-  Request request;
+  Measurement request;
   request.bytes = args.Count(0, "bytes");
   request.memfd = args.Fd(1, "memfd");
   request.target = args.Fd(2, "target");
   Napi::Object options = args.Object(3, "options");
   request.is_private = args.ToBool(options.Get("isPrivate"), "isPrivate");
   request.writer = args.ToBool(options.Get("writer"), "writer");
-  request.copiers = args.ToInt(options.Get("copiers"), "copiers", 1, kCopiersMax);
+  request.copiers = args.ToInt(options.Get("copiers"), "copiers", 1, kBenchCopiersMax);
   if (args.Ok() && (request.bytes == 0 || request.bytes % kPageBytes != 0))
     args.Refuse("bytes", "whole pages");
   if (!args.Ok()) return {};
 
-  Figures figures;
+  Figures figures = {};
   uint64_t missing = 0;
   if (SysError error = Measure(request, &figures, &missing)) return ThrowSysError(info.Env(), error);
   Napi::Object result = Napi::Object::New(info.Env());
