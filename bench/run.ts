@@ -9,19 +9,27 @@ import { ensureParent } from './parent.js';
 import { histogram } from './plot.js';
 import { benches, findBench } from './trials/index.js';
 
+/** A trial that hangs must end some time; one of ten thousand forks on a busy machine takes the better part of an hour. */
 const TRIAL_TIMEOUT_MS = 1_200_000;
+const TIMEOUT_MS_PER_N = 300;
 
 const runTrial = (bench: Bench<unknown>, parameters: Parameters): Promise<unknown> =>
   new Promise((resolve, reject) => {
     const args = [join(import.meta.dirname, 'trial.js'), bench.name, JSON.stringify(parameters)];
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'], timeout: TRIAL_TIMEOUT_MS });
+    const timeout = TRIAL_TIMEOUT_MS + parameters.n * TIMEOUT_MS_PER_N;
+    const began = performance.now();
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'], timeout });
     let output = '';
     child.stdout.on('data', (data: Buffer) => {
       output += data.toString('utf8');
     });
     child.on('close', (code, signal) => {
       if (code === 0) resolve(JSON.parse(output));
-      else reject(new Error(`a trial of ${bench.name} ended with ${signal ?? `exit code ${code}`}`));
+      else {
+        const end =
+          performance.now() - began > timeout ? `its time limit, ${timeout / 1000} s` : (signal ?? `exit code ${code}`);
+        reject(new Error(`a trial of ${bench.name} ended with ${end}`));
+      }
     });
   });
 
