@@ -43,3 +43,7 @@ export const printTable = (header: string[], rows: string[][]): void => {
   for (const row of all)
     printLine(row.map((cell, c) => (c === header.length - 1 ? cell : cell.padEnd((widths[c] ?? 0) + 2))).join(''));
 };
+
+/** Output of a guest as it comes; waits while its reader is slow. False when the reader has gone away. */
+export const writeOut = (channel: 'stdout' | 'stderr', data: Uint8Array): Promise<boolean> =>
+  new Promise((resolve) => process[channel].write(data, (error) => resolve(!error)));

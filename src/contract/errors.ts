@@ -311,6 +311,11 @@ export const catalogue = {
   ),
   EXEC_TIMEOUT: row(504, 'the command did not end within {seconds} s and was killed', 'Raise --timeout-secs.'),
   AGENT_ERROR: row(502, 'agent error: {error}', 'The guest refused or could not do this.'),
+  GUEST_OUTDATED: row(
+    409,
+    'the guest agent at {target} cannot do {action}: it is older than this forkd, or the one in C',
+    'An agent in a snapshot never changes: make the snapshot again, with `--force`. The agent in C (images without Python) has no streams, files or ports.',
+  ),
   AGENT_PROTOCOL: row(
     502,
     'the agent at {target} sent something that is not the protocol: {reason}',

@@ -11,8 +11,11 @@ export interface Frame {
 const utf8 = new TextEncoder();
 const text = new TextDecoder();
 
-export const encodeFrame = (type: number, id: number, body: object): Uint8Array => {
-  const payload = utf8.encode(JSON.stringify(body));
+export const encodeFrame = (type: number, id: number, body: object): Uint8Array =>
+  encodePayload(type, id, utf8.encode(JSON.stringify(body)));
+
+/** A frame whose payload is bytes. */
+export const encodePayload = (type: number, id: number, payload: Uint8Array): Uint8Array => {
   const frame = new Uint8Array(FRAME_HEADER_BYTES + payload.length);
   const view = new DataView(frame.buffer);
   view.setUint16(0, FRAME_MAGIC, true);
@@ -25,6 +28,27 @@ export const encodeFrame = (type: number, id: number, body: object): Uint8Array 
 
 export const encodeRequest = (id: number, body: object): Uint8Array => encodeFrame(FrameType.request, id, body);
 
+/** Bytes of a stream; at most `STREAM_CHUNK_BYTES` in one frame. */
+export const encodeData = (id: number, channel: number, data: Uint8Array): Uint8Array => {
+  const payload = new Uint8Array(1 + data.length);
+  payload[0] = channel;
+  payload.set(data, 1);
+  return encodePayload(FrameType.data, id, payload);
+};
+
+export const encodeCredit = (id: number, bytes: number): Uint8Array => {
+  const payload = new Uint8Array(4);
+  new DataView(payload.buffer).setUint32(0, bytes, true);
+  return encodePayload(FrameType.credit, id, payload);
+};
+
+export const encodeEnd = (id: number, channel: number): Uint8Array =>
+  encodePayload(FrameType.end, id, Uint8Array.of(channel));
+
+/** The grant of a credit frame. */
+export const creditOf = ({ payload }: Frame): number =>
+  payload.length < 4 ? 0 : new DataView(payload.buffer, payload.byteOffset).getUint32(0, true);
+
 /** Payload of a frame as the object it must be. Throws SyntaxError or TypeError. */
 export const parsePayload = (frame: Frame): Record<string, unknown> => {
   const value: unknown = JSON.parse(text.decode(frame.payload));
@@ -32,13 +56,15 @@ export const parsePayload = (frame: Frame): Record<string, unknown> => {
   return value as Record<string, unknown>;
 };
 
-const FRAME_TYPES_MAX = 15;
+const BRACE = 0x7b;
 
+/** A header with the first byte of a JSON payload: what a guest says first is a hello, a reply, or that a stream is open. */
 const looksLikeHeader = (data: Uint8Array, at: number): boolean =>
   data[at] === (FRAME_MAGIC & 0xff) &&
   data[at + 1] === FRAME_MAGIC >> 8 &&
-  (data[at + 2] as number) <= FRAME_TYPES_MAX &&
-  data[at + 3] === 0;
+  (data[at + 2] as number) <= FrameType.opened &&
+  data[at + 3] === 0 &&
+  data[at + FRAME_HEADER_BYTES] === BRACE;
 
 /** Collects bytes as they come and yields whole frames. Throws RangeError on bytes that are not this protocol. */
 export class FrameDecoder {
@@ -76,11 +102,14 @@ export class FrameDecoder {
     return frames;
   }
 
-  /** Drops what comes before the first header. JSON holds no byte below 0x20, so a payload never looks like one. */
+  /**
+   * Drops what comes before the first header. JSON holds no byte below 0x20, so it never looks like one; the bytes of a stream
+   * could, if somebody wrote them so.
+   */
   #skip(data: Uint8Array): Uint8Array {
     let at = 0;
-    while (at + FRAME_HEADER_BYTES <= data.length && !looksLikeHeader(data, at)) at++;
-    this.#midway = at + FRAME_HEADER_BYTES > data.length;
+    while (at + FRAME_HEADER_BYTES < data.length && !looksLikeHeader(data, at)) at++;
+    this.#midway = at + FRAME_HEADER_BYTES >= data.length;
     const rest = data.subarray(at);
     this.#parts = [rest];
     this.#held = rest.length;

@@ -47,6 +47,10 @@ export const limits = {
   bootWaitMaxSecs: 3600,
   /** Seconds the agent may need for its first answer after a restore: emulation on a busy host is slow, death is noticed at once. */
   firstAnswerSecs: 60,
+  /** Bytes that a guest may send ahead in one stream: what the host holds of it at most. A round trip to a guest under emulation takes about 1 ms. */
+  streamWindowBytes: 256 * 1024,
+  /** Bytes that a process which was lent an agent may leave unread, over all its streams. */
+  relayBacklogBytes: 64 * 1024 * 1024,
   /** A frame or reply of the agent, bytes: the agent caps output at 64 MiB for each of stdout and stderr. */
   agentFrameMaxBytes: 256 * 1024 * 1024,
   /** A snapshot.json is a few KiB; anything larger is not one. */

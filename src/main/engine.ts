@@ -3,11 +3,21 @@ import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import type { Server } from 'node:net';
 import { type ErrorData, ForkdError } from '../contract/errors.js';
-import type { EvalReply, ExecReply, GuestRequest, PingReply } from '../contract/guest.js';
+import {
+  type EvalReply,
+  type ExecReply,
+  type GuestRequest,
+  type PingReply,
+  type PlainReply,
+  type RunOptions,
+  type StreamRequest,
+  STREAMS_GENERATION,
+} from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
+import type { AgentStream } from './agent/stream.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
 import type { GuestImage, Progress } from './image/index.js';
@@ -75,6 +85,8 @@ export interface CallResult {
 
 /** Time beyond the guest's own for a call to come back: a busy host schedules late. */
 const CALL_GRACE_MS = 15_000;
+/** A directory of 100,000 files, in a guest under emulation on a busy host. */
+const ASK_MS = 60_000;
 
 export interface EngineOptions {
   /** The engine outlives its requests: templates are warmed in full and kept. */
@@ -388,7 +400,8 @@ export class Engine {
     const { snapshot } = sandbox.birth;
     if (!source || !snapshot)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
-    const { template, pauseUs } = await sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
+    const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
+    const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
   }
@@ -492,6 +505,33 @@ export class Engine {
   async exec(id: string, args: string[], timeoutSecs = 30): Promise<ExecReply> {
     const request = { action: 'exec' as const, args, timeout: timeoutSecs };
     return (await this.sandbox(id).call(request, timeoutSecs * 1000 + CALL_GRACE_MS)) as ExecReply;
+  }
+
+  /**
+   * Opens a stream: a program whose output is heard while it runs, a connection to a service inside, a file or a directory on its
+   * way. Throws SANDBOX_NOT_FOUND, GUEST_OUTDATED, VMM_DIED; whether it could be opened, `opened` tells.
+   */
+  stream(id: string, request: StreamRequest): AgentStream {
+    const sandbox = this.sandbox(id);
+    sandbox.requireGeneration(STREAMS_GENERATION, request.action);
+    return sandbox.agent.open(request);
+  }
+
+  /** Runs a program whose output is heard while it runs. It ends with the stream. */
+  execStream(id: string, options: RunOptions): AgentStream {
+    return this.stream(id, { action: 'run', ...options });
+  }
+
+  /** Asks about files, or about programs in the background. Throws GUEST_OUTDATED, AGENT_ERROR and what `call` of a sandbox throws. */
+  async ask<T extends PlainReply>(id: string, request: GuestRequest, timeoutMs = ASK_MS): Promise<T> {
+    const sandbox = this.sandbox(id);
+    sandbox.requireGeneration(STREAMS_GENERATION, request.action);
+    if (sandbox.state === 'dead') throw sandbox.death();
+    try {
+      return await sandbox.agent.ask<T>(request, timeoutMs);
+    } catch (error) {
+      throw await sandbox.explain(ForkdError.from(error));
+    }
   }
 
   /**

@@ -52,7 +52,7 @@ test.after(async () => {
 });
 
 test('hello says what the agent is', () => {
-  assert.is(vm.hello.generation, 1);
+  assert.is(vm.hello.generation, 2);
   assert.match(vm.hello.python, /^3\./);
   assert.ok(vm.hello.uptime_ms > 0);
 });
@@ -67,7 +67,7 @@ test('ping', async () => {
       pid: 1,
       agent_lang: 'python',
       warmup_ready: false,
-      generation: 1,
+      generation: 2,
       released: true,
     },
   );

@@ -17,6 +17,8 @@ const loaders: Record<string, () => Promise<Command>> = {
   kill: async () => (await import('./kill.js')).kill,
   workspace: async () => (await import('./workspace.js')).workspace,
   exec: async () => (await import('./exec.js')).exec,
+  attach: async () => (await import('./attach.js')).attach,
+  ps: async () => (await import('./ps.js')).ps,
   eval: async () => (await import('./eval.js')).evaluate,
   ping: async () => (await import('./ping.js')).ping,
   images: async () => (await import('./images.js')).images,

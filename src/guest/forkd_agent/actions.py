@@ -9,6 +9,8 @@ from .evaluate import Evaluator
 from .execute import Executor
 from .identity import Identity, failure, set_clock
 from .recipe import Warmup
+from .streams import ACTIONS as STREAM_ACTIONS
+from .streams import Streams
 
 Reply = Callable[[Dict[str, Any]], None]
 
@@ -24,17 +26,19 @@ class Actions:
         self._warmup = warmup
         self._identity = Identity(numpy, lang)
         self._released = True
+        # None without a port to the host.
+        self.streams: Optional[Streams] = None
 
-    def handle(self, request: Any, reply: Reply) -> None:
-        """Answers exactly once; for exec later, from another thread."""
+    def handle(self, request: Any, reply: Reply, ident: int = 0) -> None:
+        """Answers exactly once; for exec and streams later, from another thread. `ident` is 0 where there are no frames."""
         try:
-            answer = self._answer(request, reply)
+            answer = self._answer(request, reply, ident)
         except Exception as error:
             answer = failed(error)
         if answer is not None:
             reply(answer)
 
-    def _answer(self, request: Any, reply: Reply) -> Optional[Dict[str, Any]]:
+    def _answer(self, request: Any, reply: Reply, ident: int) -> Optional[Dict[str, Any]]:
         action = request.get('action')
         if action == 'eval':
             return self._eval(request['code']) if self._released else refused()
@@ -52,6 +56,8 @@ class Actions:
             return {'exit_code': 0}
         if action == 'seal':
             return self._seal()
+        if action in STREAM_ACTIONS and self.streams is not None:
+            return self.streams.start(action, request, reply, ident) if self._released else refused()
         return {'error': f'unknown action: {action}', 'exit_code': 1}
 
     def _ping(self) -> Dict[str, Any]:
@@ -80,6 +86,9 @@ class Actions:
 
     def _fork(self, request: Dict[str, Any]) -> Dict[str, Any]:
         self._released = False
+        if self.streams is not None and self.streams.active:
+            # They are the host's of the machine that this is a copy of.
+            self.streams.drop()
         receipt = self._identity.take(request)
         error = failure(receipt)
         if error is not None:

@@ -98,7 +98,13 @@ class Executor:
         stdin = request.get('stdin')
         run = Running(self._next_ident(), args, timeout, reply)
         cwd = request.get('cwd') or cwd_of(self._image)
-        run.process, pipes = spawn(args, request.get('env'), cwd, self._image.user, stdin is not None, run.ident)
+        env, user = request.get('env'), self._image.user
+        if request.get('user') is not None:
+            from .users import user_of
+
+            user, home = user_of(request['user'])
+            env = {**home, **(env or {})}
+        run.process, pipes = spawn(args, env, cwd, user, stdin is not None, run.ident)
         self._watch(run, pipes, stdin)
 
     def _next_ident(self) -> int:
@@ -273,7 +279,7 @@ class Pipes(NamedTuple):
 
 
 def spawn(
-    args: List[str], env: Optional[Dict[str, str]], cwd: str, user: Dict[str, Any], stdin: bool, ident: int
+    args: List[str], env: Optional[Dict[str, str]], cwd: str, user: Dict[str, Any], stdin: bool, ident: Any
 ) -> Tuple[Any, Pipes]:
     """In a session of its own, so that a timeout can end the whole group."""
     out, out_child = os.pipe2(os.O_CLOEXEC)
@@ -304,7 +310,7 @@ def spawn(
     return process, Pipes(feed, out, err)
 
 
-def kill_tree(leader: int, ident: int) -> None:
+def kill_tree(leader: int, ident: Any) -> None:
     """Kills the program's process group, its session, its descendants, and whatever still carries its mark. Repeated,
     because a process may fork while the list is read."""
     for _ in range(5):
@@ -322,12 +328,12 @@ def kill_tree(leader: int, ident: int) -> None:
             return
 
 
-def _victims(leader: int, ident: int) -> List[int]:
+def _victims(leader: int, ident: Any) -> List[int]:
     parents = {pid: parent_of(pid) for pid in processes() if pid > 1}
     return [pid for pid in parents if pid != leader and _belongs(pid, leader, ident, parents)]
 
 
-def _belongs(pid: int, leader: int, ident: int, parents: Dict[int, Optional[int]]) -> bool:
+def _belongs(pid: int, leader: int, ident: Any, parents: Dict[int, Optional[int]]) -> bool:
     stat = read_stat(pid)
     if stat is None or stat[0] == 'Z':
         return False
@@ -341,7 +347,7 @@ def _belongs(pid: int, leader: int, ident: int, parents: Dict[int, Optional[int]
     return _has_mark(pid, ident)
 
 
-def _has_mark(pid: int, ident: int) -> bool:
+def _has_mark(pid: int, ident: Any) -> bool:
     try:
         with open(f'/proc/{pid}/environ', 'rb') as file:
             return f'{MARK}={ident}'.encode() in file.read().split(b'\0')

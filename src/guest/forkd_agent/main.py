@@ -18,6 +18,7 @@ from .evaluate import Evaluator
 from .execute import Executor
 from .port import Port, find_port
 from .serve import Server
+from .streams import Streams
 from .tcp import TcpServer
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     warm.first_use(numpy)
     TcpServer(actions).begin()
     calm_collector()
-    serve_port(actions)
+    serve_port(actions, own_image)
 
 
 def settle() -> None:
@@ -60,7 +61,7 @@ def calm_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def serve_port(actions: Actions) -> None:
+def serve_port(actions: Actions, own_image: image.Image) -> None:
     path = find_port()
     if path is None:
         output.log('no virtio-serial port named forkd.agent.0: serving TCP only')
@@ -68,7 +69,9 @@ def serve_port(actions: Actions) -> None:
             signal.pause()
     hello = wire.encode_json(hello_of(actions))
     output.log(f'ready after {time.monotonic():.2f} s')
-    Server(Port(path), actions, hello).serve()
+    port = Port(path)
+    actions.streams = Streams(port, CHILDREN, own_image)
+    Server(port, actions, hello).serve()
 
 
 def hello_of(actions: Actions) -> Any:

@@ -113,17 +113,31 @@ class Server:
 
     def _read(self) -> List[wire.Frame]:
         with self._read_lock:
-            data = self._port.read()
-            if not data:
-                if data is not None:
-                    self._hung_up()
-                return []
-            if self._edge:
-                self._rearm(LEVEL)
-            return self._reader.feed(data)
+            frames: List[wire.Frame] = []
+            if self._reader.large is None:
+                data = self._port.read()
+                if not data:
+                    if data is not None:
+                        self._hung_up()
+                    return frames
+                if self._edge:
+                    self._rearm(LEVEL)
+                frames = self._reader.feed(data)
+            while self._reader.large is not None:
+                frame = self._reader.fill(self._port.fd)
+                if frame is None:
+                    break
+                frames.append(frame)
+            streams = self._actions.streams
+            if streams is not None and streams.active:
+                # Here, under the lock: two threads may read, and the bytes of a stream have an order.
+                return [frame for frame in frames if not streams.take(*frame)]
+            return frames
 
     def _hung_up(self) -> None:
         self._reader.reset()
+        if self._actions.streams is not None:
+            self._actions.streams.drop()
         if not self._edge:
             self._rearm(EDGE)
 
@@ -179,7 +193,7 @@ class Server:
             request = wire.decode_json(payload)
         except ValueError as error:
             return self._reply(ident, failed(error))
-        self._actions.handle(request, lambda answer: self._reply(ident, answer))
+        self._actions.handle(request, lambda answer: self._reply(ident, answer), ident)
 
     def _reply(self, ident: int, answer: dict) -> None:
         if threading.get_ident() != self._main_thread:

@@ -1,28 +1,34 @@
-/** The framed agent protocol, asynchronous, for sandboxes that live in the main thread. Any number of calls may be under way. */
+/** The framed agent protocol, asynchronous, for sandboxes that live in the main thread. Any number of calls and streams may be under way. */
 import { Socket } from 'node:net';
 import { nextCallId } from '../../contract/call-ids.js';
 import { ForkdError } from '../../contract/errors.js';
-import { encodeRequest, FrameDecoder, parsePayload } from '../../contract/frames.js';
-import { FrameType, type GuestReply, type GuestRequest } from '../../contract/guest.js';
+import { encodeRequest, type Frame, FrameDecoder, parsePayload } from '../../contract/frames.js';
+import { FrameType, type GuestReply, type GuestRequest, type StreamRequest } from '../../contract/guest.js';
+import { AgentStream, type Carrier, OUTPUT_WINDOW, outdated } from './stream.js';
 
-interface Waiting {
-  resolve: (reply: GuestReply) => void;
-  reject: (error: ForkdError) => void;
-  timer: NodeJS.Timeout | undefined;
+/** Who gets the frames of one id. */
+interface Taker {
+  /** It may have bytes for the guest on their way at any time. */
+  isStream?: boolean;
+  /** True when it was the last. */
+  take(frame: Frame): boolean;
+  fail(error: ForkdError): void;
 }
 
-export class AgentClient {
+export class AgentClient implements Carrier {
   readonly #socket: Socket;
   readonly #decoder = new FrameDecoder(true);
-  readonly #waiting = new Map<number, Waiting>();
+  readonly #takers = new Map<number, Taker>();
   #broken: ForkdError | undefined;
+  /** What is to be sent later: see `quiet`. */
+  #held: Uint8Array[] | undefined;
 
-  /** Takes over the descriptor and closes it in the end. */
+  /** Takes over the descriptor, or the socket, and closes it in the end. */
   constructor(
-    fd: number,
+    from: number | Socket,
     readonly name: string,
   ) {
-    this.#socket = new Socket({ fd, readable: true, writable: true });
+    this.#socket = typeof from === 'number' ? new Socket({ fd: from, readable: true, writable: true }) : from;
     this.#socket.on('data', (data) => this.#read(data));
     this.#socket.on('error', (error) => this.#fail(this.#unreachable(error.message)));
     this.#socket.on('close', () => this.#fail(this.#unreachable('the sandbox has ended')));
@@ -35,15 +41,82 @@ export class AgentClient {
       if (this.#broken) return reject(this.#broken);
       const id = nextCallId();
       const late = () => {
-        this.#waiting.delete(id);
-        this.#release();
+        this.#forget(id);
         reject(new ForkdError('AGENT_TIMEOUT', { target: this.name, seconds: timeoutMs / 1000 }));
       };
       const timer = timeoutMs > 0 ? setTimeout(late, timeoutMs) : undefined;
-      this.#waiting.set(id, { resolve, reject, timer });
-      this.#socket.ref();
-      this.#socket.write(encodeRequest(id, request));
+      this.attach(id, {
+        take: (frame) => {
+          if (frame.type !== FrameType.reply) return false;
+          clearTimeout(timer);
+          resolve(parsePayload(frame) as unknown as GuestReply);
+          return true;
+        },
+        fail: (error) => {
+          clearTimeout(timer);
+          reject(error);
+        },
+      });
+      this.send(encodeRequest(id, request));
     });
+  }
+
+  /** Opens a stream; whether it could be, `opened` tells. Throws AGENT_UNREACHABLE. */
+  open(request: StreamRequest): AgentStream {
+    if (this.#broken) throw this.#broken;
+    const { window = OUTPUT_WINDOW } = request;
+    const stream = new AgentStream(nextCallId(), request.action, window, this);
+    this.attach(stream.id, stream);
+    this.send(encodeRequest(stream.id, { ...request, window }));
+    return stream;
+  }
+
+  /** A call that answers `error` when it failed, as an exception. Throws AGENT_ERROR, GUEST_OUTDATED and what `call` throws. */
+  async ask<T extends GuestReply>(request: GuestRequest, timeoutMs: number): Promise<T> {
+    const reply = await this.call(request, timeoutMs);
+    const { error } = reply as { error?: string };
+    if (error?.startsWith('unknown action')) throw outdated(this.name, request.action);
+    if (error !== undefined) throw new ForkdError('AGENT_ERROR', { error });
+    return reply as T;
+  }
+
+  async control(request: object): Promise<void> {
+    await this.ask(request as GuestRequest, CONTROL_MS);
+  }
+
+  closeStream(id: number): void {
+    // It may have ended just now, and then there is nothing to close.
+    this.control({ action: 'control', stream: id, close: true }).catch(() => undefined);
+  }
+
+  /** Gives the frames of an id to `taker` until its last. */
+  attach(id: number, taker: Taker): void {
+    this.#takers.set(id, taker);
+    this.#socket.ref();
+  }
+
+  send(frame: Uint8Array): void {
+    if (this.#held) this.#held.push(frame);
+    else if (!this.#broken) this.#socket.write(frame);
+  }
+
+  /**
+   * Runs `use` while nothing is on its way to the guest. A guest that is copied in the middle of a frame would take the copy's
+   * first words for the rest of it. With streams under way the agent is asked something: its answer says that it has all of them.
+   */
+  async quiet<T>(use: () => Promise<T>): Promise<T> {
+    if (![...this.#takers.values()].some(({ isStream }) => isStream)) return use();
+    // Before frames are held, so that this one is not.
+    const heard = this.call({ action: 'ping' }, QUIET_MS);
+    this.#held = [];
+    try {
+      await heard;
+      return await use();
+    } finally {
+      const held = this.#held;
+      this.#held = undefined;
+      for (const frame of held) this.send(frame);
+    }
   }
 
   close(): void {
@@ -52,14 +125,7 @@ export class AgentClient {
 
   #read(data: Uint8Array): void {
     try {
-      for (const frame of this.#decoder.push(data)) {
-        const waiting = frame.type === FrameType.reply ? this.#waiting.get(frame.id) : undefined;
-        if (!waiting) continue;
-        this.#waiting.delete(frame.id);
-        clearTimeout(waiting.timer);
-        this.#release();
-        waiting.resolve(parsePayload(frame) as unknown as GuestReply);
-      }
+      for (const frame of this.#decoder.push(data)) if (this.#takers.get(frame.id)?.take(frame)) this.#forget(frame.id);
     } catch (error) {
       this.#fail(new ForkdError('AGENT_PROTOCOL', { target: this.name, reason: String(error) }, error));
       this.#socket.destroy();
@@ -67,8 +133,9 @@ export class AgentClient {
   }
 
   /** An idle sandbox must not keep the process alive. */
-  #release(): void {
-    if (this.#waiting.size === 0) this.#socket.unref();
+  #forget(id: number): void {
+    this.#takers.delete(id);
+    if (this.#takers.size === 0) this.#socket.unref();
   }
 
   #unreachable(reason: string): ForkdError {
@@ -77,10 +144,12 @@ export class AgentClient {
 
   #fail(error: ForkdError): void {
     this.#broken ??= error;
-    for (const { reject, timer } of this.#waiting.values()) {
-      clearTimeout(timer);
-      reject(error);
-    }
-    this.#waiting.clear();
+    const takers = [...this.#takers.values()];
+    this.#takers.clear();
+    for (const taker of takers) taker.fail(error);
   }
 }
+
+const CONTROL_MS = 30_000;
+/** The first answer of an agent may take so long on a busy host. */
+const QUIET_MS = 30_000;

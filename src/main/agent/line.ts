@@ -1,12 +1,13 @@
 /**
  * The reference's agent protocol: one JSON line a connection, one back. As a client (TCP or Unix), and as a server that
- * offers a sandbox to other processes on a Unix socket.
+ * offers a sandbox to other processes on a Unix socket. That socket also takes whole connections of the framed protocol.
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
-import type { GuestReply, GuestRequest } from '../../contract/guest.js';
+import { FRAME_MAGIC, type GuestReply, type GuestRequest } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
 import type { AgentClient } from './client.js';
+import { relayFrames } from './relay.js';
 
 export type Address = { path: string } | { host: string; port: number } | { socket: Socket };
 
@@ -93,7 +94,17 @@ export const serveLine = (path: string, agent: AgentClient): Promise<Server> =>
     server.listen(path, () => resolve(server));
   });
 
+/** A connection that begins with the magic of a frame is one of the framed protocol. */
 const answerOne = (socket: Socket, agent: AgentClient): void => {
+  socket.once('error', () => socket.destroy());
+  socket.once('data', (first) => {
+    if (first.length >= 2 && first.readUInt16LE() === FRAME_MAGIC) return relayFrames(socket, agent, first);
+    socket.unshift(first);
+    answerLine(socket, agent);
+  });
+};
+
+const answerLine = (socket: Socket, agent: AgentClient): void => {
   let text = '';
   let taken = false;
   const take = () => {

@@ -134,6 +134,13 @@ export class Sandbox {
     return this.#agent;
   }
 
+  /** Throws GUEST_OUTDATED when its agent is older, VMM_DIED when it has ended. */
+  requireGeneration(generation: number, action: string): void {
+    if (this.state === 'dead') throw this.death();
+    if (this.receipt && this.receipt.generation < generation)
+      throw new ForkdError('GUEST_OUTDATED', { target: this.id, action });
+  }
+
   get isAttached(): boolean {
     return this.#agent !== undefined;
   }

@@ -1,0 +1,201 @@
+/**
+ * The host's side of a stream of the agent (contract/guest.ts draws it): bytes in both directions under one request. What the
+ * guest sends is held until it is taken, and never more than the window; what is written waits until the guest has room.
+ */
+import { ForkdError } from '../../contract/errors.js';
+import { creditOf, encodeCredit, encodeData, encodeEnd, type Frame, parsePayload } from '../../contract/frames.js';
+import { Channel, FrameType, INPUT_WINDOW, STREAM_CHUNK_BYTES, type StreamReply } from '../../contract/guest.js';
+import { limits } from '../../contract/limits.js';
+
+/** One piece of output. The `end` of a channel has no data. */
+export interface Piece {
+  channel: number;
+  data: Uint8Array;
+}
+
+/** What a stream needs of the connection. */
+export interface Carrier {
+  readonly name: string;
+  send(frame: Uint8Array): void;
+  /** Tells the agent that nobody wants the stream any more. */
+  closeStream(id: number): void;
+  control(request: object): Promise<void>;
+}
+
+interface Writer {
+  data: Uint8Array;
+  resolve: () => void;
+  reject: (error: Error) => void;
+}
+
+export class AgentStream implements AsyncIterable<Piece> {
+  readonly isStream = true;
+  /** Facts that the agent tells when the stream is under way. Rejects when it could not be opened. */
+  readonly opened: Promise<Record<string, unknown>>;
+  /** How it ended. Rejects with AGENT_UNREACHABLE, AGENT_ERROR, GUEST_OUTDATED. */
+  readonly ended: Promise<StreamReply>;
+  #pieces: Piece[] = [];
+  #taken = 0;
+  #wake: (() => void) | undefined;
+  #isOver = false;
+  #failure: ForkdError | undefined;
+  #room = 0;
+  #writers: Writer[] = [];
+  #settle: {
+    opened: (facts: Record<string, unknown>) => void;
+    ended: (reply: StreamReply) => void;
+    failed: (error: ForkdError) => void;
+  };
+
+  constructor(
+    readonly id: number,
+    readonly action: string,
+    readonly window: number,
+    readonly carrier: Carrier,
+  ) {
+    let opened!: (facts: Record<string, unknown>) => void;
+    let notOpened!: (error: ForkdError) => void;
+    let ended!: (reply: StreamReply) => void;
+    let broken!: (error: ForkdError) => void;
+    this.opened = new Promise((resolve, reject) => {
+      opened = resolve;
+      notOpened = reject;
+    });
+    this.ended = new Promise((resolve, reject) => {
+      ended = resolve;
+      broken = reject;
+    });
+    // Whoever waits for one of them may not wait for the other.
+    this.opened.catch(() => undefined);
+    this.ended.catch(() => undefined);
+    this.#settle = {
+      opened,
+      ended,
+      failed: (error) => {
+        notOpened(error);
+        broken(error);
+      },
+    };
+  }
+
+  /** A frame with this stream's id. True when it was the last. */
+  take(frame: Frame): boolean {
+    if (frame.type === FrameType.opened) {
+      this.#room = INPUT_WINDOW;
+      this.#settle.opened(parsePayload(frame));
+    } else if (frame.type === FrameType.data) {
+      this.#pieces.push({ channel: frame.payload[0] ?? 0, data: frame.payload.subarray(1) });
+      this.#wake?.();
+    } else if (frame.type === FrameType.end) {
+      this.#pieces.push({ channel: frame.payload[0] ?? 0, data: new Uint8Array(0) });
+      this.#wake?.();
+    } else if (frame.type === FrameType.credit) {
+      this.#room += creditOf(frame);
+      this.#write();
+    } else {
+      this.#end(parsePayload(frame) as unknown as StreamReply);
+      return true;
+    }
+    return false;
+  }
+
+  #end(reply: StreamReply): void {
+    const { error } = reply;
+    // A program that was late has an exit code and an error; anything else that tells an error has failed.
+    if (error !== undefined && !reply.timed_out) {
+      const isOlder = error.startsWith('unknown action');
+      this.fail(isOlder ? outdated(this.carrier.name, this.action) : new ForkdError('AGENT_ERROR', { error }));
+      return;
+    }
+    this.#settle.opened({});
+    this.#settle.ended(reply);
+    this.#over(new ForkdError('AGENT_ERROR', { error: 'the stream has ended' }));
+  }
+
+  fail(error: ForkdError): void {
+    this.#failure = error;
+    this.#settle.failed(error);
+    this.#over(error);
+  }
+
+  #over(error: ForkdError): void {
+    this.#isOver = true;
+    for (const { reject } of this.#writers.splice(0)) reject(error);
+    this.#wake?.();
+  }
+
+  /** Output in the order in which the guest sent it; each piece counts as taken when the next is asked for. Throws what `ended` rejects with. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
+    try {
+      for (;;) {
+        const piece = this.#pieces.shift();
+        if (piece) {
+          yield piece;
+          this.#grant(piece.data.length);
+        } else if (this.#isOver) {
+          if (this.#failure) throw this.#failure;
+          return;
+        } else {
+          await new Promise<void>((resolve) => {
+            this.#wake = resolve;
+          });
+          this.#wake = undefined;
+        }
+      }
+    } finally {
+      if (!this.#isOver) this.close();
+    }
+  }
+
+  #grant(bytes: number): void {
+    this.#taken += bytes;
+    if (this.#taken < this.window / 4 || this.#isOver) return;
+    this.carrier.send(encodeCredit(this.id, this.#taken));
+    this.#taken = 0;
+  }
+
+  /** Resolves when all of it is on its way. Throws AGENT_ERROR when the stream has ended. */
+  write(data: Uint8Array): Promise<void> {
+    if (this.#isOver)
+      return Promise.reject(this.#failure ?? new ForkdError('AGENT_ERROR', { error: 'the stream has ended' }));
+    if (data.length === 0) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      this.#writers.push({ data, resolve, reject });
+      this.#write();
+    });
+  }
+
+  #write(): void {
+    for (let writer = this.#writers[0]; writer && this.#room > 0; writer = this.#writers[0]) {
+      const part = writer.data.subarray(0, Math.min(this.#room, STREAM_CHUNK_BYTES));
+      this.carrier.send(encodeData(this.id, Channel.input, part));
+      this.#room -= part.length;
+      writer.data = writer.data.subarray(part.length);
+      if (writer.data.length > 0) continue;
+      this.#writers.shift();
+      writer.resolve();
+    }
+  }
+
+  /** No more input. Call it when every `write` has resolved. */
+  end(): void {
+    if (!this.#isOver) this.carrier.send(encodeEnd(this.id, Channel.input));
+  }
+
+  /** A signal, or another size of the terminal. Throws AGENT_ERROR. */
+  control(what: { signal: string | number } | { rows: number; cols: number }): Promise<void> {
+    return this.carrier.control({ action: 'control', stream: this.id, ...what });
+  }
+
+  /** Nobody wants it any more. A program that runs for this stream alone is killed; `ended` tells when it has. */
+  close(): void {
+    if (this.#isOver) return;
+    this.#pieces = [];
+    this.carrier.closeStream(this.id);
+  }
+}
+
+export const outdated = (target: string, action: string): ForkdError =>
+  new ForkdError('GUEST_OUTDATED', { target, action });
+
+export const OUTPUT_WINDOW = limits.streamWindowBytes;

@@ -1,0 +1,253 @@
+/** Programs whose output is heard while they run, in one forked child: over the engine, and over the command line. */
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { nextCallId } from '../../src/contract/call-ids.js';
+import { encodeRequest, parsePayload } from '../../src/contract/frames.js';
+import { FrameType, type PlainReply, type RunOptions } from '../../src/contract/guest.js';
+import type { AgentStream } from '../../src/main/agent/stream.js';
+import { Engine } from '../../src/main/engine.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
+import { CLI, forkd, start } from '../support/cli.js';
+import { BASE_TAG, sharedData } from '../support/world.js';
+
+process.env['XDG_DATA_HOME'] = sharedData();
+const engine = new Engine();
+let child: Sandbox;
+
+const exec = suite('exec streams');
+
+exec.before(async () => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2 });
+  [child] = sandboxes as [Sandbox];
+  await engine.publish([child]);
+});
+exec.after(() => engine.close());
+
+const open = (options: RunOptions): AgentStream => engine.execStream(child.id, options);
+
+/** Text of stdout and stderr until the end, and how it ended. */
+const all = async (stream: AgentStream) => {
+  const texts = ['', '', ''];
+  for await (const { channel, data } of stream) texts[channel] += Buffer.from(data).toString('utf8');
+  return { stdout: texts[1], stderr: texts[2], ...(await stream.ended) };
+};
+
+/** Reads on until the text is there. */
+const until = async (pieces: AsyncIterator<{ data: Uint8Array }>, text: string): Promise<string> => {
+  let heard = '';
+  while (!heard.includes(text)) {
+    const { done, value } = await pieces.next();
+    if (done) throw new Error(`it ended with: ${heard}`);
+    heard += Buffer.from(value.data).toString('utf8');
+  }
+  return heard;
+};
+
+exec('output comes while the program waits for input', async () => {
+  const stream = open({ args: ['sh', '-c', 'echo first; read line; echo "got $line" >&2; exit 7'], stdin: true });
+  const pieces = stream[Symbol.asyncIterator]();
+  await until(pieces, 'first\n');
+  await stream.write(Buffer.from('something\n'));
+  const { value } = await pieces.next();
+  assert.equal([value?.channel, Buffer.from(value?.data ?? []).toString()], [2, 'got something\n']);
+  assert.is((await pieces.next()).done, true);
+  assert.equal(await stream.ended, { exit_code: 7 });
+});
+
+exec('bytes come as they were sent, in both directions', async () => {
+  const bytes = Buffer.alloc(1_500_000, Buffer.from('\x00\xff\x80FK\x02\x00{', 'latin1'));
+  const stream = open({ args: ['cat'], stdin: true });
+  await stream.opened;
+  const written = stream.write(bytes).then(() => stream.end());
+  const parts: Uint8Array[] = [];
+  for await (const { data } of stream) parts.push(data);
+  await written;
+  assert.ok(Buffer.concat(parts).equals(bytes));
+});
+
+exec('environment, directory and user', async () => {
+  const script = 'echo $WHAT $PWD $HOME; id -un; id -gn';
+  const ran = await all(open({ args: ['sh', '-c', script], env: { WHAT: 'this' }, cwd: '/tmp', user: 'nobody' }));
+  assert.is(ran.stdout, 'this /tmp /nonexistent\nnobody\nnogroup\n');
+  const numbers = await all(open({ args: ['id', '-u'], user: '1234:77' }));
+  assert.is(numbers.stdout, '1234\n');
+  const refusal = async (options: RunOptions): Promise<string> =>
+    open(options).ended.then(
+      () => '',
+      (error: Error) => error.message,
+    );
+  assert.match(await refusal({ args: ['true'], user: 'nosuch' }), "no user 'nosuch'");
+  assert.match(await refusal({ args: ['no-such-program'] }), 'FileNotFoundError');
+});
+
+exec('signals reach the program; a closed stream ends it', async () => {
+  const trapped = open({
+    args: ['sh', '-c', 'trap "echo caught; exit 3" USR1; echo ready; while :; do sleep 0.05; done'],
+  });
+  const pieces = trapped[Symbol.asyncIterator]();
+  await until(pieces, 'ready');
+  await trapped.control({ signal: 'USR1' });
+  await until(pieces, 'caught');
+  assert.is((await trapped.ended).exit_code, 3);
+  const closed = open({ args: ['sleep', '100'] });
+  await closed.opened;
+  closed.close();
+  assert.is((await closed.ended).exit_code, -9);
+});
+
+exec('a timeout ends all that the program started', async () => {
+  const script = 'setsid sleep 54321 & echo begun; sleep 54321';
+  const late = await all(open({ args: ['sh', '-c', script], timeout: 0.5 }));
+  assert.equal([late.stdout, late.exit_code, late.timed_out], ['begun\n', -9, true]);
+  const { stdout } = await all(open({ args: ['sh', '-c', 'pgrep -f "sleep 54321" | wc -l'] }));
+  // The shell that asks has it in its own command line.
+  assert.is(stdout, '1\n');
+});
+
+exec('a program in the background that holds the output does not hold up the end', async () => {
+  const began = performance.now();
+  const { stdout, exit_code } = await all(open({ args: ['sh', '-c', 'sleep 30 & echo done'] }));
+  assert.equal([stdout, exit_code], ['done\n', 0]);
+  assert.ok(performance.now() - began < 20_000);
+});
+
+exec('a terminal, of the size that is asked for, then another', async () => {
+  const stream = open({
+    args: ['sh', '-c', 'stty -echo; tty; stty size; read x; stty size; read y'],
+    tty: true,
+    stdin: true,
+    rows: 33,
+    cols: 99,
+  });
+  const pieces = stream[Symbol.asyncIterator]();
+  const first = await until(pieces, '33 99\r\n');
+  assert.match(first, '/dev/pts/');
+  await stream.control({ rows: 50, cols: 120 });
+  await stream.write(Buffer.from('\n'));
+  await until(pieces, '50 120\r\n');
+  // What a user types to interrupt.
+  await stream.write(Buffer.from('\x03'));
+  assert.is((await all(stream)).exit_code, -2);
+});
+
+exec('who floods waits, and nobody else does', async () => {
+  const window = 65_536;
+  const id = nextCallId();
+  let bytes = 0;
+  let full = () => undefined;
+  const filled = new Promise<void>((resolve) => {
+    full = () => void resolve();
+  });
+  const ended = new Promise<Record<string, unknown>>((resolve, reject) => {
+    child.agent.attach(id, {
+      take: (frame) => {
+        if (frame.type === FrameType.data) bytes += frame.payload.length - 1;
+        if (bytes >= window) full();
+        if (frame.type === FrameType.reply) resolve(parsePayload(frame));
+        return frame.type === FrameType.reply;
+      },
+      fail: reject,
+    });
+  });
+  child.agent.send(encodeRequest(id, { action: 'run', args: ['yes'], window }));
+  await filled;
+  // Nothing more comes, however long it goes on: these answers come after whatever it would have sent.
+  for (let i = 0; i < 3; i++) assert.is((await engine.eval(child.id, '6 * 7')).result, '42');
+  assert.is((await engine.exec(child.id, ['echo', 'beside'])).stdout, 'beside\n');
+  assert.is(bytes, window);
+  child.agent.closeStream(id);
+  assert.is((await ended)['exit_code'], -9);
+});
+
+exec('in the background, heard later', async () => {
+  const script = 'echo early; read line; echo "late $line"; exit 4';
+  const request = { action: 'run' as const, detach: true as const, args: ['sh', '-c', script], stdin: true };
+  const { run = 0 } = await engine.ask<PlainReply>(child.id, request);
+  const listed = async () =>
+    (await engine.ask<PlainReply>(child.id, { action: 'runs' })).runs?.find((one) => one.run === run);
+  assert.equal([(await listed())?.exit_code, (await listed())?.attached], [null, false]);
+  const first = engine.stream(child.id, { action: 'attach', run });
+  const heard = first[Symbol.asyncIterator]();
+  await until(heard, 'early\n');
+  first.close();
+  // It lives on, and the next to attach hears the rest.
+  const second = engine.stream(child.id, { action: 'attach', run });
+  await second.opened;
+  await second.write(Buffer.from('word\n'));
+  const { stdout, exit_code } = await all(second);
+  assert.equal([stdout, exit_code], ['late word\n', 4]);
+  assert.is(await listed(), undefined);
+});
+
+exec('a child that is copied while it streams: the copy is clean, the streams go on', async () => {
+  const stream = open({ args: ['cat'], stdin: true });
+  await stream.opened;
+  const bytes = Buffer.alloc(2_000_000, 'x');
+  let got = 0;
+  const reading = (async () => {
+    for await (const { data } of stream) got += data.length;
+  })();
+  const writing = stream.write(bytes).then(() => stream.end());
+  // What ends the VM ends both: why is told below.
+  for (const one of [reading, writing]) one.catch(() => undefined);
+  const { template } = await engine.branch(child.id);
+  const { sandboxes, failures } = await engine.forkFrom(template, { n: 1 });
+  assert.equal(failures, []);
+  const [copy] = sandboxes as [Sandbox];
+  assert.is((await engine.eval(copy.id, '1 + 1')).result, '2');
+  const echoed = await engine.execStream(copy.id, { args: ['echo', 'copy'] });
+  assert.is((await all(echoed)).stdout, 'copy\n');
+  await Promise.all([reading, writing]).catch(async (error) => {
+    throw await child.explain(error);
+  });
+  assert.is(got, bytes.length);
+  await engine.kill([copy]);
+  await engine.retire(template);
+});
+
+exec('the command line: output, input, exit code', async () => {
+  const env = { XDG_DATA_HOME: sharedData() };
+  const ran = await forkd(
+    ['exec', '-e', 'A=b', '-w', '/tmp', child.id, '--', 'sh', '-c', 'echo $A $PWD; echo bad >&2; exit 5'],
+    { env },
+  );
+  assert.equal([ran.stdout, ran.stderr, ran.code], ['b /tmp\n', 'bad\n', 5]);
+  const fed = await start('sh', ['-c', `echo fed | "${process.execPath}" "${CLI}" exec -i ${child.id} -- cat`], { env })
+    .ended;
+  assert.equal([fed.stdout, fed.code], ['fed\n', 0]);
+  const late = await forkd(['exec', '--timeout-secs', '1', child.id, '--', 'sleep', '100'], { env });
+  assert.is(late.code, 1);
+  assert.match(late.stderr, 'did not end within 1 s');
+  const { stdout: number } = await forkd(['exec', '-d', child.id, '--', 'sh', '-c', 'echo there; exit 6'], { env });
+  assert.match((await forkd(['ps', child.id], { env })).stdout, new RegExp(`^RUN .*\n${number.trim()} `));
+  const attached = await forkd(['attach', child.id, number.trim()], { env });
+  assert.equal([attached.stdout, attached.code], ['there\n', 6]);
+});
+
+exec('the command line on a terminal', async () => {
+  // A terminal of our own, made by Python; its size and its keys are those of the program in the guest.
+  const script = `
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', 41, 123, 0, 0))
+out = b''
+while b'# ' not in out: out += os.read(fd, 4096)
+os.write(fd, b'stty size; exit 9\\n')
+try:
+    while True:
+        data = os.read(fd, 4096)
+        if not data: break
+        out += data
+except OSError: pass
+print(out.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+`;
+  const args = ['-c', script, process.execPath, CLI, 'exec', '-it', child.id, '--', 'bash', '--norc'];
+  const { stdout, code } = await start('python3', args, { env: { XDG_DATA_HOME: sharedData() } }).ended;
+  assert.match(stdout, '41 123');
+  assert.is(code, 9);
+});
+
+exec.run();
