@@ -29,8 +29,10 @@ const EVAL = { code: FIRST_EVAL };
 const WARM_CALLS = 50;
 /** Requests under way at once where sandboxes are killed. */
 const KILLERS = 8;
-/** Between two spawns: spares are made anew, and what died is cleared away. */
-const REST_MS = 60;
+/** Between two spawns: what died is cleared away. */
+const REST_MS = 20;
+/** Longest that spares may take to be made anew. */
+const FILL_MS = 10_000;
 
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -60,7 +62,23 @@ const evaluate = async (daemon: BenchDaemon, id: string): Promise<void> => {
   daemon.expect(reply === undefined || reply.result === FIRST_ANSWER, `eval answered ${reply?.result}`);
 };
 
-const spawns = async (engine: Engine, daemon: BenchDaemon, n: number, count: number): Promise<Both> => {
+/** A spawn that comes while spares are made waits for them: neither side is to be measured so. */
+const rested = async (spares: number, have: () => Promise<number>): Promise<void> => {
+  await pause(REST_MS);
+  for (const end = performance.now() + FILL_MS; (await have()) < spares && performance.now() < end; )
+    await pause(REST_MS);
+};
+
+const sparesOf = async (daemon: BenchDaemon): Promise<number> =>
+  Number(/^forkd_spares (\d+)$/m.exec((await daemon.text('GET', '/metrics')) ?? '')?.[1] ?? 0);
+
+interface Sides {
+  engine: Engine;
+  daemon: BenchDaemon;
+  spares: number;
+}
+
+const spawns = async ({ engine, daemon, spares }: Sides, n: number, count: number): Promise<Both> => {
   const both: Both = { direct: [], rest: [] };
   for (let i = 0; i < count; i++) {
     await timed(both.direct, async () => {
@@ -68,13 +86,13 @@ const spawns = async (engine: Engine, daemon: BenchDaemon, n: number, count: num
       daemon.expect(failures.length === 0, `${failures.length} of ${n} children failed`);
     });
     await engine.kill(engine.sandboxes);
-    await pause(REST_MS);
+    await rested(spares, async () => engine.state().spares);
     let ids: string[] = [];
     await timed(both.rest, async () => {
       ids = await spawn(daemon, n);
     });
     await kill(daemon, ids);
-    await pause(REST_MS);
+    await rested(spares, () => sparesOf(daemon));
   }
   return both;
 };
@@ -189,10 +207,11 @@ const trial = async (parameters: Parameters): Promise<Trial> => {
   } = parameters as Record<string, number>;
   const engine = new Engine({ resident: true, eager: true, spares: spares as number });
   const daemon = await BenchDaemon.start(['--eager', '--spares', String(spares), '--log-level', 'warn']);
+  const sides = { engine, daemon, spares: spares as number };
   try {
-    await spawns(engine, daemon, 1, 3);
-    const spawn1 = await spawns(engine, daemon, 1, singles as number);
-    const fan = await spawns(engine, daemon, n as number, fans as number);
+    await spawns(sides, 1, 3);
+    const spawn1 = await spawns(sides, 1, singles as number);
+    const fan = await spawns(sides, n as number, fans as number);
     const called = await calls(engine, daemon, count as number);
     await engine.close();
     const evals = await load(daemon, sandboxes as number, load_secs as number);
@@ -217,7 +236,7 @@ export const daemonBench: Bench<Trial> = {
   name: 'daemon',
   description:
     'What the daemon adds, load from a second process over its Unix socket. Each pair is measured in turns with an engine in that process, ' +
-    'with templates and spares of its own. spawn1_ratio, spawnN_ratio: POST /v1/sandboxes until 201 with the children ready over ' +
+    'with a template and spares of its own, all of which are there again before the next spawn. spawn1_ratio, spawnN_ratio: POST /v1/sandboxes until 201 with the children ready over ' +
     'Engine.fork, p50. *_overhead_ms: a call through REST less the same call by the engine, p50. evals_per_s: a caller for each of ' +
     '`sandboxes`. many: so many sandboxes spawned at once, listed, scraped and killed. cycles: spawn and kill, and what the daemon has grown by. ' +
     'errors: answers that were not 2xx or were wrong.',

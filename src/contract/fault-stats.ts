@@ -41,3 +41,24 @@ export const faultLatenciesNs = (stats: BigInt64Array): number[] => {
   const { answered } = faultCounts(stats);
   return [...stats.subarray(FAULT_COUNTERS.length)].slice(0, answered).map(Number);
 };
+
+/** Takes latencies out as they come, each once. Of more than the ring keeps between two looks, the oldest are lost. */
+export class FaultTimes {
+  #taken = 0;
+
+  constructor(readonly stats: BigInt64Array) {}
+
+  takeNs(): number[] {
+    const ring = this.stats.length - FAULT_COUNTERS.length;
+    const answered = Number(Atomics.load(this.stats, FAULT_COUNTERS.indexOf('answered')));
+    const taken: number[] = [];
+    this.#taken = Math.max(this.#taken, answered - ring);
+    for (; this.#taken < answered; this.#taken++) {
+      const ns = Atomics.exchange(this.stats, FAULT_COUNTERS.length + (this.#taken % ring), 0n);
+      // Its thread has counted it and not written it yet.
+      if (ns === 0n) break;
+      taken.push(Number(ns));
+    }
+    return taken;
+  }
+}

@@ -457,8 +457,9 @@ export class Engine {
   }
 
   /** For metrics. */
-  state(): { templates: number; threads: number; waiting: number } {
-    return { templates: this.#templates.count + this.#branches.size, ...this.pool.state };
+  state(): { templates: number; spares: number; threads: number; waiting: number } {
+    const { count, spares } = this.#templates;
+    return { templates: count + this.#branches.size, spares, ...this.pool.state };
   }
 
   #hostState(hasTemplate: boolean): HostState {

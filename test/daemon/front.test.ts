@@ -1,6 +1,6 @@
 /** What stands in front of the routes of a real daemon: TLS, and how many requests and connections there may be. No VM is needed. */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, utimesSync, writeFileSync } from 'node:fs';
 import { Agent as HttpAgent, get } from 'node:http';
 import { connect as connectTcp, type Socket } from 'node:net';
 import { join } from 'node:path';
@@ -44,8 +44,12 @@ while True:
     print(s.recv(4096).decode().replace(chr(10), ' '), flush=True)
 `;
 let manager: Running;
+/** As a killed command of the reference leaves it. */
+const leftover = join(world.env.TMPDIR, 'forkd-unpack-1');
 
 front.before(async () => {
+  mkdirSync(leftover);
+  utimesSync(leftover, 1, 1);
   manager = start('python3', ['-c', LISTEN, file('notify.sock')]);
   await manager.says('bound');
   for (const which of ['cert', 'key'] as const) copyFileSync(mine[which], file(`served.${which}`));
@@ -65,6 +69,11 @@ front.after(async () => {
 });
 
 const secure = () => `https://127.0.0.1:${port}`;
+
+front('what a killed run left behind goes when it starts, and it says so', () => {
+  assert.not(existsSync(leftover));
+  assert.match(daemon.said, /removed work dir \S+forkd-unpack-1 /);
+});
 
 /** What the daemon shows to someone who would believe anybody. */
 const shown = (): Promise<DetailedPeerCertificate> =>

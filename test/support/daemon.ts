@@ -7,6 +7,8 @@ export interface TestDaemon {
   pid: number;
   url: string;
   socketPath: string;
+  /** What it had said by the time it listened. */
+  said: string;
   /** Ends it and everything it made; resolves to its exit code. */
   stop(): Promise<number | null>;
 }
@@ -25,5 +27,5 @@ export const startDaemon = async (world: World, args: string[] = []): Promise<Te
     return (await running.ended).code;
   };
   const port = /listening on port (\d+)/.exec(said)?.[1];
-  return { pid: running.pid, url: `http://127.0.0.1:${port}`, socketPath, stop };
+  return { pid: running.pid, url: `http://127.0.0.1:${port}`, socketPath, said, stop };
 };

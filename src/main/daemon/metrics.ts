@@ -1,6 +1,8 @@
 /** Prometheus metrics: the reference's names, then what it lacks. The only file that knows prom-client. */
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry as Prometheus } from 'prom-client';
 import type { Engine } from '../engine.js';
+import { takeFaultTimes } from '../memory/lazy.js';
+import type { Events } from './events.js';
 import { memoryOf } from './memory.js';
 import type { Registry } from './registry.js';
 import type { Slots } from './slots.js';
@@ -9,6 +11,9 @@ import type { Snapshots } from './snapshots.js';
 /** Seconds. A hot fork takes milliseconds, a cold restore under emulation seconds. */
 const FORK_BUCKETS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30];
 const CALL_BUCKETS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300];
+/** A chunk that is in the page cache takes about 0.1 ms, one from a disk milliseconds. */
+const FAULT_BUCKETS = [0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1];
+const ENDS = ['deleted', 'died', 'expired'] as const;
 const PAUSE_BUCKETS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5];
 
 export interface Sources {
@@ -16,6 +21,7 @@ export interface Sources {
   registry: Registry;
   snapshots: Snapshots;
   slots: Slots;
+  events: Events;
   version: string;
 }
 
@@ -26,9 +32,8 @@ export class Metrics {
   readonly call: Histogram<'action'>;
   readonly branchPause: Histogram;
   readonly request: Histogram<'method' | 'route' | 'status'>;
-  readonly ended: Counter<'how'>;
 
-  constructor({ engine, registry, snapshots, slots, version }: Sources) {
+  constructor({ engine, registry, snapshots, slots, events, version }: Sources) {
     const registers = [this.#prometheus];
     const gauge = (name: string, help: string, value: () => number) =>
       new Gauge({
@@ -52,6 +57,7 @@ export class Metrics {
       return registry.list().length - registry.running;
     });
     gauge('forkd_templates', 'Frozen virtual machines that children are forked from.', () => engine.state().templates);
+    gauge('forkd_spares', 'Children that were forked ahead and wait.', () => engine.state().spares);
     gauge('forkd_pool_threads', 'Worker threads.', () => engine.state().threads);
     gauge('forkd_pool_waiting', 'Tasks that wait for a worker.', () => engine.state().waiting);
     new Gauge({
@@ -77,7 +83,28 @@ export class Metrics {
     this.call = histogram('forkd_call_seconds', 'Calls into sandboxes.', CALL_BUCKETS, ['action']);
     this.branchPause = histogram('forkd_branch_pause_seconds', 'How long a branch stopped its source.', PAUSE_BUCKETS);
     this.request = histogram('forkd_http_request_seconds', 'Requests.', CALL_BUCKETS, ['method', 'route', 'status']);
-    this.ended = new Counter({ name: 'forkd_sandboxes_ended_total', help: 'Ends.', labelNames: ['how'], registers });
+    new Histogram({
+      name: 'forkd_fault_seconds',
+      help: 'How long a guest waited for memory that was not loaded yet.',
+      buckets: FAULT_BUCKETS,
+      registers,
+      collect() {
+        for (const ns of takeFaultTimes()) this.observe(ns / 1e9);
+      },
+    });
+    const ended = new Counter<'how'>({
+      name: 'forkd_sandboxes_ended_total',
+      help: 'Sandboxes that were deleted, also by a suspension, that died, and whose time (ttl_secs, idle_secs) was over.',
+      labelNames: ['how'],
+      registers,
+    });
+    for (const how of ENDS) ended.inc({ how }, 0);
+    events.listen(({ kind, action, object, sandbox }) => {
+      if (kind !== 'sandbox') return;
+      if (action === 'died') ended.inc({ how: registry.find(object)?.endedFor === undefined ? 'died' : 'expired' });
+      // A dead one that is deleted has been counted.
+      if (action === 'deleted' && sandbox?.status === 'running') ended.inc({ how: 'deleted' });
+    });
     collectDefaultMetrics({ register: this.#prometheus });
   }
 

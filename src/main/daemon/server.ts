@@ -37,6 +37,7 @@ import { workspaceRoutes } from './routes/workspaces.js';
 import { Slots } from './slots.js';
 import { Snapshots } from './snapshots.js';
 import { certProblem, readTls, type TlsFiles, type TlsPair } from './tls.js';
+import { tidy } from './tidy.js';
 import { Workspaces } from './workspaces.js';
 
 export interface DaemonOptions {
@@ -122,6 +123,7 @@ export class Daemon {
     try {
       await app.ready();
       for (const told of await workspaces.recover()) app.log.warn(told);
+      for (const told of await tidy()) app.log.warn(told);
       await listening(daemon.#tcp, bind);
       await daemon.#listenLocally();
     } catch (error) {
@@ -256,7 +258,7 @@ const makeContext = (engine: Engine, journal: Journal, options: DaemonOptions, l
   const snapshots = new Snapshots(engine.store, events, journal);
   const slots = new Slots(branchConcurrency);
   const registry = new Registry(events, (sandbox) => sandbox.kill());
-  const metrics = new Metrics({ engine, registry, snapshots, slots, version });
+  const metrics = new Metrics({ engine, registry, snapshots, slots, events, version });
   return { engine, registry, snapshots, slots, events, journal, metrics, version, log };
 };
 

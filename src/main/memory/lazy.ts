@@ -5,7 +5,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
-import { faultCounts, type FaultCounts, makeFaultStats } from '../../contract/fault-stats.js';
+import { faultCounts, type FaultCounts, FaultTimes, makeFaultStats } from '../../contract/fault-stats.js';
 import { damageOf } from '../../contract/layer-damage.js';
 import { FILLING, PageMap, PRESENT } from '../../contract/page-map.js';
 import { native } from '../../native/binding.js';
@@ -57,11 +57,25 @@ export const takeLoss = (pid: number): string | undefined => {
   return reason;
 };
 
+/** Times that are kept for `takeFaultTimes`, of each image and of all that have ended: more than a guest of 1 GiB has chunks. */
+const TIMES_MAX = 16_384;
+/** Of images that are whole by now. */
+let endedTimes: number[] = [];
+
+/** How long faults waited for their memory, nanoseconds; each is told once. */
+export const takeFaultTimes = (): number[] => {
+  const times = endedTimes;
+  endedTimes = [];
+  for (const image of serving) times.push(...image.takeTimes());
+  return times;
+};
+
 /** The chunks to load first, or what to do with those that were touched first. */
 export type WorkingSet = { known: Uint32Array } | { record: (chunks: Uint32Array) => void };
 
 export class LazyImage implements GuestMemory {
-  readonly #stats = makeFaultStats();
+  readonly #stats = makeFaultStats(TIMES_MAX);
+  readonly #times = new FaultTimes(this.#stats);
   /** Their count, then the chunks in the order in which they were first touched. */
   readonly #order: Uint32Array;
   readonly #threads: Promise<void>[];
@@ -245,9 +259,14 @@ export class LazyImage implements GuestMemory {
     native.faultStop(this.handle);
     await Promise.all([...this.#threads, ...this.#fills]);
     this.hearFailures();
+    endedTimes = [...endedTimes, ...this.takeTimes()].slice(-TIMES_MAX);
     serving.delete(this);
     native.faultClose(this.handle, this.pages.states);
     native.memoryClose(this.memory);
+  }
+
+  takeTimes(): number[] {
+    return this.#times.takeNs();
   }
 
   hearFailures(): void {

@@ -8,6 +8,8 @@ export const MEMORY_FLOOR_BYTES = 512 * MiB;
 
 interface Resident {
   template: Promise<Template>;
+  /** The same, when it is there. */
+  started?: Template;
   usedAt: number;
 }
 
@@ -16,6 +18,11 @@ export class Templates {
 
   get count(): number {
     return this.#resident.size;
+  }
+
+  /** Children forked ahead that wait. */
+  get spares(): number {
+    return [...this.#resident.values()].reduce((sum, { started }) => sum + (started?.spares?.size ?? 0), 0);
   }
 
   has(manifest: SnapshotManifest): boolean {
@@ -33,10 +40,11 @@ export class Templates {
       await this.#drop(key, known);
       return this.obtain(manifest, start);
     }
-    const resident = { template: start(), usedAt: performance.now() };
+    const resident: Resident = { template: start(), usedAt: performance.now() };
     this.#resident.set(key, resident);
     try {
-      return await resident.template;
+      resident.started = await resident.template;
+      return resident.started;
     } catch (error) {
       if (this.#resident.get(key) === resident) this.#resident.delete(key);
       throw error;
@@ -47,7 +55,7 @@ export class Templates {
   async adopt(manifest: SnapshotManifest, template: Template): Promise<void> {
     const key = keyOf(manifest);
     const known = this.#resident.get(key);
-    this.#resident.set(key, { template: Promise.resolve(template), usedAt: performance.now() });
+    this.#resident.set(key, { template: Promise.resolve(template), started: template, usedAt: performance.now() });
     if (known) await this.#drop(key, known);
   }
 

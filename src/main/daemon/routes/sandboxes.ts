@@ -79,7 +79,6 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     { config: { summary: 'End a sandbox.', replies: { 204: {} } } },
     async ({ params }, reply) => {
       const { sandbox } = registry.take(params.id);
-      metrics.ended.inc({ how: sandbox.state === 'dead' ? 'died' : 'deleted' });
       await engine.kill([sandbox]);
       return reply.code(204).send();
     },
