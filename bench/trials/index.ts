@@ -12,6 +12,7 @@ import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
 import { packBench } from './pack.js';
+import { pullBench } from './pull.js';
 import { wpBench } from './wp-bench.js';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a trial returns is private to its bench
@@ -28,6 +29,7 @@ export const benches: Bench<any>[] = [
   lazyBench,
   chain,
   packBench,
+  pullBench,
   wpBench,
   daemonBench,
 ];

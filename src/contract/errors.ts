@@ -281,6 +281,22 @@ export const catalogue = {
     '{vm}: cannot serve its memory: {reason}',
     'Check that the version of the virtual machine monitor is supported.',
   ),
+  REMOTE_CHANGED: row(
+    409,
+    'what {url} has is not what it had when the snapshot was pulled from it',
+    'Remove the tag with `forkd rmi` and pull it again.',
+  ),
+  RANGES_MISSING: row(
+    502,
+    '{url} does not serve parts of a file',
+    'A lazy pull needs a server with range requests (RFC 9110, 14); pull without --lazy.',
+  ),
+  SNAPSHOT_PARTIAL: row(
+    409,
+    "not all of snapshot '{tag}' is here: it was pulled with --lazy",
+    'Bring the rest with `forkd pull {tag}`.',
+  ),
+  PACK_NOT_LAZY: row(400, "pack '{path}' cannot be started before it is here: {reason}", 'Pull it without --lazy.'),
   MEMORY_LOST: row(
     500,
     '{vm} was ended: a part of its memory cannot be loaded: {reason}',

@@ -11,6 +11,11 @@ export const MEMORY_FILE = 'memory.layer';
 /** Numbers of the chunks that the first children touched, in their order: unsigned, 32 bits, little endian. Not always there. */
 export const WORKING_SET_FILE = 'working-set';
 
+/** There only while a tag that was pulled with --lazy is not whole: where its pack is, and what of it is here. */
+export const REMOTE_FILE = 'remote.json';
+export const ARRIVED_FILE = 'arrived';
+export const BLOCKS_FILE = 'disk.blocks';
+
 /** Raw: a chunk is faulted in from the page cache sooner than it could be decompressed, and equal and zero pages are left out anyway. */
 export const LAYER_ZSTD_LEVEL = 0;
 

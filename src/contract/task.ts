@@ -219,8 +219,13 @@ export interface Tasks {
   decompress: { input: { from: Uint8Array; into: Uint8Array }; output: { bytes: number } };
   /** Which pages of a layer file are also in a disk: runs of [page of the layer, page of the disk, count]. */
   sharedPages: { input: { layerFd: number; diskPath: string }; output: { runs: Uint32Array } };
-  /** Puts such pages back. */
-  fillPages: { input: { runs: Uint32Array; layerPath: string; diskPath: string }; output: object };
+  /** Puts such pages back, and before them what was moved into a file of its own: runs of [offset in the layer, bytes]. */
+  fillPages: {
+    input: { runs: Uint32Array; layerPath: string; diskPath: string; moved: [number, number][]; movedPath: string };
+    output: object;
+  };
+  /** BLAKE3 of each 64 KiB of a disk, 32 bytes each. */
+  diskBlocks: { input: { path: string }; output: { blocks: Uint8Array } };
   /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
 }

@@ -14,6 +14,7 @@ import {
   STREAMS_GENERATION,
 } from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
+import type { Patience } from '../contract/patience.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
@@ -22,7 +23,8 @@ import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
 import type { GuestImage, Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
-import { LoadedSnapshot } from './memory/loaded.js';
+import { canBePartial, LoadedSnapshot } from './memory/loaded.js';
+import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { withParent } from './parent.js';
 import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
@@ -97,6 +99,8 @@ export interface EngineOptions {
   eager?: boolean;
   /** Sandboxes live as long as somebody holds their descriptors (sandbox/keeper.ts), not as long as this process. */
   tied?: boolean;
+  /** With the servers of tags that were pulled lazily. */
+  patience?: Partial<Patience>;
   /** Where the tags are; the user's own directory when absent. */
   snapshotRoot?: string;
 }
@@ -209,14 +213,18 @@ export class Engine {
     options: { hugePages?: boolean; lazy?: boolean; onLoad?: LoadProgress } = {},
   ): Promise<LoadedSnapshot> {
     const { hugePages = false, lazy = false, onLoad } = options;
-    const chain = this.store.hold(parseTag(tag));
+    parseTag(tag);
+    if (this.store.isPartial(tag) && !canBePartial({ lazy, hugePages })) await this.complete(tag);
+    const chain = this.store.hold(tag, { partial: true });
     try {
       await this.#requireFit(chain.manifest);
     } catch (error) {
       chain.close();
       throw error;
     }
-    return LoadedSnapshot.open(chain, this.pool, { hugePages, lazy, ...(onLoad ? { onProgress: onLoad } : {}) });
+    const { patience } = this.options;
+    const more = { ...(onLoad ? { onProgress: onLoad } : {}), ...(patience ? { patience } : {}) };
+    return LoadedSnapshot.open(chain, this.pool, { hugePages, lazy, ...more });
   }
 
   /** Makes one base of a chain, under a new tag. */
@@ -227,6 +235,11 @@ export class Engine {
   /** Reads and checks every chunk of a tag and its ancestors. */
   verify(tag: string): Promise<Verification> {
     return verify(this.store, tag, this.pool);
+  }
+
+  /** Brings the rest of a tag that was pulled with --lazy. Throws what its server makes it throw, SNAPSHOT_BUSY, CANCELLED. */
+  complete(tag: string, hooks: CompleteHooks = {}): Promise<void> {
+    return completeSnapshot(this.store, parseTag(tag), this.pool, hooks);
   }
 
   async #requireFit(manifest: SnapshotManifest): Promise<void> {

@@ -212,6 +212,22 @@ export interface Native {
     stats?: BigInt64Array,
   ): { filled: number; skipped: number; bytes: number; readBytes: number };
 
+  /**
+   * What has arrived of a snapshot that is being fetched (hotfork/arrivals.h): `items` are the chunks of its image and, from `firstBlock` on, the
+   * blocks of 64 KiB of its root disk. memfd_create(2). The descriptors are for VMMs, and belong to the handle, which is valid in every worker.
+   */
+  arrivalsOpen(items: number, firstBlock: number, disk?: number): { handle: number; statesFd: number; asksFd: number };
+  /** Says that items are away (0), here (1) or will not come (2), and wakes who waits for them: futex(2). */
+  arrivalsSettle(arrivals: number, items: Uint32Array, state: 0 | 1 | 2): void;
+  /** All of it is here, for good. */
+  arrivalsWhole(arrivals: number): void;
+  /** The next items that somebody waits for, each once; none after arrivalsClose. The promise does not keep the event loop alive. One at a time. */
+  arrivalsAskedAside(arrivals: number): Promise<Uint32Array>;
+  /** Processes that ended themselves because a block of the disk will not come, since the last call. */
+  arrivalsVictims(arrivals: number): number[];
+  /** Servers that use it go on. False when there is no such handle. */
+  arrivalsClose(arrivals: number): boolean;
+
   /** ioctl(2) UFFDIO_API: the features of userfaultfd(2) that this kernel has for us, e.g. 'event_fork'. Throws EPERM, ENOSYS. */
   uffdFeatures(): string[];
   /**
@@ -226,7 +242,16 @@ export interface Native {
    * verified). With `memory` chunks are put there, and whoever maps the memfd finds them; without, each address space gets copies.
    * `patienceUs`: how long a fault waits for a chunk that another thread is filling before this one fills it too.
    */
-  faultOpen(options: { memory?: number; patienceUs: number } & ({ source: number } | { sourceFd: number })): number;
+  faultOpen(
+    options: { memory?: number; patienceUs: number } & (
+      | {
+          source: number;
+          /** Its files are still being fetched: a chunk is read when its item has arrived, and asked for when somebody waits for it. */
+          arrivals?: number;
+        }
+      | { sourceFd: number }
+    ),
+  ): number;
   /**
    * Takes a process's userfaultfd into service; the descriptors are duplicated. `pidfd`: the process, where the caller knows it. Throws ENOTSUP
    * when it was made without a feature that is needed: thread_id (unless there is a pidfd, and no event_fork), event_remove (without memory).

@@ -7,16 +7,25 @@
 namespace forkd {
 
 ChunkFiller::ChunkFiller(const ChunkReader& reader, const ImageMemory& memory, PageMap states,
-                         FaultStats stats)
+                         FaultStats stats, const Arrivals* arrivals)
     : reader_(reader),
       memory_(memory),
       states_(states),
       stats_(stats),
+      arrivals_(arrivals),
       buffer_(new uint8_t[kServedChunkBytes]) {}
 
 ChunkFiller::Result ChunkFiller::Fill(uint64_t chunk, bool take_over, ChunkError* error) {
   int32_t& state = states_[chunk];
   if (std::atomic_ref<int32_t>(state).load(std::memory_order_acquire) == kPresent) return Result::kPresent;
+  if (arrivals_ && !reader_.IsZero(chunk)) {
+    uint32_t arrival = arrivals_->State(static_cast<uint32_t>(chunk));
+    if (arrival == ARRIVAL_AWAY) return Result::kAway;
+    if (arrival == ARRIVAL_LOST) {
+      *error = {{}, "it could not be fetched"};
+      return Result::kFailed;
+    }
+  }
   Claim claim(state);
   if (claim.Held()) {
     Result result = Load(chunk, error);

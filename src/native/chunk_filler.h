@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 
+#include "arrivals.h"
 #include "chunk_reader.h"
 #include "fault_stats.h"
 #include "image_memory.h"
@@ -16,13 +17,16 @@ namespace forkd {
 // verified before anyone can see it.
 class ChunkFiller {
  public:
-  ChunkFiller(const ChunkReader& reader, const ImageMemory& memory, PageMap states, FaultStats stats);
+  // `arrivals`: of an image that is still being fetched, whose chunks are its first items; null otherwise.
+  ChunkFiller(const ChunkReader& reader, const ImageMemory& memory, PageMap states, FaultStats stats,
+              const Arrivals* arrivals);
 
   enum class Result {
     kFilled,   // by this call
     kZero,     // so it was left a hole
     kPresent,  // it was there
     kBusy,     // another thread is filling it
+    kAway,     // it has not been fetched yet
     kFailed,   // see the error; the chunk is absent again
   };
   // `take_over`: fill it even if another thread says that it is doing so. That thread may have ended, or be
@@ -37,6 +41,7 @@ class ChunkFiller {
   const ImageMemory& memory_;
   PageMap states_;
   FaultStats stats_;
+  const Arrivals* arrivals_;
   std::unique_ptr<uint8_t[]> buffer_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "addon.h"
 #include "args.h"
+#include "arrivals.h"
 #include "error.h"
 #include "fault_server.h"
 #include "handles.h"
@@ -82,8 +83,17 @@ Napi::Value FaultOpen(const Napi::CallbackInfo& info) {
     args.Refuse("memory", "a memory of at least the size of the image");
     return {};
   }
+  std::shared_ptr<Arrivals> arrivals;
+  if (!options.Get("arrivals").IsUndefined()) {
+    arrivals = FindArrivals(args.ToInt(options.Get("arrivals"), "arrivals", 1, INT32_MAX));
+    if (!arrivals || arrivals->items() < reader->chunks()) {
+      args.Refuse("arrivals", "a handle of arrivalsOpen, with an item for each chunk");
+      return {};
+    }
+  }
   std::shared_ptr<FaultServer> server;
-  error = FaultServer::Open(std::move(reader), std::move(memory), int64_t{patience_us} * 1000, &server);
+  error = FaultServer::Open(std::move(reader), std::move(memory), int64_t{patience_us} * 1000,
+                            std::move(arrivals), &server);
   if (error) return ThrowSysError(info.Env(), error);
   return Napi::Number::New(info.Env(), Servers().Add(std::move(server)));
 }
@@ -179,11 +189,15 @@ constexpr size_t kFailedMax = 16;
 
 void FillAll(FaultServer& server, const FaultServer::Shared& shared, std::span<const uint32_t> chunks,
              Filled* result) {
-  ChunkFiller filler(server.reader(), *server.memory(), shared.states, shared.stats);
+  ChunkFiller filler(server.reader(), *server.memory(), shared.states, shared.stats, server.arrivals());
   for (uint32_t chunk : chunks) {
     if (server.stopped()) return;
     ChunkError error;
-    switch (filler.Fill(chunk, false, &error)) {
+    ChunkFiller::Result done;
+    while ((done = filler.Fill(chunk, false, &error)) == ChunkFiller::Result::kAway && !server.stopped()) {
+      server.arrivals()->WaitBriefly(chunk);
+    }
+    switch (done) {
       case ChunkFiller::Result::kFilled:
       case ChunkFiller::Result::kZero:
         result->filled++;
@@ -237,7 +251,7 @@ Napi::Value FaultFill(const Napi::CallbackInfo& info) {
   std::span<uint32_t> chunks = ChunksOf(args, server.get(), 3);
   if (!args.Ok()) return {};
 
-  ChunkFiller filler(server->reader(), *server->memory(), shared.states, shared.stats);
+  ChunkFiller filler(server->reader(), *server->memory(), shared.states, shared.stats, server->arrivals());
   double filled = 0, skipped = 0;
   for (uint32_t chunk : chunks) {
     if (server->stopped()) break;

@@ -21,6 +21,8 @@ constexpr uint64_t kKickMark = 1;
 
 // How soon to look again at a chunk that another thread is filling: about as long as filling one takes.
 constexpr int64_t kLookAgainNs = 30'000;
+// The same for one that is being fetched from another machine.
+constexpr int64_t kLookFarNs = 300'000;
 // An unmapping or a move may cross with a fault. More than this is a VMM that registered what it did not
 // name.
 constexpr int kStraysMax = 1000;
@@ -34,8 +36,10 @@ void Ring(const UniqueFd& eventfd) {
 }  // namespace
 
 SysError FaultServer::Open(std::shared_ptr<ChunkReader> reader, std::shared_ptr<ImageMemory> memory,
-                           int64_t patience_ns, std::shared_ptr<FaultServer>* server) {
-  std::shared_ptr<FaultServer> made(new FaultServer(std::move(reader), std::move(memory), patience_ns));
+                           int64_t patience_ns, std::shared_ptr<Arrivals> arrivals,
+                           std::shared_ptr<FaultServer>* server) {
+  std::shared_ptr<FaultServer> made(
+      new FaultServer(std::move(reader), std::move(memory), patience_ns, std::move(arrivals)));
   made->epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
   if (!made->epoll_.Valid()) return SysError::Last("epoll_create1");
   for (auto [fd, mark] : {std::pair{&made->stop_, kStopMark}, {&made->kick_, kKickMark}}) {
@@ -231,7 +235,8 @@ class FaultServer::Worker {
   Worker(FaultServer& server, const Shared& shared)
       : server_(server), shared_(shared), buffer_(server.memory_ ? nullptr : new uint8_t[kServedChunkBytes]) {
     if (server.memory_) {
-      filler_ = std::make_unique<ChunkFiller>(*server.reader_, *server.memory_, shared.states, shared.stats);
+      filler_ = std::make_unique<ChunkFiller>(*server.reader_, *server.memory_, shared.states, shared.stats,
+                                              server.arrivals_.get());
     }
   }
 
@@ -285,6 +290,10 @@ class FaultServer::Worker {
         break;
       case Answer::kLater:
         fault.retry_ns = MonotonicNs() + kLookAgainNs;
+        server_.Defer(std::move(fault));
+        break;
+      case Answer::kFar:
+        fault.retry_ns = MonotonicNs() + kLookFarNs;
         server_.Defer(std::move(fault));
         break;
       case Answer::kGone:
@@ -346,6 +355,9 @@ class FaultServer::Worker {
           shared_.stats.Add(FaultStats::kWaited, 1);
         }
         return Answer::kLater;
+      case ChunkFiller::Result::kAway:
+        server_.arrivals_->Ask(static_cast<uint32_t>(chunk_));
+        return Answer::kFar;
       case ChunkFiller::Result::kFailed:
         break;
     }

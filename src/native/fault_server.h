@@ -30,9 +30,10 @@ namespace forkd {
 class FaultServer {
  public:
   // With `memory` chunks are put there and the faulting mappings of it find them. Without, each address space
-  // gets copies of its own.
+  // gets copies of its own. `arrivals`: of an image that is still being fetched, null otherwise.
   static SysError Open(std::shared_ptr<ChunkReader> reader, std::shared_ptr<ImageMemory> memory,
-                       int64_t patience_ns, std::shared_ptr<FaultServer>* server);
+                       int64_t patience_ns, std::shared_ptr<Arrivals> arrivals,
+                       std::shared_ptr<FaultServer>* server);
 
   // Takes a userfaultfd into service. The regions lie inside the image.
   SysError Adopt(Uffd uffd, Regions regions, UniqueFd pidfd);
@@ -63,14 +64,19 @@ class FaultServer {
 
   const ChunkReader& reader() const { return *reader_; }
   const ImageMemory* memory() const { return memory_.get(); }
+  const Arrivals* arrivals() const { return arrivals_.get(); }
   bool stopped() const { return stopped_; }
 
  private:
   class Worker;
-  enum class Answer { kDone, kLater, kGone, kFailed };
+  enum class Answer { kDone, kLater, kFar, kGone, kFailed };
 
-  FaultServer(std::shared_ptr<ChunkReader> reader, std::shared_ptr<ImageMemory> memory, int64_t patience_ns)
-      : reader_(std::move(reader)), memory_(std::move(memory)), patience_ns_(patience_ns) {}
+  FaultServer(std::shared_ptr<ChunkReader> reader, std::shared_ptr<ImageMemory> memory, int64_t patience_ns,
+              std::shared_ptr<Arrivals> arrivals)
+      : reader_(std::move(reader)),
+        memory_(std::move(memory)),
+        patience_ns_(patience_ns),
+        arrivals_(std::move(arrivals)) {}
 
   SysError Add(std::shared_ptr<FaultContext> context);
   void Remove(uint64_t id);
@@ -87,6 +93,7 @@ class FaultServer {
   const std::shared_ptr<ChunkReader> reader_;
   const std::shared_ptr<ImageMemory> memory_;
   const int64_t patience_ns_;
+  const std::shared_ptr<Arrivals> arrivals_;
   UniqueFd epoll_, stop_, kick_;
   std::atomic<bool> stopped_ = false;
   std::atomic<int> serving_ = 0;

@@ -3,6 +3,7 @@ import type { MessagePort } from 'node:worker_threads';
 import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
 import { serveMemory } from './roles/memory.js';
+import { serveRemote } from './roles/remote.js';
 import { awaken } from './tasks/awaken.js';
 import { boot } from './tasks/boot.js';
 import { call } from './tasks/call.js';
@@ -10,7 +11,7 @@ import { compact } from './tasks/compact.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
-import { fillPages, sharedPages } from './tasks/pages.js';
+import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { saveCopy } from './tasks/save-copy.js';
@@ -29,6 +30,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   compress,
   copy,
   decompress,
+  diskBlocks,
   fillPages,
   hash,
   hotfork,
@@ -49,13 +51,13 @@ export interface Job<T extends TaskName = TaskName> {
 
 /** A role stays with its port until it is told to stop; a task is one bounded step. */
 export interface RoleJob {
-  role: 'memory';
+  role: 'memory' | 'remote';
   port: MessagePort;
 }
 
 export default async <T extends TaskName>(job: Job<T> | RoleJob): Promise<Outcome<T> | undefined> => {
   if ('role' in job) {
-    await serveMemory(job.port);
+    await (job.role === 'memory' ? serveMemory(job.port) : serveRemote(job.port));
     return undefined;
   }
   const { task, input, port } = job;

@@ -4,14 +4,19 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, w
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { FileDigest } from '../../src/contract/snapshot.js';
-import { Http, type Patience, redirectedTo } from '../../src/main/http/client.js';
+import { Http, type Patience, redirectedTo } from '../../src/http/client.js';
+import { compressFrames, decompressFrames } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
+import { type LazyPullRequest, pullLazy } from '../../src/main/hub/pull-lazy.js';
 import { type PullHooks, type PullRequest, pull, pullsDir } from '../../src/main/hub/pull.js';
 import { push } from '../../src/main/hub/push.js';
+import { Pieces } from '../../src/main/hub/tar-writer.js';
+import { completeSnapshot } from '../../src/main/memory/complete.js';
 import { findPackage } from '../../src/main/hub/registry.js';
 import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
@@ -434,6 +439,121 @@ transfer('the commands: pull, a part that cleanup finds, push, and mistakes', as
     ['push', 'ftp://x', '--tag', 'base'],
   ])
     assert.is((await forkd(args, { env })).code, 2, args.join(' '));
+});
+
+/** The pack with one byte changed, its manifest and its frames as sound as before. */
+const tampered = async (find: (content: Buffer) => number): Promise<Buffer> => {
+  const parts: Buffer[] = [];
+  for await (const part of decompressFrames(Readable.from([good]), pool)) parts.push(Buffer.from(part));
+  const content = Buffer.concat(parts);
+  const at = find(content);
+  assert.ok(at > 0);
+  content[at] = (content[at] as number) ^ 1;
+  const frames: Buffer[] = [];
+  await compressFrames(new Pieces([content]), { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
+  return Buffer.concat(frames);
+};
+
+/** `made`, or why not; `complete` then says `whole`, or why not. */
+const lazily = async (url: string, more: Omit<LazyPullRequest, 'url'> = {}): Promise<string> =>
+  withHttp((http) => pullLazy(http, target, { ...more, url: new URL(url) })).then(
+    () => 'made',
+    (error: ForkdError) => {
+      assert.equal([target.tags(), target.abandoned()], [[], []]);
+      return `${error.code} ${error.message}`;
+    },
+  );
+
+const complete = (): Promise<string> =>
+  completeSnapshot(target, 'base', pool, { patience: PATIENCE }).then(
+    () => 'whole',
+    (error: ForkdError) => {
+      assert.ok(target.isPartial('base'));
+      return `${error.code} ${error.message}`;
+    },
+  );
+
+transfer('a lazy pull makes a tag of holes, which what is fetched fills', async () => {
+  let fails = false;
+  await withServer(
+    (request, response, count) => {
+      // One part of the disk comes through.
+      if (fails && count > 2) response.destroy();
+      else sendFile(request, response, good);
+    },
+    async ({ url }) => {
+      assert.is(await lazily(url, { trusted: [signer.publicKey] }), 'made');
+      const { rootfs } = target.manifest('base');
+      assert.ok(statSync(rootfs).blocks * 512 < 10_000, 'the disk is a hole');
+      assert.is(
+        await Promise.resolve()
+          .then(() => target.hold('base'))
+          .then(
+            () => 'held',
+            (error: ForkdError) => error.code,
+          ),
+        'SNAPSHOT_PARTIAL',
+      );
+      fails = true;
+      assert.match(await complete(), /^HUB_UNREACHABLE/);
+      const before = statSync(rootfs).blocks;
+      fails = false;
+      assert.is(await complete(), 'whole');
+      assert.ok(before < statSync(rootfs).blocks);
+      assert.equal(readFileSync(rootfs), readFileSync(join(root, 'disk')));
+      assert.is(target.manifest('base').memory_root, store.manifest('base').memory_root);
+      assert.equal(readdirSync(target.dir('base')).sort(), [
+        'initrd',
+        'kernel',
+        'memory.layer',
+        'rootfs.ext4',
+        'snapshot.json',
+        'vmstate',
+      ]);
+      target.remove('base');
+    },
+  );
+});
+
+transfer('a lazy pull is refused where it cannot be, and what is not what it was is not taken', async () => {
+  const from = <T>(content: Buffer, use: (url: string) => Promise<T>): Promise<T> =>
+    withServer(
+      (request, response) => sendFile(request, response, content),
+      ({ url }) => use(url),
+    );
+  await withServer(
+    (_, response) => void response.end(good),
+    async ({ url }) => assert.match(await lazily(url), /^RANGES_MISSING/),
+  );
+  await from(good, async (url) => {
+    assert.match(await lazily(url, { sha256 }), /^PACK_NOT_LAZY .*SHA-256/);
+    const other = generateKeyPairSync('ed25519').publicKey;
+    assert.match(await lazily(url, { trusted: [other] }), /^PACK_UNTRUSTED/);
+  });
+  const encrypted = Buffer.concat([Buffer.from('age-encryption.org/v1\n'), randomBytes(1000)]);
+  assert.match(await from(encrypted, (url) => lazily(url)), /^PACK_NOT_LAZY .*encrypted/);
+  assert.match(await from(good.subarray(0, -1), (url) => lazily(url)), /^PACK_INVALID .*seek table/);
+  assert.match(await from(randomBytes(100), (url) => lazily(url)), /^PACK_INVALID/);
+  for (const [find, reason] of [
+    [(content: Buffer) => content.length - 1_000_000, /^PACK_INVALID .*block \d+ of its disk/],
+    [(content: Buffer) => content.indexOf(Buffer.alloc(4096, 1)) + 9, /^PACK_INVALID .*chunk 0 of its memory/],
+  ] as const) {
+    await from(await tampered(find), async (url) => {
+      assert.is(await lazily(url, { trusted: [signer.publicKey] }), 'made');
+      assert.match(await complete(), reason);
+      target.remove('base');
+    });
+  }
+  let etag = '"one"';
+  await withServer(
+    (request, response) => sendFile(request, response, good, etag),
+    async ({ url }) => {
+      assert.is(await lazily(url), 'made');
+      etag = '"two"';
+      assert.match(await complete(), /^REMOTE_CHANGED/);
+      target.remove('base');
+    },
+  );
 });
 
 transfer.run();

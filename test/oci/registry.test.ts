@@ -7,7 +7,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { FileDigest } from '../../src/contract/snapshot.js';
-import { Http } from '../../src/main/http/client.js';
+import { Http } from '../../src/http/client.js';
 import { pullsDir } from '../../src/main/hub/pull.js';
 import { blobsDir, buildRootfs } from '../../src/main/oci/rootfs.js';
 import { Pool } from '../../src/main/pool.js';

@@ -45,14 +45,16 @@ export const serve = async (answer: Answerer): Promise<WebServer> => {
 
 /** Bytes as a well-behaved server sends them: with ranges, and one ETag for one content. */
 export const sendFile = ({ headers }: Heard, response: ServerResponse, content: Buffer, etag = '"one"'): void => {
-  const from = Number(/^bytes=(\d+)-$/.exec(headers.range ?? '')?.[1] ?? 0);
+  const [, first = '0', last = ''] = /^bytes=(\d+)-(\d*)$/.exec(headers.range ?? '') ?? [];
+  const from = Number(first);
+  const to = last === '' ? content.length : Math.min(Number(last) + 1, content.length);
   const wanted = headers.range !== undefined && (headers['if-range'] ?? etag) === etag;
   if (wanted && from >= content.length) {
     response.writeHead(416, { 'content-range': `bytes */${content.length}` }).end();
     return;
   }
-  const part = wanted ? content.subarray(from) : content;
-  const range = { 'content-range': `bytes ${from}-${content.length - 1}/${content.length}` };
+  const part = wanted ? content.subarray(from, to) : content;
+  const range = { 'content-range': `bytes ${from}-${to - 1}/${content.length}` };
   response.writeHead(wanted ? 206 : 200, { 'content-length': part.length, etag, ...(wanted ? range : {}) });
   response.end(part);
 };

@@ -1,11 +1,15 @@
+import { isTag } from '../../contract/names.js';
 import { formatBytes, formatMs } from '../../contract/units.js';
-import { Http, parseUrl } from '../../main/http/client.js';
+import { Http, parseUrl } from '../../http/client.js';
+import { pullLazy } from '../../main/hub/pull-lazy.js';
 import { pull as pullPack } from '../../main/hub/pull.js';
 import { DEFAULT_HUB, findPackage, isPackageName, type PackSource } from '../../main/hub/registry.js';
 import { readIdentities } from '../../main/hub/age.js';
 import { readTrustedKey } from '../../main/hub/signature.js';
 import { isArtifact, parseArtifact, pullArtifact } from '../../main/registry/artifact.js';
 import type { Reference } from '../../main/registry/reference.js';
+import { snapshotsDir } from '../../main/paths.js';
+import { Store } from '../../main/store/store.js';
 import type { Command } from '../command.js';
 import type { Options } from '../options.js';
 import { Bar, line, step, warn } from '../progress.js';
@@ -15,10 +19,12 @@ import { withEngine } from '../with-engine.js';
 export const pull: Command = {
   name: 'pull',
   args: '<target>',
-  description: 'Download a pack and unpack it: from a URL, a registry of images, or OWNER/NAME[@VERSION] from a hub',
+  description:
+    'Download a pack and unpack it: from a URL, a registry of images, or OWNER/NAME[@VERSION] from a hub. Of a TAG that was pulled with --lazy, bring the rest',
   options: [
     ['--tag <TAG>', 'Another name for the snapshot'],
     ['--force', 'Replace an existing tag'],
+    ['--lazy', 'Make the tag at once, and fetch of it what is needed when it is forked'],
     ['--hub <URL>', 'The registry.json that knows OWNER/NAME (FORKD_HUB_URL)'],
     ['--sha256 <HEX>', 'What the pack must hash to, when a URL is given; a hub says it itself'],
     ['--trust <KEY>', 'Take it only if it is signed by this public Ed25519 key in PEM (repeatable: by one of them)'],
@@ -27,12 +33,16 @@ export const pull: Command = {
   ],
   examples: [
     'forkd pull oci://ghcr.io/team/base:v2',
+    'forkd pull --lazy https://example.com/base.forkd-snapshot.tar.zst && forkd fork --tag base -n 10 -- hostname',
     'forkd pull https://example.com/base.forkd-snapshot.tar.zst --trust key.pub',
     'forkd pull team/base@v2 --hub https://example.com/registry.json',
   ],
   run: (options) => {
     const target = options.one('TARGET');
+    if (isTag(target) && new Store(snapshotsDir()).exists(target)) return rest(options, target);
+    const lazy = options.flag('lazy');
     const reference = isArtifact(target) ? parseArtifact(target, 'TARGET', 'pull') : undefined;
+    if (reference && lazy) throw options.wrong('--lazy', 'needs a URL or a hub: a registry has a pack in pieces');
     const find = reference ? undefined : finder(options, target);
     const tag = options.string('tag');
     const trusted = options.strings('trust').map(readTrustedKey);
@@ -53,6 +63,19 @@ export const pull: Command = {
           onProgress: (done: number, total: number) => bar.update(done, Math.max(done, total)),
           onRetry: (reason: string, ms: number) => warn(`${reason}: trying again in ${formatMs(ms)}`),
         };
+        if (find && lazy) {
+          const started = await pullLazy(http, engine.store, { ...(await find(http, signal)), ...request }, hooks);
+          line(
+            `✓ snapshot '${started.tag}' can be forked; ${formatBytes(started.fetched_bytes)} of ${formatBytes(started.bytes)} fetched`,
+          );
+          if (started.working_set_chunks === 0)
+            line(
+              '  nobody forked it before it was packed: what it needs first is not known, and the first fork will be slow',
+            );
+          line(`  the rest comes as it is needed, or with: forkd pull ${started.tag}`);
+          if (options.flag('json')) printJson(started);
+          return 0;
+        }
         const pulled = find
           ? await pullPack(http, engine.store, { ...(await find(http, signal)), ...request }, engine.pool, hooks)
           : await pullArtifact(
@@ -73,6 +96,22 @@ export const pull: Command = {
     });
   },
 };
+
+/** Completes a tag that was pulled with --lazy. */
+const rest = (options: Options, tag: string): Promise<number> =>
+  withEngine(async (engine, signal) => {
+    const bar = new Bar('   ', formatBytes);
+    try {
+      const isPartial = engine.store.isPartial(tag);
+      if (isPartial) await engine.complete(tag, { signal, onProgress: (done, total) => bar.update(done, total) });
+      bar.end();
+      line(`✓ snapshot '${tag}' is ${isPartial ? 'whole' : 'here already'}`);
+      if (options.flag('json')) printJson({ tag, dir: engine.store.dir(tag) });
+      return 0;
+    } finally {
+      bar.end();
+    }
+  });
 
 /** What is wrong in the command line is said before anything is started. */
 const finder = (options: Options, target: string): ((http: Http, signal: AbortSignal) => Promise<PackSource>) => {

@@ -1,5 +1,5 @@
 import { formatBytes, formatMs } from '../../contract/units.js';
-import { Http, parseUrl } from '../../main/http/client.js';
+import { Http, parseUrl } from '../../http/client.js';
 import { push as pushPack } from '../../main/hub/push.js';
 import { readRecipients } from '../../main/hub/age.js';
 import { readSigningKey } from '../../main/hub/signature.js';

@@ -18,7 +18,7 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
-import { abandonedParts, removePart } from '../http/part-file.js';
+import { abandonedParts, removePart } from '../../http/part-file.js';
 import { blobsDir } from '../oci/rootfs.js';
 import { pullsDir } from '../hub/pull.js';
 import { STAGING_PREFIX } from '../image/cache.js';

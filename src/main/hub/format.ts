@@ -7,7 +7,7 @@ import { isTag } from '../../contract/names.js';
 export const PACK_VERSION = 3;
 export const PACK_MANIFEST = 'manifest.toml';
 
-/** One entry of the archive. A layer is known by its root hash, every other file by its SHA-256. */
+/** One entry of the archive. A layer, and what was moved out of it, is known by its root hash, every other file by its SHA-256. */
 export interface PackFile {
   path: string;
   size: number;
@@ -61,8 +61,20 @@ const FIRECRACKER = 'it holds device state of Firecracker, which QEMU cannot loa
 
 const HASH = /^[0-9a-f]{64}$/;
 /** Of each link, in this order. */
-export const LINK_FILES = ['snapshot.json', 'vmstate', 'memory.pages', 'memory.layer'] as const;
-const [PAGES, LAYER] = [2, 3];
+export const LINK_FILES = [
+  'snapshot.json',
+  'vmstate',
+  'memory.pages',
+  'disk.blocks',
+  'working-set',
+  'memory.runs',
+  'memory.first',
+  'memory.layer',
+] as const;
+type LinkFile = (typeof LINK_FILES)[number];
+const MAY_BE_EMPTY: readonly LinkFile[] = ['memory.pages', 'disk.blocks', 'working-set'];
+/** Parts of the layer, and known by what the layer is known by. */
+const OF_LAYER: readonly LinkFile[] = ['memory.first', 'memory.layer'];
 
 const firstWrong = ({ tag, chain, files }: Partial<PackManifest>): string | undefined => {
   if (typeof tag !== 'string' || !isTag(tag)) return 'its tag is not one';
@@ -80,13 +92,13 @@ const firstWrong = ({ tag, chain, files }: Partial<PackManifest>): string | unde
   if (expected.some((path, i) => files[i]?.path !== path)) return 'its files are not those of its chain';
   if (disks.length === 0 || disks.length > chain.length * 3) return 'its number of disks is wrong';
   for (const [i, file] of files.entries()) {
-    const kind = i < expected.length ? i % LINK_FILES.length : undefined;
-    if (!Number.isSafeInteger(file.size) || file.size < (kind === PAGES ? 0 : 1))
+    const kind = i < expected.length ? LINK_FILES[i % LINK_FILES.length] : undefined;
+    if (!Number.isSafeInteger(file.size) || file.size < (kind && MAY_BE_EMPTY.includes(kind) ? 0 : 1))
       return `the size of ${file.path} is wrong`;
     const root = chain[Math.floor(i / LINK_FILES.length)]?.memory_root;
-    if (kind === LAYER ? file.root !== root : !HASH.test(String(file.sha256)))
+    if (kind && OF_LAYER.includes(kind) ? file.root !== root : !HASH.test(String(file.sha256)))
       return `the hash of ${file.path} is wrong`;
-    if (kind === PAGES && !disks.some((disk) => disk.sha256 === file.disk))
+    if (kind === 'memory.pages' && !disks.some((disk) => disk.sha256 === file.disk))
       return `the disk of ${file.path} is not in it`;
     if (i >= expected.length && file.path !== diskPath(String(file.sha256))) return 'a disk is not named by its hash';
   }

@@ -4,11 +4,13 @@ import { closeSync, openSync, statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { parseTag } from '../../contract/names.js';
-import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
+import type { FileDigest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { HalfFile } from '../store/half-file.js';
 import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
+import type { TagDir } from '../store/tag-dir.js';
+import { readWorkingSet } from '../store/working-set.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { VERSION } from '../version.js';
@@ -22,6 +24,7 @@ import {
   type PackManifest,
   writePackManifest,
 } from './format.js';
+import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf, withoutRuns } from './first.js';
 import { compressFrames } from './frames.js';
 import { runsToBytes, withoutPages } from './shared-pages.js';
 import { PACK_SIGNATURE, signManifest } from './signature.js';
@@ -52,7 +55,17 @@ export interface Packed {
   content_bytes: number;
 }
 
-type Content = Buffer | { path: string /** Left out: they are in a disk of the pack. */; runs?: Uint32Array };
+type Content =
+  | Buffer
+  | {
+      path: string;
+      /** Left out: they are in a disk of the pack, */
+      runs?: Uint32Array;
+      /** or in front. */
+      first?: [number, number][];
+    }
+  /** These parts of a file, the first `head` of which are needed to start anything at all. */
+  | { path: string; parts: [number, number][]; head: number };
 interface Part {
   file: PackFile;
   content: Content;
@@ -107,27 +120,53 @@ const partsOf = async (chain: OpenChain, pool: Pool): Promise<Part[]> => {
   const unique = [...new Map(disks.map((disk) => [disk.sha256, disk])).values()].map(diskPart);
   for (const { file, content } of unique) requireDisk(chain.manifest.tag, file, content as { path: string });
   const links = await Promise.all(
-    chain.dirs.map((dir, i) => linkParts(dir.manifest, dir.openState(), chain.layers[i]?.fd as number, pool)),
+    chain.dirs.map((dir, i) =>
+      linkParts(dir, dir.openState(), chain.layers[i]?.fd as number, pool, chain.dirs.length === 1),
+    ),
   );
   return [...links.flat(), ...unique];
 };
 
-const linkParts = async (m: SnapshotManifest, stateFd: number, layerFd: number, pool: Pool): Promise<Part[]> => {
+/** `canBeLazy`: only a snapshot without ancestors is ever started before all of it is there. */
+const linkParts = async (
+  { manifest: m, folder }: TagDir,
+  stateFd: number,
+  layerFd: number,
+  pool: Pool,
+  canBeLazy: boolean,
+): Promise<Part[]> => {
   const { tag } = m;
   if (m.volumes.length > 0) throw new ForkdError('PACK_UNSUPPORTED', { tag, reason: 'it has volumes' });
   if (m.vmstate_bytes > limits.packStateMaxBytes)
     throw new ForkdError('PACK_UNSUPPORTED', { tag, reason: 'its device state is too large' });
   const state = Buffer.alloc(m.vmstate_bytes);
   native.fdRead(stateFd, state, 0);
-  const { runs } = await pool.run('sharedPages', { layerFd, diskPath: m.rootfs_digest.path });
+  const { path: disk, sha256 } = m.rootfs_digest;
+  const [shared, { blocks }] = await Promise.all([
+    pool.run('sharedPages', { layerFd, diskPath: disk }),
+    canBeLazy ? pool.run('diskBlocks', { path: disk }) : { blocks: Buffer.alloc(0) },
+  ]);
+  const bytes = native.fdSize(layerFd).bytes;
+  const path = `/proc/self/fd/${layerFd}`;
+  const workingSet = readWorkingSet(folder, chunksOf(m.memory_bytes)) ?? new Uint32Array();
+  const first = firstRuns(layerFd, workingSet);
+  const runs = notFirst(shared.runs, first, bytes);
   const pages = whole(linkPath(tag, 'memory.pages'), runsToBytes(runs));
+  const root = m.memory_root;
   return [
     whole(linkPath(tag, 'snapshot.json'), Buffer.from(JSON.stringify(m))),
     whole(linkPath(tag, 'vmstate'), state),
-    { ...pages, file: { ...pages.file, disk: m.rootfs_digest.sha256 } },
+    { ...pages, file: { ...pages.file, disk: sha256 } },
+    whole(linkPath(tag, 'disk.blocks'), Buffer.from(blocks)),
+    whole(linkPath(tag, 'working-set'), runsToBytes(workingSet)),
+    whole(linkPath(tag, 'memory.runs'), firstRunsToBytes(first)),
     {
-      file: { path: linkPath(tag, 'memory.layer'), size: native.fdSize(layerFd).bytes, root: m.memory_root },
-      content: { path: `/proc/self/fd/${layerFd}`, runs },
+      file: { path: linkPath(tag, 'memory.first'), size: totalOf(first), root },
+      content: { path, parts: first, head: HEAD_RUNS },
+    },
+    {
+      file: { path: linkPath(tag, 'memory.layer'), size: bytes, root },
+      content: { path, runs, first: inOrder(first, bytes) },
     },
   ];
 };
@@ -183,6 +222,9 @@ const writeFrames = async (
   let bytes = 0;
   try {
     const source = {
+      get level() {
+        return archive.level;
+      },
       read: async (into: Buffer) => {
         const filled = await archive.read(into);
         bytes += filled;
@@ -211,18 +253,30 @@ const headOf = (manifest: Buffer, key: KeyObject | undefined): Piece[] => [
 ];
 
 const piecesOf = (parts: Part[], tag: string, undo: Undo): Piece[] => [
-  ...parts.flatMap(({ file, content }) =>
-    Buffer.isBuffer(content)
-      ? entry(file.path, content)
-      : [header(file.path, file.size), filePiece(file, content, tag, undo), padding(file.size)],
-  ),
+  ...parts.flatMap(({ file, content }) => {
+    if (Buffer.isBuffer(content)) return entry(file.path, content);
+    const fd = openSync(content.path, 'r');
+    undo.push(() => closeSync(fd));
+    const pieces = 'parts' in content ? partPieces(fd, content) : [filePiece(file, content, fd, tag)];
+    const cut = 'parts' in content ? [{ level: undefined }] : [];
+    return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
+  }),
   END,
 ];
 
+/** What a fork waits for is smaller by a tenth for it. */
+const FIRST_LEVEL = 3;
+
+const partPieces = (fd: number, { parts, head }: Extract<Content, { parts: unknown }>): Piece[] =>
+  parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [{ level: FIRST_LEVEL }] : []), { fd, from, size }]);
+
 /** Each file is read once, and what is read is what is hashed. */
-const filePiece = (file: PackFile, { path, runs }: Exclude<Content, Buffer>, tag: string, undo: Undo): Piece => {
-  const fd = openSync(path, 'r');
-  undo.push(() => closeSync(fd));
+const filePiece = (
+  file: PackFile,
+  { path, runs, first }: Exclude<Content, Buffer | { parts: unknown }>,
+  fd: number,
+  tag: string,
+): Piece => {
   const hash = file.sha256 === undefined ? undefined : createHash('sha256');
   return {
     fd,
@@ -230,6 +284,7 @@ const filePiece = (file: PackFile, { path, runs }: Exclude<Content, Buffer>, tag
     onPart: (part, offset) => {
       hash?.update(part);
       if (runs) withoutPages(part, offset, runs);
+      if (first) withoutRuns(part, offset, first);
     },
     onEnd: () => {
       if (hash && hash.digest('hex') !== file.sha256) throw changed(tag, path);

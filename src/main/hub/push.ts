@@ -2,7 +2,7 @@
 import { createReadStream, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { Transform } from 'node:stream';
-import { answered, bodyOf, type Http, shown } from '../http/client.js';
+import { answered, bodyOf, type Http, shown } from '../../http/client.js';
 import type { Pool } from '../pool.js';
 import { HalfFile } from '../store/half-file.js';
 import type { Store } from '../store/store.js';

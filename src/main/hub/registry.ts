@@ -1,7 +1,7 @@
 /** The hub's registry.json: `{packages: {"owner/name": {versions: {latest: {url, sha256?, size_bytes?}}}}}`. */
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
-import { type Http, shown } from '../http/client.js';
+import { type Http, shown } from '../../http/client.js';
 
 export const DEFAULT_HUB = 'https://raw.githubusercontent.com/deeplethe/forkd/main/registry.json';
 

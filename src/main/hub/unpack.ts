@@ -8,11 +8,13 @@ import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { parseTag } from '../../contract/names.js';
 import {
+  BLOCKS_FILE,
   type FileDigest,
   MANIFEST_FILE,
   MEMORY_FILE,
   type SnapshotManifest,
   STATE_FILE,
+  WORKING_SET_FILE,
 } from '../../contract/snapshot.js';
 import type { Pool } from '../pool.js';
 import { OpenChain } from '../store/open-chain.js';
@@ -20,6 +22,7 @@ import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { opened } from './age.js';
+import { firstBytesToRuns, inOrder, totalOf as totalBytes } from './first.js';
 import { readForeign } from './foreign.js';
 import {
   invalid,
@@ -76,8 +79,11 @@ export const unpack = async (
     const content = decompressFrames(await opened(path, input, request.identities ?? []), pool);
     undo.push(async () => void (await content.return(undefined)));
     const tar = new TarReader(content);
-    const { manifest, header } = await readHead(request, tar);
-    requireSize(path, manifest);
+    const { manifest, header } = await readHead(request, tar).catch(async (error) => {
+      if (!(error instanceof ForkdError)) await readForeign(path);
+      throw error;
+    });
+    requireSize(path, manifest, statSync(path).size);
     return await new Unpacking(store, request, manifest, undo).run(tar, header, pool, hooks);
   } catch (error) {
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
@@ -91,14 +97,11 @@ export const unpack = async (
 const isOfTheSystem = (error: unknown): boolean => typeof (error as NodeJS.ErrnoException).syscall === 'string';
 
 /** What is before the first file: the manifest, and its signature if there is one. Also the header of that file. */
-const readHead = async (
-  { path, trusted = [] }: UnpackRequest,
+export const readHead = async (
+  { path, trusted = [] }: Pick<UnpackRequest, 'path' | 'trusted'>,
   tar: TarReader,
-): Promise<{ manifest: PackManifest; header: TarHeader | undefined }> => {
-  const first = await tar.next().catch(async (error) => {
-    await readForeign(path);
-    throw error;
-  });
+): Promise<{ manifest: PackManifest; manifestBytes: number; isSigned: boolean; header: TarHeader | undefined }> => {
+  const first = await tar.next();
   if (first?.name !== PACK_MANIFEST) throw invalid(path, `it does not begin with ${PACK_MANIFEST}`);
   if (first.size > limits.packManifestMaxBytes) throw invalid(path, `${PACK_MANIFEST} is too large`);
   const text = await whole(tar, first);
@@ -107,32 +110,47 @@ const readHead = async (
   if (isSigned && second.size !== SIGNATURE_BYTES) throw invalid(path, 'its signature is of another size');
   // Before anything that a stranger wrote is parsed.
   checkSignature(path, text, isSigned ? await whole(tar, second) : undefined, trusted);
-  return { manifest: readPackManifest(path, text), header: isSigned ? await tar.next() : second };
+  const header = isSigned ? await tar.next() : second;
+  return { manifest: readPackManifest(path, text), manifestBytes: text.length, isSigned, header };
 };
 
-const whole = async (tar: TarReader, { size }: TarHeader): Promise<Buffer> => {
+export const whole = async (tar: TarReader, { size }: TarHeader): Promise<Buffer> => {
   const parts: Buffer[] = [];
   for await (const part of tar.body(size)) parts.push(Buffer.from(part));
   return Buffer.concat(parts);
 };
 
-const totalOf = ({ files }: PackManifest): number => files.reduce((sum, file) => sum + file.size, 0);
+export const totalOf = ({ files }: PackManifest): number => files.reduce((sum, file) => sum + file.size, 0);
 
-const requireSize = (path: string, manifest: PackManifest): void => {
+export const requireSize = (path: string, manifest: PackManifest, packBytes: number): void => {
   const total = totalOf(manifest);
   if (total > limits.packTotalMaxBytes) throw invalid(path, `it unpacks to ${total} bytes, which is too much`);
-  if (total > statSync(path).size * limits.packRatioMax)
+  if (total > packBytes * limits.packRatioMax)
     throw invalid(path, `it unpacks to more than ${limits.packRatioMax} times its size`);
   for (const { path: name, size } of manifest.files) {
     if (name.endsWith(MANIFEST_FILE) && size > limits.snapshotJsonMaxBytes) throw invalid(path, `${name} is too large`);
-    if (name.endsWith(PAGES_FILE) && size > limits.packPagesMaxBytes) throw invalid(path, `${name} is too large`);
+    if (LISTS.some((list) => name.endsWith(`/${list}`)) && size > limits.packPagesMaxBytes)
+      throw invalid(path, `${name} is too large`);
   }
 };
 
 /** Gone before the tag appears. */
-const PAGES_FILE = 'memory.pages';
+export const PAGES_FILE = 'memory.pages';
+export const RUNS_FILE = 'memory.runs';
+export const FIRST_FILE = 'memory.first';
+/** Held in memory. */
+const LISTS = [PAGES_FILE, BLOCKS_FILE, RUNS_FILE, WORKING_SET_FILE];
 /** In the order of LINK_FILES. */
-const STAGED_FILES = [MANIFEST_FILE, STATE_FILE, PAGES_FILE, MEMORY_FILE];
+const STAGED_FILES = [
+  MANIFEST_FILE,
+  STATE_FILE,
+  PAGES_FILE,
+  BLOCKS_FILE,
+  WORKING_SET_FILE,
+  RUNS_FILE,
+  FIRST_FILE,
+  MEMORY_FILE,
+];
 
 interface PackedLink {
   /** Its name in the pack, and here. */
@@ -225,8 +243,14 @@ class Unpacking {
       const runs = bytesToRuns(readFileSync(pagesPath));
       const entry = this.manifest.files.find(({ path }) => path === linkPath(from, PAGES_FILE));
       const diskPath = this.#disk(entry?.disk as string);
-      await pool.run('fillPages', { runs, layerPath: staging.file(MEMORY_FILE), diskPath });
-      rmSync(pagesPath);
+      const sizeOf = (name: string): number => statSync(staging.file(name)).size;
+      const moved = firstBytesToRuns(readFileSync(staging.file(RUNS_FILE)));
+      inOrder(moved, sizeOf(MEMORY_FILE));
+      if (totalBytes(moved) !== sizeOf(FIRST_FILE)) throw new Error(`${FIRST_FILE} has another size than its runs`);
+      const files = { layerPath: staging.file(MEMORY_FILE), diskPath, movedPath: staging.file(FIRST_FILE) };
+      await pool.run('fillPages', { runs, moved, ...files });
+      for (const name of [PAGES_FILE, BLOCKS_FILE, RUNS_FILE, FIRST_FILE]) rmSync(staging.file(name));
+      if (sizeOf(WORKING_SET_FILE) === 0) rmSync(staging.file(WORKING_SET_FILE));
     });
     const [failed] = (await Promise.allSettled(work)).filter((one) => one.status === 'rejected');
     if (failed === undefined) return;
@@ -306,7 +330,7 @@ class Unpacking {
 }
 
 /** What a manifest could make QEMU do besides running the guest: these texts become part of its options. */
-const harmful = (m: SnapshotManifest): string | undefined => {
+export const harmful = (m: SnapshotManifest): string | undefined => {
   if (m.volumes.length > 0) return 'volumes are files of a host, and a pack brings none';
   if (m.tap !== undefined && !/^[\w.-]{1,15}$/.test(m.tap)) return 'tap is not the name of an interface';
   if (!/^[\w.+=,-]{1,500}$/.test(m.vmm.cpu_model)) return 'cpu_model is not one';

@@ -10,6 +10,7 @@ import { damageOf } from '../../contract/layer-damage.js';
 import { FILLING, PageMap, PRESENT } from '../../contract/page-map.js';
 import { native } from '../../native/binding.js';
 import { type GuestMemory, MemoryImage } from './image.js';
+import { type RemoteSnapshot, takeDiskLoss } from './remote.js';
 import type { MemorySource } from './source.js';
 
 /**
@@ -52,7 +53,7 @@ const losses = new Map<number, string>();
 /** Why a process was ended by a fault server, told once; undefined when it was not. */
 export const takeLoss = (pid: number): string | undefined => {
   for (const image of serving) image.hearFailures();
-  const reason = losses.get(pid);
+  const reason = losses.get(pid) ?? takeDiskLoss(pid);
   losses.delete(pid);
   return reason;
 };
@@ -71,7 +72,10 @@ export const takeFaultTimes = (): number[] => {
 };
 
 /** The chunks to load first, or what to do with those that were touched first. */
-export type WorkingSet = { known: Uint32Array } | { record: (chunks: Uint32Array) => void };
+export interface WorkingSet {
+  known?: Uint32Array;
+  record: (chunks: Uint32Array) => void;
+}
 
 export class LazyImage implements GuestMemory {
   readonly #stats = makeFaultStats(TIMES_MAX);
@@ -85,6 +89,7 @@ export class LazyImage implements GuestMemory {
   #populating: Promise<void> | undefined;
   #released: Promise<void> | undefined;
   #isClosed = false;
+  #isRecorded = false;
 
   private constructor(
     readonly source: MemorySource,
@@ -95,6 +100,8 @@ export class LazyImage implements GuestMemory {
     readonly width: number,
     /** Until it is recorded. */
     private workingSet: WorkingSet,
+    /** Brings its files, as long as they are not all here. */
+    readonly remote: RemoteSnapshot | undefined,
   ) {
     const { states } = pages;
     this.#order = new Uint32Array(new SharedArrayBuffer((1 + states.length) * Uint32Array.BYTES_PER_ELEMENT));
@@ -102,11 +109,17 @@ export class LazyImage implements GuestMemory {
       native.faultServeAside(handle, states, this.#stats, this.#order),
     );
     serving.add(this);
-    if ('known' in workingSet) this.#prefetch(workingSet.known);
+    if (workingSet.known) this.#prefetch(workingSet.known);
   }
 
   /** Nothing is loaded yet; what is known to be needed is from now on, as fast as can be. `width` threads serve. Throws what memfd_create(2), mmap(2) and userfaultfd(2) fail with. */
-  static open(name: string, source: MemorySource, width: number, workingSet: WorkingSet): LazyImage {
+  static open(
+    name: string,
+    source: MemorySource,
+    width: number,
+    workingSet: WorkingSet,
+    remote?: RemoteSnapshot,
+  ): LazyImage {
     const { imageBytes } = source.info;
     const memfd = MemoryImage.blank(name, imageBytes);
     let memory: number | undefined;
@@ -114,8 +127,9 @@ export class LazyImage implements GuestMemory {
       // Mapped before the seal, which keeps everybody else from writing.
       memory = native.memoryOpen(memfd);
       native.memfdSeal(memfd, ['grow', 'shrink', 'future_write', 'seal']);
-      const handle = native.faultOpen({ source: source.handle, memory, patienceUs: PATIENCE_US });
-      return new LazyImage(source, memfd, memory, handle, PageMap.create(imageBytes), width, workingSet);
+      const arrivals = remote ? { arrivals: remote.arrivals.handle } : {};
+      const handle = native.faultOpen({ source: source.handle, memory, patienceUs: PATIENCE_US, ...arrivals });
+      return new LazyImage(source, memfd, memory, handle, PageMap.create(imageBytes), width, workingSet, remote);
     } catch (error) {
       if (memory !== undefined) native.memoryClose(memory);
       native.fdClose(memfd);
@@ -149,21 +163,27 @@ export class LazyImage implements GuestMemory {
   }
 
   get isForeseen(): boolean {
-    return 'known' in this.workingSet;
+    return this.workingSet.known !== undefined;
   }
 
   /** What was touched until now, by a template and its first children, is what is needed first. */
   #record(): void {
-    if (this.isForeseen || this.#isClosed) return;
-    const { record } = this.workingSet as { record: (chunks: Uint32Array) => void };
-    const known = this.#order.slice(1, 1 + Atomics.load(this.#order, 0));
-    if (known.length > 0) record(known);
-    this.workingSet = { known };
+    if (this.#isRecorded || this.#isClosed) return;
+    this.#isRecorded = true;
+    const { known = new Uint32Array(), record } = this.workingSet;
+    const touched = this.#order.slice(1, 1 + Atomics.load(this.#order, 0));
+    const seen = new Set(known);
+    // Each run touches a little that the one before did not.
+    const more = touched.filter((chunk) => !seen.has(chunk));
+    const all = Uint32Array.from([...known, ...more]);
+    if (more.length > 0) record(all);
+    this.workingSet = { known: all, record };
   }
 
   populate(): void {
     if (this.#isReleased) return;
     this.#record();
+    this.remote?.finish().catch(() => undefined);
     this.#populating ??= this.#fill(true).finally(() => {
       this.#populating = undefined;
     });
@@ -172,6 +192,7 @@ export class LazyImage implements GuestMemory {
   }
 
   async complete(): Promise<void> {
+    await this.remote?.finish();
     if (this.#isReleased) return;
     await awake(this.#fill(false));
     const [chunk, error] = [...this.#failed][0] ?? [];
@@ -182,10 +203,11 @@ export class LazyImage implements GuestMemory {
   }
 
   async beforeFork(): Promise<void> {
+    await this.remote?.retry();
     // What failed may have been a moment's trouble of the disk.
     if (this.#failed.size > 0) await this.complete();
-    // What the first children touch tells nothing new.
-    if (this.isForeseen) this.populate();
+    // What the first children touch tells nothing new. But a link that brings the rest is not free for what they wait for.
+    if (this.isForeseen && !this.remote) this.populate();
   }
 
   close(): void {
@@ -272,7 +294,8 @@ export class LazyImage implements GuestMemory {
   hearFailures(): void {
     for (const { pid, chunk, reason } of native.faultFailures(this.handle)) {
       const where = chunk === null ? '' : `chunk ${chunk}: `;
-      if (pid !== null) losses.set(pid, `${this.#head}: ${where}${reason}`);
+      const why = this.remote?.problem ? `${reason}: ${this.remote.problem}` : reason;
+      if (pid !== null) losses.set(pid, `${this.#head}: ${where}${why}`);
     }
   }
 

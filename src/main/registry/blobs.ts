@@ -1,6 +1,6 @@
 /** Downloads of blobs. */
 import type { ForkdError } from '../../contract/errors.js';
-import { download, type DownloadHooks, type Part } from '../http/download.js';
+import { download, type DownloadHooks, type Part } from '../../http/download.js';
 import { type Descriptor, hexOf } from '../oci/image.js';
 import type { Registry } from './client.js';
 

@@ -4,7 +4,7 @@
  */
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
-import { type Http, readAll, refused, type Reply, type Send, shown } from '../http/client.js';
+import { type Http, readAll, refused, type Reply, type Send, shown } from '../../http/client.js';
 import { type Login, loginFor } from './credentials.js';
 import { baseUrl, type Reference, showReference } from './reference.js';
 

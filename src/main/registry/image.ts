@@ -1,8 +1,8 @@
 /** An image in a registry. Layers are downloaded ahead of the one that is unpacked, into parts that a later try goes on with. */
 import { createReadStream } from 'node:fs';
 import { limits } from '../../contract/limits.js';
-import { Http } from '../http/client.js';
-import { PartFile } from '../http/part-file.js';
+import { Http } from '../../http/client.js';
+import { PartFile } from '../../http/part-file.js';
 import { chooseManifest, type Descriptor, type Image, imageOf } from '../oci/image.js';
 import { downloadBlob } from './blobs.js';
 import { Registry } from './client.js';

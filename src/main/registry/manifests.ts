@@ -1,6 +1,6 @@
 /** Manifests and small documents of a repository, each held to its digest. */
 import { limits } from '../../contract/limits.js';
-import { refused } from '../http/client.js';
+import { refused } from '../../http/client.js';
 import { type Descriptor, type Fetch, hexOf, parseObject, sha256Of } from '../oci/image.js';
 import type { Registry } from './client.js';
 

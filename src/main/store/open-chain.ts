@@ -1,8 +1,11 @@
 /** Every file of a snapshot and its ancestors, open, and all of their directories marked as in use until it is closed. */
+import { ForkdError } from '../../contract/errors.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
 import type { LayerFile } from '../../contract/task.js';
 import { resolveChain } from './chain.js';
 import { TagDir } from './tag-dir.js';
+
+const partialError = (tag: string): ForkdError => new ForkdError('SNAPSHOT_PARTIAL', { tag });
 
 export class OpenChain {
   private constructor(
@@ -12,8 +15,8 @@ export class OpenChain {
     readonly layers: LayerFile[],
   ) {}
 
-  /** Throws as Store.chain does. */
-  static open(pathOf: (tag: string) => string, tag: string): OpenChain {
+  /** Throws as Store.chain does, and SNAPSHOT_PARTIAL for a tag that is not whole; with `partial` the tag itself need not be. */
+  static open(pathOf: (tag: string) => string, tag: string, { partial = false } = {}): OpenChain {
     const held: TagDir[] = [];
     const hold = (name: string): TagDir => {
       const dir = TagDir.hold(pathOf(name), name);
@@ -22,6 +25,7 @@ export class OpenChain {
     };
     try {
       const dirs = resolveChain(tag, hold);
+      for (const dir of dirs) if (dir.isPartial && !(partial && dir.tag === tag)) throw partialError(dir.tag);
       const layers = dirs.map((dir) => ({ tag: dir.tag, path: dir.manifest.memory, fd: dir.openMemory() }));
       return new OpenChain(dirs, (dirs.at(-1) as TagDir).openState(), layers);
     } catch (error) {
@@ -38,6 +42,11 @@ export class OpenChain {
   /** Of the snapshot itself, for what is kept beside its files. */
   get folder(): string {
     return (this.dirs.at(-1) as TagDir).folder;
+  }
+
+  /** Not all of the snapshot itself has been fetched. */
+  get isPartial(): boolean {
+    return (this.dirs.at(-1) as TagDir).isPartial;
   }
 
   close(): void {

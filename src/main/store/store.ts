@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { isTag, parseTag } from '../../contract/names.js';
-import type { SnapshotManifest, SnapshotSummary } from '../../contract/snapshot.js';
+import { REMOTE_FILE, type SnapshotManifest, type SnapshotSummary } from '../../contract/snapshot.js';
 import { formatBytes } from '../../contract/units.js';
 import { native } from '../../native/binding.js';
 import { dependentsOf, resolveChain } from './chain.js';
@@ -90,9 +90,14 @@ export class Store {
     return resolveChain(tag, (name) => ({ manifest: this.manifest(name) })).map(({ manifest }) => manifest);
   }
 
-  /** Opens every file of a tag and its ancestors, and marks all of them as in use. Throws as `chain` does. */
-  hold(tag: string): OpenChain {
-    return OpenChain.open((name) => this.dir(name), tag);
+  /** Opens every file of a tag and its ancestors, and marks all of them as in use. Throws as `chain` does, and SNAPSHOT_PARTIAL unless `partial` is allowed. */
+  hold(tag: string, options: { partial?: boolean } = {}): OpenChain {
+    return OpenChain.open((name) => this.dir(name), tag, options);
+  }
+
+  /** It was pulled with --lazy, and not all of it is here. */
+  isPartial(tag: string): boolean {
+    return existsSync(join(this.dir(tag), REMOTE_FILE));
   }
 
   /** Every directory that has the name of a tag, in no order. */

@@ -2,11 +2,11 @@
  * One snapshot directory, held open. Every file is reached through the directory's descriptor, so all of them belong to one
  * version of the tag, whatever is removed or put in its place meanwhile.
  */
-import { closeSync, constants, fstatSync, openSync, statSync } from 'node:fs';
+import { closeSync, constants, existsSync, fstatSync, openSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
-import { MANIFEST_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
+import { MANIFEST_FILE, REMOTE_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { soon } from '../host/soon.js';
 import { readManifest } from './manifest.js';
@@ -79,6 +79,11 @@ export class TagDir {
   /** The directory that is open, whatever has become of its name. */
   get folder(): string {
     return `/proc/self/fd/${this.opened[0]}`;
+  }
+
+  /** Not all of it has been fetched. */
+  get isPartial(): boolean {
+    return existsSync(`${this.folder}/${REMOTE_FILE}`);
   }
 
   /** Device state, by its size. `close` closes it. Throws SNAPSHOT_CORRUPT. */

@@ -78,7 +78,13 @@ export class Template {
       const consolePath = workDir.file('template.console');
       const vmm = driver.template(
         snapshot.hardware,
-        { name: 'the template', consolePath, memfd: memory.memfd, lazy: memory.server !== undefined },
+        {
+          name: 'the template',
+          consolePath,
+          memfd: memory.memfd,
+          lazy: memory.server !== undefined,
+          ...(snapshot.remote ? { arrivals: snapshot.remote.arrivals } : {}),
+        },
         shimPath,
       );
       const adopt = adoptInto(vms, manifest, consolePath);

@@ -35,6 +35,8 @@ export interface StartOptions {
 export interface TemplateStartOptions extends StartOptions {
   /** The memory is not all there: the VMM hands it to a fault server, on the socket that it inherits as `VmmFd.faults`. */
   lazy: boolean;
+  /** The root disk is not all there either: descriptors that tell of it (native/hotfork/arrivals.h). */
+  arrivals?: { statesFd: number; asksFd: number };
 }
 
 export interface VmmDriver {
@@ -49,4 +51,14 @@ export interface VmmDriver {
 }
 
 /** Descriptor numbers inside the VMM. */
-export const VmmFd = { memory: 3, qmp: 4, agent: 5, state: 6, control: 7, faults: 8, tether: 9 } as const;
+export const VmmFd = {
+  memory: 3,
+  qmp: 4,
+  agent: 5,
+  state: 6,
+  control: 7,
+  faults: 8,
+  tether: 9,
+  arrivals: 10,
+  asks: 11,
+} as const;

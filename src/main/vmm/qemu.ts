@@ -57,7 +57,15 @@ export class QemuDriver implements VmmDriver {
     const start = this.#start(hardware, options, true, INCOMING);
     const shimEnv = [`LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`, `FORKD_HOTFORK_RAM=${VmmFd.memory}`];
     if (options.lazy) shimEnv.push(`FORKD_HOTFORK_UFFD=${VmmFd.faults}`);
-    return { ...start, env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
+    const { arrivals } = options;
+    if (arrivals) shimEnv.push(`FORKD_HOTFORK_ARRIVALS=${VmmFd.arrivals},${VmmFd.asks}`);
+    const more: [number, number][] = arrivals
+      ? [
+          [arrivals.statesFd, VmmFd.arrivals],
+          [arrivals.asksFd, VmmFd.asks],
+        ]
+      : [];
+    return { ...start, fds: [...start.fds, ...more], env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
   }
 
   #start(

@@ -12,6 +12,7 @@
 //   clock.c     stops the guest's clocks while frozen
 //   memory.c    makes the next forks cheap
 //   ram.c       guest memory: shared in QEMU's eyes, private in truth, filled on demand
+//   disk.c      a root disk that is still being fetched: reads wait for their blocks
 //   intercept.c calls of the host program that would break all this
 #ifndef FORKD_HOTFORK_HOTFORK_H_
 #define FORKD_HOTFORK_HOTFORK_H_
@@ -191,6 +192,11 @@ HF_INTERNAL bool memory_copyable(struct refusal* why);
 // ram.c
 /** Learns which file is guest memory. False when the descriptor named in the environment is none. */
 HF_INTERNAL bool ram_init(void);
+
+// disk.c
+/** Learns what has arrived of the root disk. False when the memories named in the environment cannot be had.
+ */
+HF_INTERNAL bool disk_init(void);
 
 // server.c
 struct control {

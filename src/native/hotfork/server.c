@@ -436,7 +436,7 @@ __attribute__((constructor)) static void start(void) {
   control.threads_exist = true;
   control.clock_available = clock_init();
   sched_getaffinity(0, sizeof control.affinity, &control.affinity);
-  if (!ram_init() || !fork_init() || !park_init() || !start_control_thread()) {
+  if (!ram_init() || !disk_init() || !fork_init() || !park_init() || !start_control_thread()) {
     fprintf(stderr, "forkd hotfork: cannot start\n");
     _exit(CHILD_FAILED_STATUS);
   }

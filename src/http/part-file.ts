@@ -18,8 +18,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { ForkdError } from '../../contract/errors.js';
-import { native } from '../../native/binding.js';
+import { ForkdError } from '../contract/errors.js';
+import { native } from '../native/binding.js';
 
 const write = promisify(writeCallback);
 const ID = /^[0-9a-f]{32}$/;

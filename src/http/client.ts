@@ -4,23 +4,11 @@
  */
 import type { Readable } from 'node:stream';
 import type { EnvHttpProxyAgent } from 'undici';
-import { ForkdError, reasonOf } from '../../contract/errors.js';
-import { limits } from '../../contract/limits.js';
+import { ForkdError, reasonOf } from '../contract/errors.js';
+import { limits } from '../contract/limits.js';
+import type { Patience } from '../contract/patience.js';
 
-export interface Patience {
-  /** Attempts that may fail one after the other. */
-  tries: number;
-  /** Before the second attempt; doubled for each further one. */
-  backoffMs: number;
-  backoffMaxMs: number;
-  connectMs: number;
-  headersMs: number;
-  /** Between two parts of a body. */
-  idleMs: number;
-  /** A body that brings less than `rateMin` bytes a second for this long is given up. */
-  slowMs: number;
-  rateMin: number;
-}
+export type { Patience };
 
 const PATIENCE: Patience = {
   tries: 6,

@@ -1,0 +1,126 @@
+/**
+ * What a lazy start needs first of a layer: header and index, then the frames of the working set, in its order. A pack has these bytes in
+ * `memory.first`, before everything large, and zeros in their place in `memory.layer`. `memory.runs` says where they are: runs of [offset, bytes].
+ */
+import { CHUNK_BYTES } from '../../contract/page-map.js';
+import { native } from '../../native/binding.js';
+
+/** Header and index: without them nothing of the layer means anything. */
+export const HEAD_RUNS = 2;
+const HEADER_BYTES = 4096;
+const ENTRY_BYTES = 56;
+const PAGE_BYTES = 4096;
+const RUN_BYTES = 16;
+
+export interface Frame {
+  chunk: number;
+  offset: number;
+  bytes: number;
+}
+
+/** The frames of a layer, by chunk; the layer has been opened before, so its header and index are sound (docs/reference/snapshot-format.md). */
+export const framesOf = (layerFd: number): { indexOffset: number; indexBytes: number; frames: Frame[] } => {
+  const header = Buffer.alloc(HEADER_BYTES);
+  native.fdRead(layerFd, header, 0);
+  const indexOffset = Number(header.readBigUInt64LE(24));
+  const count = Number(header.readBigUInt64LE(32));
+  const index = Buffer.alloc(count * ENTRY_BYTES);
+  native.fdRead(layerFd, index, indexOffset);
+  const frames: Frame[] = [];
+  for (let at = 0; at < index.length; at += ENTRY_BYTES) {
+    if (index.readUInt16LE(at + 4) === 0) continue;
+    frames.push({
+      chunk: index.readUInt32LE(at),
+      offset: Number(index.readBigUInt64LE(at + 8)),
+      bytes: index.readUInt32LE(at + 16),
+    });
+  }
+  return { indexOffset, indexBytes: index.length, frames };
+};
+
+/** Runs of [offset, bytes] in the layer: the first two are header and index. */
+export const firstRuns = (layerFd: number, workingSet: Uint32Array): [number, number][] => {
+  const { indexOffset, indexBytes, frames } = framesOf(layerFd);
+  const runs: [number, number][] = [[0, HEADER_BYTES]];
+  // A layer in which nothing is stored has no index.
+  if (indexBytes > 0) runs.push([indexOffset, indexBytes]);
+  const byChunk = new Map(frames.map((frame) => [frame.chunk, frame]));
+  const taken = new Set<number>();
+  for (const chunk of workingSet) {
+    const frame = byChunk.get(chunk);
+    // Equal frames are stored once.
+    if (!frame || taken.has(frame.offset)) continue;
+    taken.add(frame.offset);
+    const last = runs.length > HEAD_RUNS ? runs.at(-1) : undefined;
+    if (last && last[0] + last[1] === frame.offset) last[1] += frame.bytes;
+    else runs.push([frame.offset, frame.bytes]);
+  }
+  return runs;
+};
+
+export const firstBytesToRuns = (bytes: Buffer): [number, number][] => {
+  if (bytes.length % RUN_BYTES !== 0) throw new Error('its list of first runs is cut short');
+  return Array.from({ length: bytes.length / RUN_BYTES }, (_, i) => [
+    Number(bytes.readBigUInt64LE(i * RUN_BYTES)),
+    Number(bytes.readBigUInt64LE(i * RUN_BYTES + 8)),
+  ]);
+};
+
+export const firstRunsToBytes = (runs: [number, number][]): Buffer => {
+  const bytes = Buffer.alloc(runs.length * RUN_BYTES);
+  for (const [i, [offset, length]] of runs.entries()) {
+    bytes.writeBigUInt64LE(BigInt(offset), i * RUN_BYTES);
+    bytes.writeBigUInt64LE(BigInt(length), i * RUN_BYTES + 8);
+  }
+  return bytes;
+};
+
+export const totalOf = (runs: [number, number][]): number => runs.reduce((sum, [, bytes]) => sum + bytes, 0);
+
+/** In the order of the layer. Throws an Error when one lies outside, or two overlap. */
+export const inOrder = (runs: [number, number][], layerBytes: number): [number, number][] => {
+  const sorted = [...runs].sort((a, b) => a[0] - b[0]);
+  let end = 0;
+  for (const [offset, bytes] of sorted) {
+    if (offset < end || bytes < 1 || offset + bytes > layerBytes) throw new Error('a first run is wrong');
+    end = offset + bytes;
+  }
+  return sorted;
+};
+
+/** Zeros, in a part of the layer that begins at `offset`, what the runs (in order) name. */
+export const withoutRuns = (part: Buffer, offset: number, sorted: [number, number][]): void => {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    const [begin, bytes] = sorted[middle] as [number, number];
+    if (begin + bytes > offset) high = middle;
+    else low = middle + 1;
+  }
+  for (let i = low; i < sorted.length; i++) {
+    const [begin, bytes] = sorted[i] as [number, number];
+    if (begin >= offset + part.length) return;
+    part.fill(0, Math.max(begin - offset, 0), Math.min(begin + bytes - offset, part.length));
+  }
+};
+
+/** Of runs of shared pages [page of the layer, page of the disk, count], what no first run has. */
+export const notFirst = (shared: Uint32Array, first: [number, number][], layerBytes: number): Uint32Array => {
+  const moved = new Uint8Array(Math.ceil(layerBytes / PAGE_BYTES));
+  for (const [offset, bytes] of first)
+    moved.fill(1, Math.floor(offset / PAGE_BYTES), Math.ceil((offset + bytes) / PAGE_BYTES));
+  const kept: number[] = [];
+  for (let i = 0; i < shared.length; i += 3) {
+    const [page, from, count] = [...shared.subarray(i, i + 3)] as [number, number, number];
+    for (let done = 0; done < count; ) {
+      let more = done;
+      while (more < count && moved[page + more] === 0) more++;
+      if (more > done) kept.push(page + done, from + done, more - done);
+      done = more + 1;
+    }
+  }
+  return Uint32Array.from(kept);
+};
+
+/** Chunks that an image of so many bytes has. */
+export const chunksOf = (imageBytes: number): number => Math.ceil(imageBytes / CHUNK_BYTES);
