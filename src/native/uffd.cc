@@ -102,7 +102,16 @@ SysError Uffd::Supported(uint64_t* features) {
   if (SysError error = uffd_ioctl::Open(&fd)) return error;
   UniqueFd owned(fd);
   *features = 0;
-  return uffd_ioctl::Api(fd, features);
+  if (SysError error = uffd_ioctl::Api(fd, features)) return error;
+  // Listed for everybody, given to those only who may trace any process: asking is the only way to know.
+  uint64_t follow = UFFD_FEATURE_EVENT_FORK;
+  if (*features & follow) {
+    int again;
+    if (SysError error = uffd_ioctl::Open(&again)) return error;
+    UniqueFd asked(again);
+    if (uffd_ioctl::Api(again, &follow)) *features &= ~uint64_t{UFFD_FEATURE_EVENT_FORK};
+  }
+  return {};
 }
 
 SysError Uffd::Create(uint64_t required, Uffd* made, uint64_t* missing) {
