@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
 const PAGE_BYTES = 4096;
-const CHUNK_BYTES = 65536;
+const CHUNK_BYTES = 16384;
 const HEADER_BYTES = 4096;
 const ENTRY_BYTES = 56;
 const CODECS = ['raw', 'zstd'];
@@ -60,7 +60,7 @@ const parseHeader = (fd, fileBytes) => {
     parentRoot: block.toString('hex', 48, 80),
     root: block.toString('hex', 80, 112),
   };
-  check(header.version === 1, `layer version ${header.version} is not known`);
+  check(header.version === 2, `layer version ${header.version} is not known`);
   check(header.chunkBytes === CHUNK_BYTES, `chunk size is not ${CHUNK_BYTES}`);
   check(header.imageBytes > 0 && header.imageBytes % PAGE_BYTES === 0, 'image size is not in whole pages');
   check(header.imageBytes <= 2 ** 38, 'image is larger than 256 GiB');
@@ -93,7 +93,7 @@ const checkEntry = (header, entry, previous) => {
   const { chunk, dataMask, zeroMask, offset, storedBytes, codec } = entry;
   check(chunk < header.chunks, 'is past the end of the image');
   check(!previous || previous.chunk < chunk, 'is not in the order of chunks');
-  const pages = Math.min(16, (header.imageBytes - chunk * CHUNK_BYTES) / PAGE_BYTES);
+  const pages = Math.min(CHUNK_BYTES / PAGE_BYTES, (header.imageBytes - chunk * CHUNK_BYTES) / PAGE_BYTES);
   check((dataMask | zeroMask) !== 0, 'owns no page');
   check((dataMask | zeroMask) >> pages === 0, 'owns pages past the end of the image');
   check((dataMask & zeroMask) === 0, 'has pages that are both data and zero');

@@ -56,7 +56,7 @@ const trial = async ({ chunks }: Parameters): Promise<Trial> => {
 export const fault: Bench<Trial> = {
   name: 'fault',
   description:
-    'The fault server, without any VM: a process touches every page of an image in a random order; chunks of 64 KiB come from an ' +
+    'The fault server, without any VM: a process touches every page of an image in a random order; chunks of 16 KiB come from an ' +
     'uncompressed layer in the page cache, verified. From a fault being read to its being answered, with one worker (p50_us, p99_us; pages of ' +
     'zeros included), and chunks filled a second with one and two workers (the touching process has as many threads, and compares every byte).',
   full: { n: 1, trials: 3, chunks: 2048 },

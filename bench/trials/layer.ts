@@ -96,7 +96,7 @@ export const layer: Bench<Trial> = {
   name: 'layer',
   description:
     'Layer files, without any VM: writing an image as a base, raw and compressed, fsync included, beside writing as many bytes plainly ' +
-    '(plain_write_ms); reading one chunk of 64 KiB from the page cache, decompressed and verified (read_us), and hashing alone (hash_us).',
+    '(plain_write_ms); reading one chunk of 16 KiB from the page cache, decompressed and verified (read_us), and hashing alone (hash_us).',
   full: { n: 1, trials: 3, image_mib: 512, data_mib: 150, zstd_level: 1 },
   smoke: { n: 1, trials: 1, image_mib: 8, data_mib: 2, zstd_level: 1 },
   trial,

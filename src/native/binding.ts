@@ -156,7 +156,7 @@ export interface Native {
   /**
    * Writes the non-zero pages of `source` (a memfd or a file of whole pages; SEEK_DATA skips holes) as a layer: a base, or with
    * `parentRoot` a layer that owns every page. `target` is emptied first, and again when it fails; fsync(2) at the end.
-   * `chunkBytes` is 65536. Blocks, as do the others here that write: call it from a worker.
+   * `chunkBytes` is 16384. Blocks, as do the others here that write: call it from a worker.
    */
   layerWriteImage(
     source: number,

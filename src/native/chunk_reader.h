@@ -10,7 +10,7 @@
 namespace forkd {
 
 // Bytes of a chunk. src/contract/page-map.ts says why.
-constexpr size_t kServedChunkBytes = 65536;
+constexpr size_t kServedChunkBytes = 16384;
 
 // Where the chunks of one image come from. Any number of threads read it at once.
 class ChunkReader {

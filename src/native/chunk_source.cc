@@ -131,19 +131,18 @@ ChunkError ChunkSource::ReadFrame(const ChunkPart& part, uint8_t* packed, uint8_
 }
 
 ChunkError ChunkSource::Read(uint64_t chunk, uint8_t* into, uint64_t* read_bytes) const {
-  constexpr uint32_t kWhole = (1u << kPagesPerChunk) - 1;
   Scratch& scratch = ThreadScratch();
   uint64_t read = 0;
   uint32_t filled = 0;
   for (const ChunkPart& part : Parts(chunk)) {
-    bool whole = part.used_mask == kWhole;
+    bool whole = part.used_mask == kWholeChunk;
     uint8_t* packed = whole ? into : scratch.packed.get();
     if (ChunkError error = ReadFrame(part, packed, scratch.stored.get())) return error;
     if (!whole) Scatter(part, packed, into);
     read += part.stored_bytes;
     filled |= part.used_mask;
   }
-  ZeroPages(kWhole & ~filled, into);
+  ZeroPages(kWholeChunk & ~filled, into);
   if (read_bytes) *read_bytes = read;
   return {};
 }

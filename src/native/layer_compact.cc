@@ -20,7 +20,7 @@ LayerError CompactChunk(const ChunkSource& source, uint64_t chunk, uint8_t* pack
   }
   if (ChunkError error = source.Read(chunk, packed)) return ToLayerError(error);
   uint16_t data_mask, zero_mask;
-  PackNonZero(UINT16_MAX, packed, &data_mask, &zero_mask);
+  PackNonZero(kWholeChunk, packed, &data_mask, &zero_mask);
   return {data_mask ? writer->Add(chunk, data_mask, 0, packed) : SysError{}, {}};
 }
 

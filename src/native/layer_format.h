@@ -13,13 +13,14 @@ namespace forkd {
 
 static_assert(std::endian::native == std::endian::little);
 
-constexpr size_t kPagesPerChunk = 16;  // a bit each in the masks
+constexpr size_t kPagesPerChunk = 4;  // a bit each in the masks, which have room for 16
 constexpr size_t kChunkBytes = kPagesPerChunk * kPageBytes;
+constexpr uint16_t kWholeChunk = (1u << kPagesPerChunk) - 1;  // the mask of all its pages
 // 256 GiB: what is kept in memory for an image grows with its size, and a damaged header must not choose it.
 constexpr uint64_t kImageBytesMax = uint64_t{256} << 30;
 
 constexpr char kLayerMagic[8] = {'F', 'O', 'R', 'K', 'D', 'L', 'Y', 'R'};
-constexpr uint32_t kLayerVersion = 1;
+constexpr uint32_t kLayerVersion = 2;
 // Frames begin here; the bytes after the header's fields are zero.
 constexpr uint64_t kHeaderBytes = 4096;
 

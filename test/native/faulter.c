@@ -23,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMFD = 3, SOCKET = 4, PAGE = 4096, CHUNK = 65536, THREADS_MAX = 16 };
+enum { MEMFD = 3, SOCKET = 4, PAGE = 4096, CHUNK = 16384, THREADS_MAX = 16 };
 
 static uint8_t* memory;
 static size_t memory_bytes;
@@ -40,7 +40,7 @@ static void answer(const char* format, ...) {
 
 /** What the image holds; the same as in faults.ts. */
 static uint32_t word_of(size_t page, size_t word) {
-  if (page / 16 % 4 == 3 || page % 16 == 5) return 0;
+  if (page / (CHUNK / PAGE) % 4 == 3 || page % (CHUNK / PAGE) == 1) return 0;
   return ((uint32_t)(page + 1) * 0x9e3779b1u) ^ ((uint32_t)word * 0x85ebca6bu);
 }
 
@@ -98,7 +98,7 @@ static void do_map(const char* kind, uint64_t features) {
 static void do_hand(const char* text) {
   char handshake[512];
   if (strcmp(text, "regions") == 0) {
-    size_t first = memory_bytes / 2 / CHUNK * CHUNK + 8 * PAGE;
+    size_t first = memory_bytes / 2 / CHUNK * CHUNK + CHUNK / 2;
     snprintf(handshake, sizeof handshake,
              "[{\"base_host_virt_addr\":%zu,\"size\":%zu,\"offset\":0,\"page_size_kib\":4096},"
              "{\"base_host_virt_addr\":%zu,\"size\":%zu,\"offset\":%zu,\"page_size_kib\":4096}]",
@@ -171,7 +171,7 @@ struct timing {
 static void* time_chunks(void* argument) {
   struct timing* timing = argument;
   for (size_t i = 0; i < timing->count; i++) {
-    const volatile uint8_t* byte = memory + (size_t)timing->chunks[i] * CHUNK + timing->chunks[i] % 16 * PAGE;
+    const volatile uint8_t* byte = memory + (size_t)timing->chunks[i] * CHUNK + timing->chunks[i] % (CHUNK / PAGE) * PAGE;
     uint64_t began = now_ns();
     (void)*byte;
     timing->took_ns[i] = (uint32_t)(now_ns() - began);

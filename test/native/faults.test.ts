@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { parseRegions } from '../../src/workers/vmm/handshake.js';
 import { native } from '../../src/native/binding.js';
 import { compileFaulter } from './faults.js';
@@ -72,9 +73,9 @@ test('memories: only of memfds with whole small pages, and handles are not used 
 
 test('servers: the image must fit the memory, and the page map the image', () => {
   const image = native.memfdCreate('image');
-  native.fdResize(image, 3 * 65536);
+  native.fdResize(image, 3 * CHUNK_BYTES);
   const memfd = native.memfdCreate('memory');
-  native.fdResize(memfd, 2 * 65536);
+  native.fdResize(memfd, 2 * CHUNK_BYTES);
   const memory = native.memoryOpen(memfd);
   assert.throws(() => native.faultOpen({ memory, sourceFd: image, patienceUs: 0 }), /size of the image/);
   assert.throws(() => native.faultOpen({ source: 999_999, patienceUs: 0 }), /source: expected/);

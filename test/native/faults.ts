@@ -13,6 +13,8 @@ import { type FaultRegion, native } from '../../src/native/binding.js';
 const PAGE_BYTES = 4096;
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 
+const PAGES_PER_CHUNK = CHUNK_BYTES / PAGE_BYTES;
+
 /** For UFFDIO_API. */
 export const FEATURES = { eventFork: 2, eventRemap: 4, eventRemove: 8, eventUnmap: 64, threadId: 256 };
 export const ALL_FEATURES = Object.values(FEATURES).reduce((all, one) => all | one);
@@ -20,7 +22,7 @@ export const ALL_FEATURES = Object.values(FEATURES).reduce((all, one) => all | o
 /** The same content as in faulter.c: every fourth chunk is zero, and one page of every other. */
 const pageOf = (page: number): Uint32Array => {
   const words = new Uint32Array(PAGE_BYTES / 4);
-  if (Math.floor(page / 16) % 4 === 3 || page % 16 === 5) return words;
+  if (Math.floor(page / PAGES_PER_CHUNK) % 4 === 3 || page % PAGES_PER_CHUNK === 1) return words;
   const first = Math.imul(page + 1, 0x9e3779b1);
   for (let word = 0; word < words.length; word++) words[word] = first ^ Math.imul(word, 0x85ebca6b);
   return words;
@@ -33,7 +35,8 @@ export const makeImage = (chunks: number): number => {
   const fd = native.memfdCreate('source');
   native.fdResize(fd, chunks * CHUNK_BYTES);
   for (let page = 0; page < (chunks * CHUNK_BYTES) / PAGE_BYTES; page++) {
-    if (!chunkIsZero(Math.floor(page / 16))) native.fdWrite(fd, new Uint8Array(pageOf(page).buffer), page * PAGE_BYTES);
+    if (!chunkIsZero(Math.floor(page / PAGES_PER_CHUNK)))
+      native.fdWrite(fd, new Uint8Array(pageOf(page).buffer), page * PAGE_BYTES);
   }
   return fd;
 };

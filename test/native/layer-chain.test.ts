@@ -158,7 +158,7 @@ test('a frame that newer layers hide wholly is not read', async (context) => {
     [base],
     [
       ['write', 0, 7],
-      ['zero', 16, 0],
+      ['zero', CHUNK_BYTES / PAGE_BYTES, 0],
     ],
     model,
   );

@@ -4,6 +4,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { native } from '../../src/native/binding.js';
 import {
   contents,
@@ -40,7 +41,7 @@ test('says what the addon says', ({ files }) => {
   for (const options of [raw, packed, { ...packed, parentRoot }]) {
     const layer = files.file();
     const image = mixedImage(30);
-    image.copy(image, 20 * 65536, 0, 65536); // a shared frame
+    image.copy(image, 20 * CHUNK_BYTES, 0, CHUNK_BYTES); // a shared frame
     native.layerWriteImage(files.memory(image), layer, options);
     const { status, stdout, stderr } = inspect(files, contents(layer), '--json', '--verify');
     assert.is(status, 0, stderr);

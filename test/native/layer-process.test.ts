@@ -16,6 +16,7 @@ import {
   mixedImage,
   PAGE_BYTES,
   pageOf,
+  PAGES_PER_CHUNK,
   random,
   raw,
 } from './layers.js';
@@ -29,6 +30,7 @@ interface Context {
 }
 const test = suite<Context>('native layerWriteProcess');
 const MIB = 1024 * 1024;
+const MEMORY_BYTES = 160 * PAGE_BYTES;
 const parentRoot = 'ab'.repeat(32);
 
 test.before((context) => {
@@ -48,9 +50,9 @@ function ownedPages(layer: number): { data: number[]; zero: number[] } {
   const zero: number[] = [];
   for (let at = entryAt(file, 0); at < file.length; at += ENTRY_BYTES) {
     const chunk = file.readUInt32LE(at);
-    for (let bit = 0; bit < 16; bit++) {
-      if ((file.readUInt16LE(at + ENTRY.dataMask) >> bit) & 1) data.push(chunk * 16 + bit);
-      if ((file.readUInt16LE(at + ENTRY.zeroMask) >> bit) & 1) zero.push(chunk * 16 + bit);
+    for (let bit = 0; bit < PAGES_PER_CHUNK; bit++) {
+      if ((file.readUInt16LE(at + ENTRY.dataMask) >> bit) & 1) data.push(chunk * PAGES_PER_CHUNK + bit);
+      if ((file.readUInt16LE(at + ENTRY.zeroMask) >> bit) & 1) zero.push(chunk * PAGES_PER_CHUNK + bit);
     }
   }
   return { data, zero };
@@ -60,7 +62,7 @@ for (const scan of [true, false]) {
   const way = scan ? 'PAGEMAP_SCAN' : '/proc/PID/pagemap';
   for (const parts of [1, 5]) {
     test(`exactly the private pages, ${parts} mappings, by ${way}`, async ({ files, program }) => {
-      const image = mixedImage(20);
+      const image = mixedImage(80);
       const memfd = files.memory(image);
       const base = files.file();
       const { root } = native.layerWriteImage(memfd, base, raw);
@@ -105,7 +107,7 @@ for (const scan of [true, false]) {
   }
 
   test(`a mapped zero page is a page that is now zero, by ${way}`, async ({ files, program }) => {
-    const memfd = files.memory(10 * CHUNK_BYTES);
+    const memfd = files.memory(MEMORY_BYTES);
     const subject = new Subject(program, memfd);
     await subject.do('zeropage 35', 'write 36 1');
     const target = files.file();
@@ -118,7 +120,7 @@ for (const scan of [true, false]) {
     files,
     program,
   }) => {
-    const image = Buffer.alloc(10 * CHUNK_BYTES, 7);
+    const image = Buffer.alloc(MEMORY_BYTES, 7);
     const memfd = files.memory(image);
     const base = files.file();
     const { root } = native.layerWriteImage(memfd, base, raw);
@@ -132,7 +134,7 @@ for (const scan of [true, false]) {
   });
 
   test(`nothing changed: an empty layer, by ${way}`, async ({ files, program }) => {
-    const memfd = files.memory(mixedImage(10));
+    const memfd = files.memory(mixedImage(MEMORY_BYTES / CHUNK_BYTES));
     const subject = new Subject(program, memfd);
     await subject.do('read 1', 'read 2');
     const target = files.file();
@@ -148,7 +150,7 @@ test('written bytes stay near the dirtied, dense and scattered', async ({ files,
   const memfd = files.memory(256 * MIB);
   for (const commands of [
     ['fill 1000 8192 5'],
-    Array.from({ length: 4096 }, (_, chunk) => `write ${chunk * 16 + (chunk % 16)} ${chunk}`),
+    Array.from({ length: 4096 }, (_, i) => `write ${i * 16 + (i % 16)} ${i}`),
     Array.from({ length: 8000 }, (_, i) => `write ${random(i)(65536)} ${i}`),
   ]) {
     const subject = new Subject(program, memfd);
@@ -166,7 +168,7 @@ test('written bytes stay near the dirtied, dense and scattered', async ({ files,
 });
 
 test('what cannot be is named, and leaves no layer', async ({ files, program }) => {
-  const memfd = files.memory(10 * CHUNK_BYTES);
+  const memfd = files.memory(MEMORY_BYTES);
   const target = files.file();
   const write = (pid: number, memory = memfd, to = target) =>
     native.layerWriteProcess(pid, memory, to, { zstdLevel: 0, parentRoot });

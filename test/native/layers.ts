@@ -23,6 +23,8 @@ export const HEADER = {
 };
 export const ENTRY = { chunk: 0, dataMask: 4, zeroMask: 6, offset: 8, storedBytes: 16, codec: 20, hash: 24 };
 
+export const PAGES_PER_CHUNK = CHUNK_BYTES / PAGE_BYTES;
+
 export const raw = { chunkBytes: CHUNK_BYTES, zstdLevel: 0 };
 export const packed = { chunkBytes: CHUNK_BYTES, zstdLevel: 3 };
 
@@ -110,7 +112,7 @@ export function mixedImage(chunks: number, seed = 1): Buffer {
   for (let page = 0; page < image.length / PAGE_BYTES; page++) {
     const at = image.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
     const kind = below(8);
-    if (kind < 2 || Math.floor(page / 16) % 5 === 4) continue; // zero, and whole chunks of it
+    if (kind < 2 || Math.floor(page / PAGES_PER_CHUNK) % 5 === 4) continue; // zero, and whole chunks of it
     if (kind < 5) pageOf(below(1000)).copy(at);
     else for (let i = 0; i < PAGE_BYTES; i += 4) at.writeUInt32LE(below(2 ** 32), i);
   }

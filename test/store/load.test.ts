@@ -36,7 +36,7 @@ let loading = false;
 /** Workers that were ended before the image was there. */
 let ended = 0;
 
-const pageOf = (chunk: number): number => chunk * (CHUNK_BYTES / PAGE) + (chunk % 16);
+const pageOf = (chunk: number): number => chunk * (CHUNK_BYTES / PAGE) + (chunk % (CHUNK_BYTES / PAGE));
 const filling = (chunk: number): number => (chunk % 255) + 1;
 
 load.before((context) => {

@@ -92,7 +92,7 @@ const flipBits = (fd: number): void => {
   const flipped = new Set<number>();
   for (let entry = 0; entry < index.length; entry += 56) {
     const at = Number(index.readBigUInt64LE(entry + 8)) + 5000;
-    if (index.readUInt16LE(entry + 4) !== 0xffff || flipped.has(at)) continue;
+    if (index.readUInt16LE(entry + 4) !== 0xf || flipped.has(at)) continue;
     // Equal frames are stored once: a second flip would mend it.
     flipped.add(at);
     readSync(fd, byte, 0, 1, at);
@@ -238,7 +238,8 @@ lazy('what the first children touched is recorded, and loaded first by the next 
   assert.ok(second.memory.counts.faults < faults / 2, `${second.memory.counts.faults} of ${faults}`);
   const { sandboxes } = await engine.forkFrom(second.template, { n: 2 });
   assert.equal(await answersOf(engine, sandboxes), [ZEROS, ZEROS]);
-  assert.equal(readFileSync(file), written);
+  // The order stays; what only this start touched comes after it.
+  assert.ok(readFileSync(file).subarray(0, written.length).equals(written));
   await engine.kill(engine.sandboxes);
   await second.template.retire();
 });

@@ -8,8 +8,9 @@ import { native } from '../../../src/native/binding.js';
 import { ALL_FEATURES, chunkIsZero, FEATURES, Faulter, makeImage, makeLayer, Served } from '../faults.js';
 import { exitOf, settledFdCount } from '../process.js';
 
-const CHUNKS = 256;
-const PAGES = CHUNKS * 16;
+const PER = CHUNK_BYTES / 4096;
+const CHUNKS = 1024;
+const PAGES = CHUNKS * PER;
 /** Longer than any thread waits for a processor. */
 const PATIENT_US = 60_000_000;
 const SIGKILL = 9;
@@ -201,7 +202,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     await faulter.must('zero 10 100');
     await faulter.must('check 0 10 1 1');
     await faulter.must(`check 110 ${PAGES - 110} 2 1`);
-    // Chunk 0 was there but for what was dropped; of chunk 6 (pages 96-111) the rest comes from the image.
+    // Chunk 0 was there but for what was dropped; of the chunk of page 109 the rest comes from the image.
     faulter.kill();
     await exitOf(faulter.pidfd);
     await serving.close();
@@ -260,13 +261,13 @@ const scenarios: Record<string, () => Promise<void>> = {
     const serving = served.serve({ sourceFd: makeImage(CHUNKS) }, 1, 20_000);
     const faulter = await new Faulter(program, served).join(serving);
     assert.ok(served.map.claim(0) && served.map.claim(1));
-    faulter.tell('check 16 16 1 1');
+    faulter.tell(`check ${PER} ${PER} 1 1`);
     await untilCount(served, 'waited', 1);
     served.map.settle(1, false);
     assert.equal(await faulter.answer(), 'ok');
     assert.equal(faultCounts(served.stats).takenOver, 0);
     const began = performance.now();
-    await faulter.must('check 0 16 1 1');
+    await faulter.must(`check 0 ${PER} 1 1`);
     assert.ok(performance.now() - began >= 19);
     assert.equal(faultCounts(served.stats).takenOver, 1);
     assert.equal(served.map.states[0], PRESENT);
@@ -280,8 +281,8 @@ const scenarios: Record<string, () => Promise<void>> = {
     const served = new Served(CHUNKS);
     const layer = makeLayer(makeImage(CHUNKS));
     const bad = dataChunks().at(-1)!;
-    const frameBytes = 15 * 4096; // one page in 16 is zero
-    const at = 4096 + (dataChunks().length - 1) * frameBytes + 20_000;
+    const frameBytes = (PER - 1) * 4096; // one page of each is zero
+    const at = 4096 + (dataChunks().length - 1) * frameBytes + 5_000;
     const byte = new Uint8Array(1);
     native.fdRead(layer, byte, at);
     native.fdWrite(layer, Uint8Array.of((byte[0] ?? 0) ^ 1), at);
@@ -290,18 +291,18 @@ const scenarios: Record<string, () => Promise<void>> = {
     await victim.join(serving);
     await other.join(serving);
     await victim.must(`check 0 ${PAGES / 2} 1 1`);
-    victim.tell(`check ${bad * 16} 1 1 1`);
+    victim.tell(`check ${bad * PER} 1 1 1`);
     assert.equal((await exitOf(victim.pidfd)).signal, SIGKILL);
     const [failure, ...more] = native.faultFailures(serving.handle);
     assert.match(failure?.reason ?? '', /hash mismatch/);
     assert.deepEqual({ ...failure, reason: '' }, { pid: victim.pid, chunk: bad, reason: '', outcome: 'killed' });
     assert.deepEqual(more, []);
-    await other.must(`check 0 ${bad * 16} 2 1`);
+    await other.must(`check 0 ${bad * PER} 2 1`);
     assert.deepEqual(native.faultFailures(serving.handle), []);
     assert.equal(served.map.states[bad], ABSENT);
     // A child is ended alone: its parent, who has not touched the chunk, hears of it.
     assert.match((await other.ask('fork 1')) ?? '', /a child ended with 0x9$/);
-    await other.must(`check 0 ${bad * 16} 2 1`);
+    await other.must(`check 0 ${bad * PER} 2 1`);
     await serving.close(true);
   },
 
@@ -319,8 +320,8 @@ const scenarios: Record<string, () => Promise<void>> = {
     assert.deepEqual(native.faultFailures(serving.handle), [
       { pid: null, chunk: 20, reason: 'the file has become shorter', outcome: 'poisoned' },
     ]);
-    await faulter.must('check 0 100 1 1');
-    faulter.tell('check 320 1 1 1');
+    await faulter.must(`check 0 ${16 * PER} 1 1`);
+    faulter.tell(`check ${20 * PER} 1 1 1`);
     assert.equal((await exitOf(faulter.pidfd)).signal, SIGBUS);
     await serving.close();
   },
@@ -434,12 +435,12 @@ const scenarios: Record<string, () => Promise<void>> = {
     const served = new Served(CHUNKS);
     const serving = served.serve({ sourceFd: makeImage(CHUNKS) });
     const faulter = await new Faulter(program, served).join(serving);
-    await faulter.must('check 0 16 1 1');
+    await faulter.must(`check 0 ${PER} 1 1`);
     assert.throws(() => native.faultClose(serving.handle, served.map.states), { code: 'EBUSY' });
     assert.throws(() => native.faultClose(serving.handle, served.map.states, true), { code: 'EBUSY' });
     await serving.stop();
     assert.throws(() => native.faultClose(serving.handle, served.map.states), { code: 'EBUSY' });
-    faulter.tell('check 16 16 1 1');
+    faulter.tell(`check ${PER} ${PER} 1 1`);
     await untilWaiting(faulter);
     native.faultClose(serving.handle, served.map.states, true);
     assert.equal((await exitOf(faulter.pidfd)).signal, SIGKILL);
