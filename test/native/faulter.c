@@ -171,7 +171,8 @@ struct timing {
 static void* time_chunks(void* argument) {
   struct timing* timing = argument;
   for (size_t i = 0; i < timing->count; i++) {
-    const volatile uint8_t* byte = memory + (size_t)timing->chunks[i] * CHUNK + timing->chunks[i] % (CHUNK / PAGE) * PAGE;
+    const volatile uint8_t* byte =
+        memory + (size_t)timing->chunks[i] * CHUNK + timing->chunks[i] % (CHUNK / PAGE) * PAGE;
     uint64_t began = now_ns();
     (void)*byte;
     timing->took_ns[i] = (uint32_t)(now_ns() - began);
