@@ -14,6 +14,8 @@ interface Trial {
 }
 
 const BATCH = 50;
+/** A line of progress for so many forks. */
+const TOLD = 500;
 
 /** What a child owns in the engine, and what the template and the engine use of memory. */
 const census = (template: number): Record<string, number> => {
@@ -64,7 +66,10 @@ const trial = async ({ n }: Parameters): Promise<Trial> => {
     await round_(BATCH);
     const before = census(pid);
     const began = performance.now();
-    for (let made = 0; made < n; made += BATCH) await round_(Math.min(BATCH, n - made));
+    for (let made = 0; made < n; made += BATCH) {
+      if (made > 0 && made % TOLD === 0) process.stderr.write(`${made} of ${n} forks, ${failed} failed\n`);
+      await round_(Math.min(BATCH, n - made));
+    }
     const seconds = (performance.now() - began) / 1000;
     await new Promise((resolve) => setTimeout(resolve, 500));
     const after = census(pid);
