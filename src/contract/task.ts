@@ -194,6 +194,11 @@ export interface Tasks {
       dirty_bytes: number;
     };
   };
+  /** Takes up the conversation with shims whose engine was killed in the middle of one. */
+  regain: {
+    input: { shims: { name: string; controlFd: number }[] };
+    output: { lost: { name: string; reason: string }[] };
+  };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */
   call: {
     input: { calls: { index: number; name: string; agentFd: number; request: object; timeoutMs: number }[] };

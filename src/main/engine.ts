@@ -1,7 +1,8 @@
 /** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
 import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import type { Server } from 'node:net';
+import { dirname } from 'node:path';
 import { type ErrorData, ForkdError } from '../contract/errors.js';
 import {
   type EvalReply,
@@ -16,11 +17,13 @@ import {
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
-import { shimPath } from '../native/binding.js';
+import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
+import { removeCgroupOf } from './host/cgroup.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
+import { WorkDir } from './host/workdir.js';
 import type { GuestImage, Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
 import { canBePartial, LoadedSnapshot } from './memory/loaded.js';
@@ -35,6 +38,7 @@ import { Pool } from './pool.js';
 import { end } from './sandbox/end.js';
 import { publish, unpublish } from './sandbox/registry.js';
 import type { Sandbox } from './sandbox/sandbox.js';
+import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
 import { Template } from './template/template.js';
 import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
@@ -411,8 +415,10 @@ export class Engine {
     const sandbox = this.sandbox(id);
     const { source } = sandbox;
     const { snapshot } = sandbox.birth;
-    if (!source || !snapshot)
+    if (!source)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
+    if (!snapshot)
+      throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'the snapshot that it comes from is gone' });
     const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
     const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
     this.#branches.add(template);
@@ -494,6 +500,50 @@ export class Engine {
       const path = sandbox.socketPath;
       this.#servers.set(sandbox.id, await serveLine(path, sandbox.agent));
       publish(sandboxesDir(), sandbox.info(), path);
+    }
+  }
+
+  /** Takes back sandboxes of an engine that was killed; they are published again. What came of each is returned. */
+  async takeOver(claims: Claim[]): Promise<Taken[]> {
+    const taken = await takeOver(claims, {
+      pool: this.pool,
+      manifestOf: (record) => this.#manifestOf(record),
+      onEnd: (sandbox) => {
+        if (sandbox.birth.memoryLimitMib !== undefined) removeCgroupOf(sandbox.id);
+        this.#forget(sandbox);
+      },
+    });
+    const folders = new Map<string, { sandboxes: Sandbox[]; workDir: WorkDir }>();
+    for (const one of taken) {
+      if (!('sandbox' in one)) {
+        unpublish(sandboxesDir(), one.claim.id);
+        continue;
+      }
+      const { sandbox, lock } = one;
+      const path = dirname(sandbox.birth.consolePath);
+      const folder = folders.get(path);
+      if (folder) native.fdClose(lock);
+      const { sandboxes, workDir } = folder ?? { sandboxes: [], workDir: WorkDir.adopt(path, lock) };
+      folders.set(path, { sandboxes: [...sandboxes, sandbox], workDir });
+      // The socket of the engine before.
+      rmSync(sandbox.socketPath, { force: true });
+      if (sandbox.state !== 'dead') this.#sandboxes.set(sandbox.id, sandbox);
+    }
+    for (const { sandboxes, workDir } of folders.values()) {
+      this.#closeWithLast(sandboxes, () => workDir.close());
+      await this.publish(sandboxes);
+    }
+    return taken;
+  }
+
+  /** A tag that was made again is another snapshot: then its sandboxes cannot be branched any more. */
+  #manifestOf({ snapshot_tag: tag, snapshot }: SandboxRecord): SnapshotManifest | undefined {
+    try {
+      const manifest = this.store.manifest(tag);
+      const { created_at_unix: made, memory_root: root } = manifest;
+      return made === snapshot?.created_at_unix && root === snapshot.memory_root ? manifest : undefined;
+    } catch {
+      return undefined;
     }
   }
 
@@ -619,13 +669,13 @@ export class Engine {
     if (this.#servers.delete(sandbox.id)) unpublish(sandboxesDir(), sandbox.id);
   }
 
-  /** Ends every sandbox, then the workers, and removes every work directory. */
-  async close(): Promise<void> {
+  /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
+  async close({ leave = false }: { leave?: boolean } = {}): Promise<void> {
     await Promise.allSettled(this.#writing);
-    await end(this.#sandboxes.values());
+    if (!leave) await end(this.#sandboxes.values());
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();
-    await Promise.all(this.#closing);
+    if (!leave) await Promise.all(this.#closing);
     await this.pool.close();
   }
 }

@@ -12,6 +12,7 @@ import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
 import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
+import { regain } from './tasks/regain.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { saveCopy } from './tasks/save-copy.js';
@@ -34,6 +35,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   fillPages,
   hash,
   hotfork,
+  regain,
   restore,
   save,
   saveCopy,

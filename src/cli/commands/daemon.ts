@@ -9,7 +9,7 @@ import { step, warn } from '../progress.js';
 export const daemon: Command = {
   name: 'daemon',
   description:
-    'Serve the REST API (also `forkd-controller serve`). Snapshots and workspaces survive its end; its sandboxes end with it',
+    'Serve the REST API (also `forkd-controller serve`). What it has acknowledged survives kill -9, and the next one takes it back',
   options: [
     ['--bind <IP:PORT>', 'Where to listen (env FORKD_BIND; default 127.0.0.1:8889)'],
     [
@@ -18,6 +18,10 @@ export const daemon: Command = {
     ],
     ['--snapshot-root <DIR>', 'Where the tags are (env FORKD_SNAPSHOT_ROOT)'],
     ['--state <FILE>', 'What survives its end (env FORKD_STATE; default state.json in the data directory)'],
+    [
+      '--leave-running',
+      'At SIGTERM sandboxes run on, for the next one to take back (env FORKD_LEAVE_RUNNING=1); without it they end',
+    ],
     ['--audit-log <FILE>', 'One JSON line for each request (env FORKD_AUDIT_LOG; default /var/log/forkd/audit.log)'],
     ['--token-file <FILE>', 'Require this bearer token (env FORKD_TOKEN_FILE); read again when it changes'],
     ['--tls-cert <FILE>', 'Serve HTTPS on the port: certificate chain, PEM (env FORKD_TLS_CERT); with --tls-key'],
@@ -61,6 +65,7 @@ export const daemon: Command = {
       rateLimit: wholeNumber(options, 'rate-limit', 'FORKD_RATE_LIMIT', String(limits.requestsPerSecond)),
       spares: wholeNumber(options, 'spares', 'FORKD_SPARES', '4'),
       eager: options.flag('eager'),
+      leaveRunning: options.flag('leave-running') || process.env['FORKD_LEAVE_RUNNING'] === '1',
       version: VERSION,
       ...(tokenFile === undefined ? {} : { tokenFile }),
       ...(tls === undefined ? {} : { tls }),

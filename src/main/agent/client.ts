@@ -119,6 +119,11 @@ export class AgentClient implements Carrier {
     }
   }
 
+  /** Fills up a frame that an earlier writer was killed in the middle of: the agent takes it for a broken request and skips what is left. */
+  pad(bytes: number): void {
+    this.#socket.write(new Uint8Array(bytes));
+  }
+
   close(): void {
     this.#socket.destroy();
   }

@@ -43,13 +43,15 @@ export class Journal {
   #file: FileHandle | undefined;
   #bytes = 0;
   #waiting: Waiting[] = [];
+  /** Who kept this state before, if anybody did. */
+  readonly predecessor: number | undefined;
   #writing: Promise<void> | undefined;
 
   /** Throws DAEMON_REFUSED for a file that is not ours, is damaged, or is another daemon's. */
   constructor(readonly path: string) {
     try {
       mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-      this.#lock = openSync(`${path}.lock`, 'a', 0o600);
+      this.#lock = openSync(`${path}.lock`, 'a+', 0o600);
     } catch (error) {
       throw refused(`cannot keep its state in ${path}: ${reasonOf(error)}`, error);
     }
@@ -58,6 +60,9 @@ export class Journal {
       throw refused(`another daemon keeps its state in ${path}`);
     }
     try {
+      this.predecessor = Number(readFileSync(`${path}.lock`, 'utf8')) || undefined;
+      ftruncateSync(this.#lock);
+      writeSync(this.#lock, String(process.pid));
       this.#load();
       this.#fold();
     } catch (error) {
@@ -84,6 +89,16 @@ export class Journal {
     });
   }
 
+  /** Settles when all of the changes are on disk, by one write. */
+  async putAll(map: MapName, entries: [key: string, value: unknown][]): Promise<void> {
+    // Those that are asked for in the same turn share the next write.
+    await Promise.all(entries.map(([key, value]) => this.put(map, key, value)));
+  }
+
+  has(map: MapName, key: string): boolean {
+    return this.#maps[map].has(key);
+  }
+
   remove(map: MapName, key: string): Promise<void> {
     return this.put(map, key, undefined);
   }
@@ -96,6 +111,8 @@ export class Journal {
   }
 
   async #drain(): Promise<void> {
+    // What is asked for in this turn belongs to the same write.
+    await null;
     while (this.#waiting.length > 0) {
       const batch = this.#waiting;
       this.#waiting = [];

@@ -39,23 +39,17 @@ export class Registry {
     readonly kill: (sandbox: Sandbox) => void,
   ) {}
 
-  add(sandbox: Sandbox, { labels = {}, ttlSecs = null, idleSecs = null }: Wishes = {}): Entry {
-    const now = Date.now();
-    const entry: Entry = {
-      sandbox,
-      labels,
-      idleSecs,
-      expiresAt: ttlSecs === null ? null : now + ttlSecs * 1000,
-      branches: 0,
-      lastBranchMemory: null,
-      lastActive: now,
-      calls: 0,
-    };
-    this.#entries.set(sandbox.id, entry);
+  add(entry: Entry): void {
     this.events.sandbox('created', bodyOf(entry));
-    void sandbox.ended.then(() => this.#died(entry));
+    this.restore(entry);
+  }
+
+  /** Of a daemon before this one: nothing has happened that listeners would not know. */
+  restore(entry: Entry): void {
+    const { sandbox } = entry;
+    this.#entries.set(sandbox.id, entry);
+    if (sandbox.state !== 'dead' || entry.endedFor === undefined) void sandbox.ended.then(() => this.#died(entry));
     this.#schedule();
-    return entry;
   }
 
   /** Throws SANDBOX_NOT_FOUND. */
@@ -94,9 +88,10 @@ export class Registry {
   }
 
   /** Notes where its newest branch is; it may be gone by then. */
-  branched(id: string, memoryPath: string): void {
+  branched(id: string, memoryPath: string): Entry | undefined {
     const entry = this.#entries.get(id);
     if (entry) entry.lastBranchMemory = memoryPath;
+    return entry;
   }
 
   /** By id. */
@@ -116,7 +111,7 @@ export class Registry {
     if (this.#entries.get(entry.sandbox.id) !== entry) return;
     this.events.sandbox('died', bodyOf(entry));
     const dead = [...this.#entries.values()].filter(({ sandbox }) => sandbox.state === 'dead');
-    if (dead.length > limits.deadMax && dead[0]) this.#entries.delete(dead[0].sandbox.id);
+    if (dead.length > limits.deadMax && dead[0]) this.take(dead[0].sandbox.id);
   }
 
   /** One timer, for whichever is due first. Calls only put a deadline off, so it may fire early and look again. */
@@ -141,6 +136,13 @@ export class Registry {
     this.#schedule();
   }
 }
+
+/** Its time begins now. */
+export const newEntry = (sandbox: Sandbox, { labels = {}, ttlSecs = null, idleSecs = null }: Wishes = {}): Entry => {
+  const now = Date.now();
+  const expiresAt = ttlSecs === null ? null : now + ttlSecs * 1000;
+  return { sandbox, labels, idleSecs, expiresAt, branches: 0, lastBranchMemory: null, lastActive: now, calls: 0 };
+};
 
 /** A timer of Node overflows at 24.8 days. */
 const TIMER_MAX_MS = 2 ** 31 - 1;

@@ -36,6 +36,7 @@ import { snapshotRoutes } from './routes/snapshots.js';
 import { workspaceRoutes } from './routes/workspaces.js';
 import { Slots } from './slots.js';
 import { Snapshots } from './snapshots.js';
+import { Survivors, tieProblem } from './survivors.js';
 import { certProblem, readTls, type TlsFiles, type TlsPair } from './tls.js';
 import { tidy } from './tidy.js';
 import { Workspaces } from './workspaces.js';
@@ -54,6 +55,8 @@ export interface DaemonOptions {
   version: string;
   /** All of a tag's memory is loaded and checked before anything runs from it. */
   eager?: boolean;
+  /** When it is told to end, sandboxes run on for the next daemon to take back. */
+  leaveRunning?: boolean;
   tokenFile?: string;
   /** TLS on the port; the socket is for this host alone and needs none. */
   tls?: TlsFiles;
@@ -76,6 +79,7 @@ export class Daemon {
     readonly audit: Audit,
     readonly app: FastifyInstance,
     readonly journal: Journal,
+    readonly survivors: Survivors,
     readonly options: DaemonOptions,
     tls: TlsPair | undefined,
   ) {
@@ -103,31 +107,36 @@ export class Daemon {
     if (doubt !== undefined) onProblem(doubt);
     if (branchConcurrency < 1) throw new ForkdError('DAEMON_REFUSED', { reason: '--branch-concurrency is 0' });
     const audit = new Audit(options.auditLog, onProblem);
+    const problem = tieProblem();
+    if (problem !== undefined) onProblem(`sandboxes will end with this daemon: ${problem}`);
     const engine = new Engine({
       resident: true,
       spares,
       eager: options.eager ?? false,
+      tied: problem === undefined,
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
     });
     const journal = new Journal(options.statePath);
     const connections = new Connections();
-    const { app, workspaces } = build(
+    const { app, workspaces, survivors } = build(
       engine,
       audit,
       { tokens, connections, rate: new Rate(options.rateLimit) },
       journal,
       options,
     );
-    const daemon = new Daemon(engine, audit, app, journal, options, tls);
+    const daemon = new Daemon(engine, audit, app, journal, survivors, options, tls);
     connections.watch(daemon.#tcp);
     try {
       await app.ready();
+      for (const told of await survivors.takeOver()) app.log.warn(told);
       for (const told of await workspaces.recover()) app.log.warn(told);
       for (const told of await tidy()) app.log.warn(told);
       await listening(daemon.#tcp, bind);
       await daemon.#listenLocally();
     } catch (error) {
-      await daemon.close();
+      // Sandboxes that were there before are none of this failure's business.
+      await daemon.close({ leave: true });
       throw error instanceof ForkdError ? error : new ForkdError('DAEMON_REFUSED', { reason: reasonOf(error) }, error);
     }
     return daemon;
@@ -168,8 +177,8 @@ export class Daemon {
     }
   }
 
-  /** Takes no new requests, gives those under way their time, then ends every sandbox. */
-  async close(): Promise<void> {
+  /** Takes no new requests, gives those under way their time, then ends every sandbox; with `leave` they run on for the next daemon. */
+  async close({ leave = this.options.leaveRunning ?? false } = {}): Promise<void> {
     this.#draining = true;
     const servers = [this.#tcp, this.#local];
     const late = setTimeout(() => {
@@ -180,7 +189,9 @@ export class Daemon {
     await all;
     clearTimeout(late);
     await this.app.close();
-    await this.engine.close();
+    if (!leave) await this.survivors.forgetAll();
+    await this.engine.close({ leave });
+    this.survivors.close();
     await this.journal.close();
     this.audit.close();
   }
@@ -230,7 +241,7 @@ const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, o
   const workspaces = new Workspaces(context);
   workspaceRoutes(app, context, workspaces);
   app.addHook('onClose', async () => context.registry.close());
-  return { app, workspaces };
+  return { app, workspaces, survivors: context.survivors };
 };
 
 /** What every request has to pass, the cheapest first: those that are refused for their number should cost little. */
@@ -258,8 +269,9 @@ const makeContext = (engine: Engine, journal: Journal, options: DaemonOptions, l
   const snapshots = new Snapshots(engine.store, events, journal);
   const slots = new Slots(branchConcurrency);
   const registry = new Registry(events, (sandbox) => sandbox.kill());
+  const survivors = new Survivors(engine, registry, journal, log);
   const metrics = new Metrics({ engine, registry, snapshots, slots, events, version });
-  return { engine, registry, snapshots, slots, events, journal, metrics, version, log };
+  return { engine, registry, snapshots, survivors, slots, events, journal, metrics, version, log };
 };
 
 const auditLine = (request: FastifyRequest, reply: FastifyReply): AuditLine => {

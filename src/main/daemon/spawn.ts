@@ -2,8 +2,8 @@
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import type { ForkRequest } from '../planner/plan.js';
-import type { Sandbox } from '../sandbox/sandbox.js';
 import type { Context } from './context.js';
+import { type Entry, newEntry, type Wishes } from './registry.js';
 
 /** Throws REQUEST_REFUSED. */
 export const requireMemoryLimit = (mib: number | null | undefined): void => {
@@ -12,8 +12,16 @@ export const requireMemoryLimit = (mib: number | null | undefined): void => {
   throw new ForkdError('REQUEST_REFUSED', { reason });
 };
 
-/** The client could not tell which of them it has. Throws CHILDREN_FAILED and what Engine.fork throws. */
-export const spawn = async ({ engine, metrics }: Context, request: ForkRequest): Promise<Sandbox[]> => {
+/**
+ * The client could not tell which of them it has. They outlive the daemon when this settles; they are not in the registry yet.
+ * Throws CHILDREN_FAILED and what Engine.fork and Survivors.acknowledge throw.
+ */
+export const spawn = async (
+  { engine, metrics, survivors }: Context,
+  request: ForkRequest,
+  wishes: Wishes,
+  workspace?: string,
+): Promise<Entry[]> => {
   const observe = metrics.spawn.startTimer();
   const { sandboxes, failures } = await engine.fork(request);
   const [first] = failures;
@@ -22,9 +30,16 @@ export const spawn = async ({ engine, metrics }: Context, request: ForkRequest):
     const { n } = request;
     throw new ForkdError('CHILDREN_FAILED', { failed: failures.length, n, reason: first.error.message });
   }
-  await engine.publish(sandboxes);
+  const entries = sandboxes.map((sandbox) => newEntry(sandbox, wishes));
+  try {
+    await engine.publish(sandboxes);
+    await survivors.acknowledge(entries, workspace);
+  } catch (error) {
+    await engine.kill(sandboxes);
+    throw error;
+  }
   observe();
   for (const { times } of sandboxes)
     if (times) metrics.forkReady.observe((times.spawn_ms + times.load_ms + times.first_answer_ms) / 1000);
-  return sandboxes;
+  return entries;
 };

@@ -40,7 +40,8 @@ export class Workspaces {
   async recover(): Promise<string[]> {
     const told: string[] = [];
     for (const one of [...this.#all.values()]) {
-      if (one.status === 'running') told.push(`workspace ${one.name} is stale: its sandbox ended with the daemon`);
+      if (one.status === 'running' && this.#bodyOf(one).status === 'stale')
+        told.push(`workspace ${one.name} is stale: its sandbox has ended`);
       const left = await this.#sweep(one);
       const removed = one.to_remove.filter((tag) => !left.includes(tag));
       if (removed.length === 0) continue;
@@ -85,7 +86,7 @@ export class Workspaces {
       const one = this.#find(name);
       const { status, live_sandbox_id: id = '' } = this.#bodyOf(one);
       if (status !== 'running') throw new ForkdError('WORKSPACE_STATE', { name, status });
-      const { registry, engine, slots, events } = this.context;
+      const { registry, engine, slots, events, survivors } = this.context;
       const entry = registry.get(id);
       const leave = slots.enter();
       // A call that is answered after the state was taken would be lost with the sandbox.
@@ -99,6 +100,7 @@ export class Workspaces {
       } finally {
         leave();
       }
+      await survivors.forget(entry);
       registry.take(id);
       await engine.kill([entry.sandbox]);
       const body = this.#bodyOf(suspended);
@@ -123,11 +125,12 @@ export class Workspaces {
     return this.#alone(name, async () => {
       const one = this.#find(name);
       const body = this.#bodyOf(one);
-      const { journal, registry, engine, events } = this.context;
+      const { journal, registry, engine, events, survivors } = this.context;
       await journal.remove('workspaces', name);
       this.#all.delete(name);
       const entry = registry.find(one.live_sandbox_id ?? '');
       if (entry) {
+        await survivors.forget(entry);
         registry.take(entry.sandbox.id);
         await engine.kill([entry.sandbox]);
       }
@@ -138,12 +141,14 @@ export class Workspaces {
   }
 
   async #start(one: Workspace, tag: string, action: 'created' | 'resumed'): Promise<WorkspaceBody> {
-    const { snapshots, registry, engine, events } = this.context;
+    const { snapshots, registry, engine, events, survivors } = this.context;
     snapshots.requireReady(tag);
     const { per_child_netns: perChildNetns, memory_limit_mib: limit, labels } = one;
     const request = { tag, n: 1, perChildNetns, ...(limit === null ? {} : { memoryLimitMib: limit }) };
-    const [sandbox] = await spawn(this.context, request);
-    if (!sandbox) throw new ForkdError('INTERNAL', { reason: 'a spawn without a sandbox' });
+    const wishes = labels === undefined ? {} : { labels };
+    const [entry] = await spawn(this.context, request, wishes, one.name);
+    if (!entry) throw new ForkdError('INTERNAL', { reason: 'a spawn without a sandbox' });
+    const { sandbox } = entry;
     const running: Workspace = {
       ...one,
       id: one.id || `ws-${sandbox.id.slice(0, 16)}`,
@@ -155,9 +160,10 @@ export class Workspaces {
       await this.#keep(running);
     } catch (error) {
       await engine.kill([sandbox]);
+      await survivors.forget(entry).catch(() => undefined);
       throw error;
     }
-    registry.add(sandbox, labels === undefined ? {} : { labels });
+    registry.add(entry);
     const body = this.#bodyOf(running);
     events.workspace(action, body);
     return body;

@@ -39,7 +39,7 @@ export const createCgroup = (id: string, memoryLimitMib: number): string => {
   const hierarchy = memoryHierarchy();
   if (!hierarchy) throw new ForkdError('CGROUP_FAILED', { reason: 'this host has no cgroup memory controller' });
   const parent = join(hierarchy.root, GROUP);
-  const dir = join(parent, id);
+  const dir = groupOf(hierarchy, id);
   try {
     mkdirSync(parent, { recursive: true });
     if (hierarchy.version === 2) {
@@ -52,6 +52,14 @@ export const createCgroup = (id: string, memoryLimitMib: number): string => {
   } catch (error) {
     throw new ForkdError('CGROUP_FAILED', { reason: reasonOf(error) }, error);
   }
+};
+
+const groupOf = ({ root }: Hierarchy, id: string): string => join(root, GROUP, id);
+
+/** Removes the group of a child that has been reaped, if it has one. */
+export const removeCgroupOf = (id: string): void => {
+  const hierarchy = memoryHierarchy();
+  if (hierarchy) removeCgroup(groupOf(hierarchy, id));
 };
 
 /** The group must be empty: its process has been reaped. */

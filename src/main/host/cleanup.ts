@@ -17,7 +17,7 @@ import {
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
-import { native } from '../../native/binding.js';
+import { keeperPath, native } from '../../native/binding.js';
 import { abandonedParts, removePart } from '../../http/part-file.js';
 import { blobsDir } from '../oci/rootfs.js';
 import { pullsDir } from '../hub/pull.js';
@@ -26,7 +26,6 @@ import { imagesDir, rootfsDir, sandboxesDir, snapshotsDir, tempDir, WORK_DIR_PRE
 import { stale } from '../sandbox/registry.js';
 import { type AbandonedHalf, abandonedHalves, removeHalf } from '../store/half-file.js';
 import { leftoverTag, Store } from '../store/store.js';
-import { TagLock } from '../store/tag-lock.js';
 import { emptyCgroups, removeCgroup } from './cgroup.js';
 import { startTime } from './process.js';
 import { LOCK_FILE } from './workdir.js';
@@ -78,7 +77,18 @@ export const findLeftovers = (): Leftovers => {
     else found.skip.push({ ...leftover, reason });
   };
   for (const { pid, dir } of orphans()) consider({ kind: 'process', path: `pid ${pid} (${dir})`, bytes: 0 }, undefined);
-  for (const path of workDirs()) consider({ kind: 'work dir', path, bytes: sizeOf(path) }, workDirInUse(path, open));
+  const doomed = new Set<string>();
+  for (const keeper of keepers()) {
+    const { pid, state } = keeper;
+    const reason = keeperInUse(keeper);
+    if (reason === undefined) for (const dir of locksOf(pid)) doomed.add(dir);
+    if (reason !== DAEMON_RUNS)
+      consider({ kind: 'process', path: `pid ${pid} (keeper of ${state})`, bytes: 0 }, reason);
+  }
+  for (const path of workDirs()) {
+    const reason = doomed.has(path) ? undefined : workDirInUse(path, open);
+    consider({ kind: 'work dir', path, bytes: sizeOf(path) }, reason);
+  }
   for (const path of listed(() => new Store(snapshotsDir()).abandoned())) {
     consider({ kind: 'snapshot staging', path, bytes: sizeOf(path) }, notOurDirectory(path));
   }
@@ -169,8 +179,9 @@ const removeWorkDir = (path: string): void => {
 };
 
 /** The directory's lock as a descriptor, `held` when another process has it, undefined when there is none. */
-const takeLock = (dir: string): number | 'held' | undefined => {
-  const file = join(dir, LOCK_FILE);
+const takeLock = (dir: string): number | 'held' | undefined => lockOf(join(dir, LOCK_FILE));
+
+const lockOf = (file: string): number | 'held' | undefined => {
   if (!lstat(file)?.isFile()) return undefined;
   const fd = openSync(file, 'r');
   if (native.flockTry(fd, 'exclusive')) return fd;
@@ -184,13 +195,7 @@ const removeStaging = (path: string): void => {
   const tag = leftoverTag(basename(path));
   if (tag === undefined)
     throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'its name is not one that forkd gives' });
-  // Who has the tag's lock may be writing there, or removing.
-  const lock = TagLock.take(dirname(path), tag);
-  try {
-    rmSync(path, { recursive: true, force: true });
-  } finally {
-    lock.release();
-  }
+  new Store(dirname(path)).removeAbandoned(path);
 };
 
 const STAGED_IMAGE = new RegExp(`^\\${STAGING_PREFIX}(\\d+)-\\w{6}$`);
@@ -251,15 +256,54 @@ interface Orphan {
 
 /**
  * QEMU processes of ours whose engine is gone: their command line names the console in a work directory, and nobody holds
- * that directory. There should be none: the kernel ends them with their engine (PR_SET_PDEATHSIG).
+ * that directory, nor any other that they have a file of. There should be none: they end with their engine (PR_SET_PDEATHSIG), or
+ * with the last who holds their sockets.
  */
 const orphans = (): Orphan[] =>
   pids().flatMap((pid) => {
     const start = startTime(pid);
     const dir = qemuWorkDir(pid);
     if (start === undefined || dir === undefined || workDirInUse(dir, []) !== undefined) return [];
-    return [{ pid, start, dir }];
+    // A hot-forked one has its template's command line and a console of its own.
+    const isHeld = filesOf(pid).some(
+      (path) => isWorkDir(dirname(path)) && workDirInUse(dirname(path), []) !== undefined,
+    );
+    return isHeld ? [] : [{ pid, start, dir }];
   });
+
+interface KeeperProcess {
+  pid: number;
+  start: number;
+  /** The state file of the daemon whose sandboxes it holds. */
+  state: string;
+}
+
+const KEEPER_SUFFIX = '.keeper';
+const DAEMON_RUNS = 'in use';
+
+/** What keeps sandboxes alive for the next daemon (sandbox/keeper.ts); it lives as long as one of them does. */
+const keepers = (): KeeperProcess[] =>
+  pids().flatMap((pid) => {
+    const start = startTime(pid);
+    const stat = lstat(`/proc/${pid}`);
+    const [file = '', socket = ''] = (readText(`/proc/${pid}/cmdline`) ?? '').split('\0');
+    if (start === undefined || !stat || !isOurs(stat) || basename(file) !== basename(keeperPath)) return [];
+    return socket.endsWith(KEEPER_SUFFIX) ? [{ pid, start, state: socket.slice(0, -KEEPER_SUFFIX.length) }] : [];
+  });
+
+/** Undefined when no daemon can take back what it holds: the state that says what it is, is gone. */
+const keeperInUse = ({ state }: KeeperProcess): string | undefined => {
+  const lock = lockOf(`${state}.lock`);
+  if (lock === 'held') return DAEMON_RUNS;
+  if (lock !== undefined) closeSync(lock);
+  return lstat(state)?.isFile() ? `a daemon with --state ${state} takes its sandboxes back` : undefined;
+};
+
+/** The work directories whose locks a process holds. */
+const locksOf = (pid: number): string[] =>
+  filesOf(pid)
+    .filter((path) => basename(path) === LOCK_FILE && isWorkDir(dirname(path)))
+    .map((path) => dirname(path));
 
 const CONSOLE = new RegExp(
   `^file,id=console,path=(/.*/${WORK_DIR_PREFIX}(?:fork|parent|probe|template)-[^/]+)/[^/]+\\.console,`,
@@ -285,8 +329,9 @@ const killOrphan = async (path: string): Promise<void> => {
   // The descriptor names this very process for good; what is checked after it was opened is true of what is killed.
   const pidfd = native.pidfdOpen(pid);
   try {
-    const orphan = orphans().find((one) => one.pid === pid && one.start === before);
-    if (!orphan) throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'it is not an orphan of forkd any more' });
+    const abandoned = keepers().filter((keeper) => keeperInUse(keeper) === undefined);
+    if (![...orphans(), ...abandoned].some((one) => one.pid === pid && one.start === before))
+      throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'it is not an orphan of forkd any more' });
     native.pidfdSignal(pidfd, SIGKILL);
     const deadline = Date.now() + DEATH_MS;
     while (startTime(pid) === before) {
@@ -309,17 +354,19 @@ interface OpenFile {
 const openFiles = (): OpenFile[] =>
   pids()
     .filter((pid) => pid !== process.pid)
-    .flatMap((pid) => {
-      const links = [`/proc/${pid}/cwd`, ...names(`/proc/${pid}/fd`).map((fd) => `/proc/${pid}/fd/${fd}`)];
-      return links.flatMap((link) => {
-        try {
-          const target = readlinkSync(link);
-          return target.startsWith('/') ? [{ pid, target }] : [];
-        } catch {
-          return [];
-        }
-      });
-    });
+    .flatMap((pid) => filesOf(pid).map((target) => ({ pid, target })));
+
+const filesOf = (pid: number): string[] => {
+  const links = [`/proc/${pid}/cwd`, ...names(`/proc/${pid}/fd`).map((fd) => `/proc/${pid}/fd/${fd}`)];
+  return links.flatMap((link) => {
+    try {
+      const target = readlinkSync(link);
+      return target.startsWith('/') ? [target] : [];
+    } catch {
+      return [];
+    }
+  });
+};
 
 const pids = (): number[] =>
   names('/proc')

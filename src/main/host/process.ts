@@ -25,4 +25,22 @@ export const parentOf = (pid: number): number | undefined => {
   return fields && Number(fields[1]);
 };
 
+/** A process, for good: the pid alone may be given to another, and ticks since boot come again after the next. */
+export interface ProcessIdentity {
+  pid: number;
+  start_time: number;
+  boot_id: string;
+}
+
+/** Undefined when it is gone. */
+export const identify = (pid: number): ProcessIdentity | undefined => {
+  const start = startTime(pid);
+  return start === undefined ? undefined : { pid, start_time: start, boot_id: bootId() };
+};
+
+export const isRunning = ({ pid, start_time, boot_id }: ProcessIdentity): boolean =>
+  boot_id === bootId() && isAlive(pid, start_time);
+
+const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+
 export const isAlive = (pid: number, start: number): boolean => startTime(pid) === start;

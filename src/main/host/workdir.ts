@@ -2,18 +2,45 @@
  * Work directories in the temp dir. Each holds a locked file: the lock dies with its owner, so `cleanup` knows for
  * certain which directories are in use, whatever became of the process and its pid.
  */
-import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { native } from '../../native/binding.js';
 import { tempDir, WORK_DIR_PREFIX } from '../paths.js';
 
 export const LOCK_FILE = '.lock';
 
+/** Those of this process, by path. */
+const held = new Map<string, number>();
+
 export class WorkDir {
   private constructor(
     readonly path: string,
     readonly lockFd: number,
-  ) {}
+  ) {
+    held.set(path, lockFd);
+  }
+
+  /** One that an earlier process made, by its lock, which somebody has held since. */
+  static adopt(path: string, lockFd: number): WorkDir {
+    ftruncateSync(lockFd);
+    writeSync(lockFd, String(process.pid), 0);
+    return new WorkDir(path, lockFd);
+  }
+
+  /** The lock of a directory that this process holds. */
+  static lockOf(path: string): number | undefined {
+    return held.get(path);
+  }
 
   /** Makes `<tmp>/forkd-<kind>-<name>-XXXXXX`, mode 0700. */
   static create(kind: 'fork' | 'parent' | 'probe' | 'spare' | 'template', name: string): WorkDir {
@@ -32,10 +59,26 @@ export class WorkDir {
 
   /** Removes the directory, or leaves it for the user to look into. */
   close(keep = false): void {
+    held.delete(this.path);
     if (!keep) rmSync(this.path, { recursive: true, force: true });
     closeSync(this.lockFd);
   }
 }
+
+/** Directories that process `pid` made or adopted, and that nobody holds: it has been killed. */
+export const abandonedBy = (pid: number): string[] =>
+  readdirSync(tempDir())
+    .filter((name) => name.startsWith(WORK_DIR_PREFIX))
+    .map((name) => join(tempDir(), name))
+    .filter((path) => makerOf(path) === pid && !isHeld(path));
+
+const makerOf = (path: string): number | undefined => {
+  try {
+    return Number(readFileSync(join(path, LOCK_FILE), 'utf8'));
+  } catch {
+    return undefined;
+  }
+};
 
 /** True when a live process holds the directory. */
 export const isHeld = (dir: string): boolean => {

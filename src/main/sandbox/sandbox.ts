@@ -77,6 +77,7 @@ export class Sandbox {
     this.#birth = birth;
     this.#onEnd = onEnd;
     this.ended = new Promise((resolve) => {
+      if (vmm.pidfd === NONE) return resolve(this.#bury());
       native.pidfdWatch(vmm.pidfd, (status) => {
         this.state = 'dead';
         this.#status = status;
@@ -88,6 +89,17 @@ export class Sandbox {
         resolve(status);
       });
     });
+  }
+
+  /** One that ended before this process could know it: nothing is owned for it. */
+  static gone(birth: Birth, pid: number): Sandbox {
+    return new Sandbox(birth, { index: birth.index, pid, pidfd: NONE, qmpFd: NONE, agentFd: NONE });
+  }
+
+  #bury(): ExitStatus {
+    this.state = 'dead';
+    this.#closed = true;
+    return { code: null, signal: null };
   }
 
   get birth(): Birth {
@@ -110,7 +122,8 @@ export class Sandbox {
     return controlFd === undefined || !numbers ? undefined : { ...numbers, controlFd, name: `child ${index}` };
   }
 
-  ready(receipt: ForkReceipt, times: ChildTimes): void {
+  /** `times` are not known of one that was taken over. */
+  ready(receipt: ForkReceipt, times?: ChildTimes): void {
     if (this.state !== 'starting') return;
     this.state = 'ready';
     this.receipt = receipt;
@@ -231,6 +244,9 @@ export class Sandbox {
     };
   }
 }
+
+/** In place of a descriptor. */
+const NONE = -1;
 
 /** Seconds since the epoch. */
 const now = (): number => Math.floor(Date.now() / 1000);

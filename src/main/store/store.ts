@@ -4,8 +4,8 @@
  * A tag is written into `.staging-<tag>-XXXXXX`, fsynced and renamed; it is removed by a rename to `.trash-<tag>-XXXXXX`: it is
  * wholly there or wholly absent. A lock file for each tag orders those who write and remove it; users mark what they use.
  */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { isTag, parseTag } from '../../contract/names.js';
@@ -151,6 +151,16 @@ export class Store {
         return tag !== undefined && !TagLock.isHeld(this.root, tag);
       })
       .map((name) => join(this.root, name));
+  }
+
+  /** Removes one of those. Throws SNAPSHOT_BUSY: who has the tag's lock may be writing there, or removing. */
+  removeAbandoned(path: string): void {
+    const lock = TagLock.take(this.root, leftoverTag(basename(path)) ?? '');
+    try {
+      rmSync(path, { recursive: true, force: true });
+    } finally {
+      lock.release();
+    }
   }
 
   #entries(): string[] {

@@ -90,6 +90,30 @@ export class HotforkControl {
     return child;
   }
 
+  /**
+   * After an engine that was killed in the middle of a conversation: asks for a sign, and drops what comes before it. A child that
+   * nobody has taken ends when its descriptors are closed. `await` waits for the sign. Throws HOTFORK_BROKEN.
+   */
+  regain(deadline: Deadline): { await: () => void } {
+    this.#send(Ask.status, new Uint8Array(), [], deadline);
+    return {
+      await: () => {
+        while (!this.#isSign(deadline));
+      },
+    };
+  }
+
+  #isSign(deadline: Deadline): boolean {
+    try {
+      const { type, fds } = this.receive(deadline);
+      for (const fd of fds) native.fdClose(fd);
+      return type === Say.state;
+    } catch (error) {
+      if (error instanceof ForkdError && error.code === 'HOTFORK_REFUSED') return false;
+      throw error;
+    }
+  }
+
   /** The next packet. Throws HOTFORK_REFUSED when it is a refusal, HOTFORK_BROKEN when there is none. */
   receive(deadline: Deadline): Message {
     let received: { data: Uint8Array; fds: number[] };

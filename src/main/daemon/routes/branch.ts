@@ -6,6 +6,7 @@ import { type BranchBody, branchSchema, type SnapshotBody } from '../../../contr
 import { MEMORY_FILE } from '../../../contract/snapshot.js';
 import type { TagBranch } from '../../engine.js';
 import type { Context } from '../context.js';
+import type { Entry } from '../registry.js';
 import type { Facts } from '../snapshots.js';
 import { newTag } from '../tags.js';
 
@@ -15,7 +16,7 @@ const refused = (reason: string): ForkdError => new ForkdError('REQUEST_REFUSED'
 
 /** Every mode has the pause of the fork itself here; the mode decides the keys of the reply and whether it may come early. */
 export const branchRoutes = (app: FastifyInstance, context: Context): void => {
-  const { engine, registry, slots, snapshots, metrics } = context;
+  const { engine, registry, slots, snapshots, metrics, survivors } = context;
   app.post<{ Params: { id: string }; Body: BranchBody }>(
     '/v1/sandboxes/:id/branch',
     {
@@ -30,10 +31,11 @@ export const branchRoutes = (app: FastifyInstance, context: Context): void => {
       const leave = slots.enter();
       let branch: TagBranch;
       let mode: Mode;
+      let entry: Entry;
       try {
         mode = modeOf(body);
         if (engine.store.exists(tag)) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
-        const entry = registry.get(id);
+        entry = registry.get(id);
         requireParent(body, mode, entry.sandbox.birth.tag);
         if (entry.sandbox.state === 'dead') throw entry.sandbox.death();
         branch = await registry.active(id, () => engine.branchInto(id, { tag }));
@@ -58,6 +60,7 @@ export const branchRoutes = (app: FastifyInstance, context: Context): void => {
       if (!body.wait) {
         // Its end is told by the list of snapshots.
         written.catch(() => undefined);
+        await survivors.update(entry);
         return reply.code(202).send(begun);
       }
       return reply.code(201).send(await written);
@@ -70,12 +73,13 @@ const settle = async (
   branch: TagBranch,
   begun: SnapshotBody,
   isMeasured: boolean,
-  { registry, snapshots }: Context,
+  { registry, snapshots, survivors }: Context,
 ): Promise<SnapshotBody> => {
   const { tag, branched_from, pause_ms, labels } = begun;
   try {
     const { dir, written_bytes, manifest, memory_ms } = await branch.written;
-    registry.branched(branched_from ?? '', join(dir, MEMORY_FILE));
+    const source = registry.branched(branched_from ?? '', join(dir, MEMORY_FILE));
+    if (source) await survivors.update(source);
     const facts: Facts = {
       ...(branched_from === undefined ? {} : { branched_from }),
       ...(pause_ms === undefined ? {} : { pause_ms }),

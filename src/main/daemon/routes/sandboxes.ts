@@ -47,15 +47,16 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
       requireMemoryLimit(memory_limit_mib);
       const tag = storedTag(engine.store, body.snapshot_tag);
       snapshots.requireReady(tag);
-      const sandboxes = await spawn(context, {
+      const wanted = {
         tag,
         n,
         perChildNetns: body.per_child_netns,
         hugePages: body.live_fork && body.hugepages,
         ...(typeof memory_limit_mib === 'number' ? { memoryLimitMib: memory_limit_mib } : {}),
-      });
-      const wishes = { labels, ttlSecs, idleSecs };
-      return reply.code(201).send(sandboxes.map((sandbox) => bodyOf(registry.add(sandbox, wishes))));
+      };
+      const entries = await spawn(context, wanted, { labels, ttlSecs, idleSecs });
+      for (const entry of entries) registry.add(entry);
+      return reply.code(201).send(entries.map(bodyOf));
     },
   );
 
@@ -78,6 +79,7 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     '/v1/sandboxes/:id',
     { config: { summary: 'End a sandbox.', replies: { 204: {} } } },
     async ({ params }, reply) => {
+      await context.survivors.forget(registry.get(params.id));
       const { sandbox } = registry.take(params.id);
       await engine.kill([sandbox]);
       return reply.code(204).send();

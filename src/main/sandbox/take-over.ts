@@ -1,0 +1,194 @@
+/** What is written down of a sandbox, and how the daemon that comes after one that was killed makes it its own again. */
+import { dirname } from 'node:path';
+import { ForkdError, reasonOf } from '../../contract/errors.js';
+import type { ForkReceipt } from '../../contract/guest.js';
+import type { TemplatePort } from '../../contract/hotfork.js';
+import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import { MiB } from '../../contract/units.js';
+import { native } from '../../native/binding.js';
+import { identify, isRunning, type ProcessIdentity } from '../host/process.js';
+import { WorkDir } from '../host/workdir.js';
+import type { Pool } from '../pool.js';
+import { lastLines } from '../../workers/vmm/obituary.js';
+import type { KeptFds } from './keeper.js';
+import { type Birth, Sandbox } from './sandbox.js';
+
+export interface SandboxRecord {
+  process: ProcessIdentity | null;
+  created_at_unix: number;
+  index: number;
+  snapshot_tag: string;
+  hostname: string;
+  isolation: Isolation;
+  console_path: string;
+  netns: string | null;
+  memory_limit_mib: number | null;
+  /** Which snapshot of that tag it comes from. */
+  snapshot: { created_at_unix: number; memory_root: string } | null;
+  /** Descriptor numbers inside it, when it was hot-forked. */
+  numbers: Omit<TemplatePort, 'controlFd'> | null;
+  receipt: ForkReceipt | null;
+}
+
+export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRecord => {
+  const { index, tag, hostname, isolation, consolePath, netns, memoryLimitMib, snapshot, numbers } = birth;
+  return {
+    process: identify(vmm.pid) ?? null,
+    created_at_unix: createdAt,
+    index,
+    snapshot_tag: tag,
+    hostname,
+    isolation,
+    console_path: consolePath,
+    netns: netns ?? null,
+    memory_limit_mib: memoryLimitMib ?? null,
+    snapshot: snapshot ? { created_at_unix: snapshot.created_at_unix, memory_root: snapshot.memory_root } : null,
+    numbers: numbers && vmm.controlFd !== undefined ? numbersOf(numbers) : null,
+    receipt: receipt ?? null,
+  };
+};
+
+const numbersOf = ({ control, qmp, agent, consoles, others }: Omit<TemplatePort, 'controlFd'>) => ({
+  control,
+  qmp,
+  agent,
+  consoles,
+  others,
+});
+
+/** What a keeper is to hold of it; undefined when it has ended, or is of those that end with the daemon. */
+export const keptFdsOf = ({ state, vmm, birth }: Sandbox): KeptFds | undefined => {
+  const life = vmm.controlFd ?? vmm.tetherFd;
+  const lock = WorkDir.lockOf(dirname(birth.consolePath));
+  if (state === 'dead' || life === undefined || lock === undefined) return undefined;
+  return { life, qmp: vmm.qmpFd, agent: vmm.agentFd, lock };
+};
+
+const birthOf = (id: string, record: SandboxRecord, snapshot: SnapshotManifest | undefined): Birth => {
+  const { index, snapshot_tag: tag, hostname, isolation, console_path, netns, memory_limit_mib, numbers } = record;
+  return {
+    id,
+    index,
+    tag,
+    hostname,
+    isolation,
+    consolePath: console_path,
+    ...(netns === null ? {} : { netns }),
+    ...(memory_limit_mib === null ? {} : { memoryLimitMib: memory_limit_mib }),
+    ...(snapshot ? { snapshot } : {}),
+    ...(numbers ? { numbers } : {}),
+  };
+};
+
+/** For the list: it has ended. */
+export const goneSandbox = (id: string, record: SandboxRecord): Sandbox => {
+  const sandbox = Sandbox.gone(birthOf(id, record, undefined), record.process?.pid ?? 0);
+  sandbox.createdAt = record.created_at_unix;
+  return sandbox;
+};
+
+export interface Claim {
+  id: string;
+  record: SandboxRecord;
+  /** From the keeper; whoever takes over owns them. */
+  fds: KeptFds | undefined;
+}
+
+/** Made its own, and `lock` of its work directory with it; or why not: then it has been ended, if it was still there. */
+export type Taken = { claim: Claim } & ({ sandbox: Sandbox; lock: number } | { reason: string });
+
+export interface TakeOverContext {
+  pool: Pool;
+  /** The snapshot that it comes from, if it is still there. */
+  manifestOf: (record: SandboxRecord) => SnapshotManifest | undefined;
+  onEnd: (sandbox: Sandbox) => void;
+}
+
+/** Each is checked by pid, start time and boot; its shim and its agent must answer. Descriptors of those that are not taken are closed. */
+export const takeOver = async (claims: Claim[], context: TakeOverContext): Promise<Taken[]> => {
+  const found = claims.map((claim) => identified(claim, context));
+  const lost = await silentShims(found, context.pool);
+  return Promise.all(
+    found.map(async (one) => {
+      if ('reason' in one) return one;
+      const { claim, sandbox, lock } = one;
+      const reason = lost.get(claim.id) ?? (await silence(sandbox));
+      sandbox.returned();
+      if (reason === undefined) return one;
+      sandbox.kill();
+      native.fdClose(lock);
+      return { claim, reason };
+    }),
+  );
+};
+
+const identified = (claim: Claim, { manifestOf, onEnd }: TakeOverContext): Taken => {
+  const { id, record, fds } = claim;
+  const pidfd = record.process ? openProcess(record.process) : undefined;
+  if (pidfd !== undefined && fds) {
+    const { life, qmp: qmpFd, agent: agentFd, lock } = fds;
+    const ties = record.numbers ? { controlFd: life } : { tetherFd: life };
+    const vmm = { index: record.index, pid: record.process?.pid ?? 0, pidfd, qmpFd, agentFd, ...ties };
+    const sandbox = new Sandbox(birthOf(id, record, manifestOf(record)), vmm, onEnd);
+    sandbox.createdAt = record.created_at_unix;
+    if (record.receipt) sandbox.ready(record.receipt);
+    return { claim, sandbox, lock };
+  }
+  for (const fd of Object.values(fds ?? {})) native.fdClose(fd);
+  if (pidfd === undefined) return { claim, reason: `it ended while no daemon ran${lastLines(record.console_path)}` };
+  native.pidfdSignal(pidfd, SIGKILL);
+  native.fdClose(pidfd);
+  return { claim, reason: 'nobody had kept its connections' };
+};
+
+const SIGKILL = 9;
+
+/** A descriptor of this very process; undefined when it is gone. */
+const openProcess = (identity: ProcessIdentity): number | undefined => {
+  if (!isRunning(identity)) return undefined;
+  let pidfd: number;
+  try {
+    pidfd = native.pidfdOpen(identity.pid);
+  } catch {
+    return undefined;
+  }
+  // What is true after it was opened is true of what was opened.
+  if (isRunning(identity)) return pidfd;
+  native.fdClose(pidfd);
+  return undefined;
+};
+
+/** Why a shim is of no use any more, by id. */
+const silentShims = async (found: Taken[], pool: Pool): Promise<Map<string, string>> => {
+  const shims = found.flatMap((one) => {
+    const controlFd = 'sandbox' in one ? one.sandbox.vmm.controlFd : undefined;
+    return controlFd === undefined ? [] : [{ name: one.claim.id, controlFd }];
+  });
+  if (shims.length === 0) return new Map();
+  const { lost } = await pool.run('regain', { shims });
+  return new Map(lost.map(({ name, reason }) => [name, `its shim does not answer: ${reason}`]));
+};
+
+/**
+ * An agent answers a ping at once, unless the request before it was cut off: then the ping is taken for a part of that, and padding
+ * ends it. First as much as requests have; then as much as one may have. Milliseconds to wait, after bytes of padding.
+ */
+const PATIENCE = [
+  { padding: 0, ms: 3000 },
+  { padding: 4 * MiB, ms: 5000 },
+  { padding: 64 * MiB, ms: 20_000 },
+];
+
+/** Why its agent cannot be used, or undefined when it answers. */
+const silence = async ({ agent }: Sandbox): Promise<string | undefined> => {
+  for (const { padding, ms } of PATIENCE) {
+    if (padding > 0) agent.pad(padding);
+    try {
+      await agent.call({ action: 'ping' }, ms);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof ForkdError && error.code === 'AGENT_TIMEOUT')) return reasonOf(error);
+    }
+  }
+  return 'its agent does not answer';
+};

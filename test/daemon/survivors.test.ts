@@ -1,0 +1,237 @@
+/** What a daemon has acknowledged is there after kill -9, and nothing else is. */
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { Controller, ControllerError } from '../../src/client/index.js';
+import { Keeper } from '../../src/main/sandbox/keeper.js';
+import { native } from '../../src/native/binding.js';
+import { forkd } from '../support/cli.js';
+import { startDaemon, type TestDaemon } from '../support/daemon.js';
+import { BASE_TAG, eventually, makeWorld, qemusOf } from '../support/world.js';
+
+const world = makeWorld(true);
+const state = join(world.env.XDG_DATA_HOME, 'forkd/state.json');
+let daemon: TestDaemon;
+let controller: Controller;
+
+const begin = async (args: string[] = []) => {
+  daemon = await startDaemon(world, ['--spares', '1', '--log-level', 'warn', ...args]);
+  controller = new Controller({ baseUrl: `unix:${daemon.socketPath}` });
+};
+const crash = async () => {
+  process.kill(daemon.pid, 'SIGKILL');
+  await controller.close();
+};
+const list = async () => (await controller.listSandboxes()).map(({ last_active_unix: _, ...rest }) => rest);
+const spawn = (n = 1, labels = {}) => controller.spawnSandboxes({ snapshotTag: BASE_TAG, n, labels });
+const evaluate = async (id: string, code: string) => (await controller.evalCode(id, code)).result;
+/** Every virtual machine of this world: sandboxes, templates, spares. */
+const machines = () => qemusOf(world.root).sort();
+const pidsOf = (sandboxes: { pid: number | null }[]) => sandboxes.map(({ pid }) => pid as number).sort();
+
+const both = async <T>(made: Promise<T[]>): Promise<[T, T]> => (await made) as [T, T];
+
+const test = suite('sandboxes that outlive the daemon');
+test.before(() => begin());
+test.after(async () => {
+  await controller.close();
+  assert.is(await daemon.stop(), 0);
+  assert.equal(machines(), [], 'a daemon that is told to end, ends its sandboxes');
+  assert.not(/"sb-/.test((await forkd(['ls', '--json'], { env: world.env })).stdout));
+  world.close();
+});
+
+test('they run on, and the next daemon has them with all that it knew of them', async () => {
+  // One of the two was a spare.
+  const made = await spawn(2, { a: 'b' });
+  const [one, two] = made.map(({ id }) => id) as [string, string];
+  await controller.createWorkspace({ name: 'w', snapshotTag: BASE_TAG });
+  await evaluate(one, "import builtins\nbuiltins.mark = ['one']");
+  await controller.branchSandbox(one, { tag: 'cut' });
+  const gone = (await spawn())[0]?.id ?? '';
+  await controller.killSandbox(gone);
+  const before = await list();
+  await crash();
+  assert.ok(
+    await eventually(() => machines().length === 3),
+    'templates and spares end with the daemon, sandboxes do not',
+  );
+  assert.equal(machines(), pidsOf(before));
+  const cleaned = await forkd(['cleanup', '--yes'], { env: world.env });
+  assert.match(cleaned.stdout, /SKIP.*takes its sandboxes back/);
+  assert.equal(machines(), pidsOf(before), 'cleanup leaves what a daemon will take back');
+
+  await begin();
+  assert.equal(await list(), before);
+  assert.is(await evaluate(one, 'mark'), "['one']");
+  assert.equal(await controller.execCommand(two, ['hostname']), { stdout: `${two}\n`, stderr: '', exit_code: 0 });
+  assert.is((await controller.pingSandbox(two)).released, true);
+  const throughSocket = await forkd(['exec', '--target', two, '--', 'hostname'], { env: world.env });
+  assert.is(throughSocket.stdout, `${two}\n`);
+  await controller.branchSandbox(one, { tag: 'again' });
+  const [child] = await controller.spawnSandboxes({ snapshotTag: 'again' });
+  assert.is(await evaluate(child?.id ?? '', 'mark'), "['one']");
+  await controller.killSandbox(child?.id ?? '');
+  assert.is((await controller.getWorkspace('w')).status, 'running');
+  assert.is((await controller.suspendWorkspace('w')).status, 'suspended');
+});
+
+test('an end is noticed, whoever runs meanwhile; what was deleted stays so', async () => {
+  const [one, two] = await both(list());
+  process.kill(two.pid ?? 0, 'SIGKILL');
+  let seen = await controller.getSandbox(two.id);
+  for (let i = 0; i < 100 && seen.status !== 'dead'; i++) seen = await controller.getSandbox(two.id);
+  assert.equal([seen.status, seen.pid], ['dead', null]);
+  const [three] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, ttlSecs: 1 });
+  await controller.killSandbox(one.id);
+  await crash();
+  // Its time is over by the time that somebody looks.
+  await eventually(() => Date.now() / 1000 > (three?.expires_at_unix ?? 0), 3000);
+  await begin();
+  const after = await list();
+  assert.equal(after.map(({ id }) => id).sort(), [two.id, three?.id].sort());
+  assert.is(after.find(({ id }) => id === two.id)?.reason, seen.reason);
+  assert.ok(await eventually(() => machines().length === 0));
+  const late = await controller.getSandbox(three?.id ?? '');
+  assert.equal([late.status, late.reason], ['dead', 'its time (ttl_secs) was over']);
+  for (const { id } of after) await controller.killSandbox(id);
+});
+
+test('a request that was cut off in the middle does not cost the sandbox; what does not answer is ended', async () => {
+  const [one, two] = await both(spawn(2));
+  await crash();
+  const keeper = new Keeper(`${state}.keeper`, (reason) => assert.unreachable(reason));
+  const kept = keeper.takeOver();
+  assert.equal([...kept.keys()].sort(), [one.id, two.id].sort());
+  const agent = kept.get(one.id)?.agent ?? -1;
+  // A header that announces more than comes, as of a frame that did not fit the socket in one write.
+  const frame = new Uint8Array(40).fill(0x20);
+  frame.set([0x46, 0x4b, 1, 0, 7, 0, 0, 0, 0xa0, 0x86, 1, 0]);
+  native.sendFds(agent, frame, [], 1000);
+  for (const fds of kept.values()) for (const fd of Object.values(fds)) native.fdClose(fd);
+  // Its shim says nothing any more.
+  keeper.forget([two.id]);
+  keeper.close();
+  assert.ok(await eventually(() => machines().length === 1), 'one that nobody holds ends');
+  await begin();
+  assert.is(await evaluate(one.id, '6 * 7'), '42');
+  const lost = await controller.getSandbox(two.id);
+  assert.is(lost.status, 'dead');
+  assert.match(lost.reason ?? '', 'ended while no daemon ran');
+  for (const { id } of await list()) await controller.killSandbox(id);
+});
+
+test('killed at any moment: all that was acknowledged is there, and nothing runs that is not listed', async () => {
+  /** What clients were told. Undefined: nobody knows, since the answer never came. */
+  const sandboxes = new Map<string, 'lives' | 'deleted' | undefined>();
+  const tags = new Set<string>();
+  const workspaces = new Map<string, 'running' | 'suspended' | undefined>();
+  let serial = 0;
+  const living = () => [...sandboxes].filter(([, fate]) => fate === 'lives').map(([id]) => id);
+  const pick = <T>(all: T[]): T | undefined => all[Math.floor(Math.random() * all.length)];
+  const steps: (() => Promise<void>)[] = [
+    async () => (await spawn(2)).forEach(({ id }) => void sandboxes.set(id, 'lives')),
+    async () => {
+      const id = pick(living());
+      if (id) assert.is(await evaluate(id, '6 * 7'), '42');
+    },
+    async () => {
+      const [id, tag] = [pick(living()), `b${++serial}`];
+      if (!id) return;
+      await controller.branchSandbox(id, { tag });
+      tags.add(tag);
+    },
+    async () => {
+      const id = pick(living());
+      if (!id) return;
+      sandboxes.set(id, undefined);
+      await controller.killSandbox(id);
+      sandboxes.set(id, 'deleted');
+    },
+    async () => {
+      const name = `w${++serial}`;
+      await controller.createWorkspace({ name, snapshotTag: BASE_TAG });
+      workspaces.set(name, 'running');
+    },
+    async () => {
+      const [name, status] = pick([...workspaces].filter(([, fate]) => fate !== undefined)) ?? [];
+      if (!name) return;
+      workspaces.set(name, undefined);
+      const suspend = status === 'running';
+      await (suspend ? controller.suspendWorkspace(name) : controller.resumeWorkspace(name));
+      workspaces.set(name, suspend ? 'suspended' : 'running');
+    },
+  ];
+  /** One thing after another until the daemon is gone. */
+  const client = async (first: number) => {
+    for (let i = first; ; i++) {
+      try {
+        await steps[i % steps.length]?.();
+      } catch (error) {
+        if (error instanceof ControllerError && error.status === 409) continue;
+        if (error instanceof assert.Assertion || error instanceof ControllerError) throw error;
+        return;
+      }
+    }
+  };
+  for (let round = 0; round < 2; round++) {
+    const clients = [client(0), client(4)];
+    await new Promise((resolve) => setTimeout(resolve, 1000 + Math.random() * 1500));
+    process.kill(daemon.pid, 'SIGKILL');
+    await Promise.all(clients);
+    await controller.close();
+    await begin();
+    const listed = await controller.listSandboxes();
+    const running = new Map(listed.filter(({ status }) => status === 'running').map((one) => [one.id, one]));
+    for (const [id, fate] of sandboxes) {
+      if (fate === 'lives') assert.ok(running.has(id), `${id} was lost`);
+      if (fate === 'deleted')
+        assert.not(
+          listed.some((one) => one.id === id),
+          `${id} is back`,
+        );
+      if (!running.has(id)) sandboxes.delete(id);
+      else sandboxes.set(id, 'lives');
+    }
+    for (const id of living()) assert.is(await evaluate(id, '6 * 7'), '42');
+    const known = (await controller.listSnapshots()).filter(({ status }) => status === 'ready').map(({ tag }) => tag);
+    for (const tag of tags) assert.ok(known.includes(tag), `${tag} was lost`);
+    for (const one of await controller.listWorkspaces()) {
+      const fate = workspaces.get(one.name);
+      if (fate) assert.is(one.status, fate, `workspace ${one.name}`);
+      workspaces.set(one.name, one.status === 'suspended' ? 'suspended' : 'running');
+      assert.is.not(one.status, 'stale', `workspace ${one.name}`);
+    }
+    assert.ok(
+      await eventually(() => machines().length === running.size),
+      `${machines().length} machines, ${running.size} of them listed`,
+    );
+    assert.equal(machines(), pidsOf([...running.values()]));
+  }
+  for (const { name } of await controller.listWorkspaces()) await controller.deleteWorkspace(name);
+  for (const { id } of await controller.listSandboxes()) await controller.killSandbox(id);
+});
+
+test('at SIGTERM they run on if it was told so; when the state is gone, cleanup ends them', async () => {
+  await controller.close();
+  assert.is(await daemon.stop(), 0);
+  await begin(['--leave-running']);
+  const [one] = await spawn();
+  await controller.close();
+  assert.is(await daemon.stop(), 0);
+  assert.equal(machines(), pidsOf(one ? [one] : []));
+  await begin(['--leave-running']);
+  assert.is(await evaluate(one?.id ?? '', '1 + 1'), '2');
+  await crash();
+  rmSync(state);
+  const { stdout } = await forkd(['cleanup', '--yes'], { env: world.env });
+  assert.match(stdout, /DEL +process .*keeper of/);
+  assert.ok(await eventually(() => machines().length === 0));
+  assert.match((await forkd(['cleanup', '--yes'], { env: world.env })).stdout, /sandbox record/);
+  assert.match((await forkd(['cleanup'], { env: world.env })).stdout, 'nothing to remove');
+  await begin();
+  assert.equal(await list(), []);
+});
+
+test.run();
