@@ -392,6 +392,11 @@ export const catalogue = {
     'the sandboxes could not be made to outlive the daemon: {reason}',
     'They were ended. Try again; what the keeper needs is a process and four descriptors for each sandbox.',
   ),
+  KEEPER_SILENT: row(
+    500,
+    'the keeper of the sandboxes of the daemon before ({path}) cannot be asked: {reason}',
+    'Start the daemon again. To start without them, end the process `forkd_keeper` of that path: they end with it.',
+  ),
   DAEMON_REFUSED: row(500, 'the daemon does not start: {reason}', 'See `forkd-controller serve --help`.'),
 
   // Commands

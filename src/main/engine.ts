@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import type { Server } from 'node:net';
 import { dirname } from 'node:path';
-import { type ErrorData, ForkdError } from '../contract/errors.js';
+import { type ErrorData, ForkdError, reasonOf } from '../contract/errors.js';
 import {
   type EvalReply,
   type ExecReply,
@@ -503,8 +503,8 @@ export class Engine {
     }
   }
 
-  /** Takes back sandboxes of an engine that was killed; they are published again. What came of each is returned. */
-  async takeOver(claims: Claim[]): Promise<Taken[]> {
+  /** Takes back sandboxes of an engine that was killed; they are published again, where that can be done. What came of each is returned. */
+  async takeOver(claims: Claim[], onProblem: (reason: string) => void): Promise<Taken[]> {
     const taken = await takeOver(claims, {
       pool: this.pool,
       manifestOf: (record) => this.#manifestOf(record),
@@ -531,7 +531,10 @@ export class Engine {
     }
     for (const { sandboxes, workDir } of folders.values()) {
       this.#closeWithLast(sandboxes, () => workDir.close());
-      await this.publish(sandboxes);
+      // Their directory may have been cleared away: the daemon itself does without.
+      await this.publish(sandboxes).catch((error: unknown) =>
+        onProblem(`other commands cannot reach the sandboxes in ${workDir.path}: ${reasonOf(error)}`),
+      );
     }
     return taken;
   }

@@ -36,6 +36,7 @@ export const spawn = async (
     await survivors.acknowledge(entries, workspace);
   } catch (error) {
     await engine.kill(sandboxes);
+    await Promise.allSettled(entries.map((entry) => survivors.forget(entry)));
     throw error;
   }
   observe();

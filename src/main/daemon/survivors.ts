@@ -94,12 +94,14 @@ export class Survivors {
     const records = new Map(this.journal.entries<JournalRecord>('sandboxes'));
     const kept = this.#keeper.takeOver();
     for (const [id, fds] of kept) {
-      const reason = records.has(id) ? this.#halfMade(id, records.get(id) as JournalRecord) : 'it was not acknowledged';
-      if (reason === undefined) continue;
+      const record = records.get(id);
+      const reason = record ? this.#halfMade(id, record) : 'it was not acknowledged';
+      if (reason === undefined && record?.ended === undefined) continue;
       // Held by nobody from now on, it ends.
       for (const fd of Object.values(fds)) native.fdClose(fd);
       kept.delete(id);
       this.#keeper.forget([id]);
+      if (reason === undefined) continue;
       if (records.delete(id)) await this.journal.remove('sandboxes', id);
       told.push(`sandbox ${id} is ended: ${reason}`);
     }
@@ -122,7 +124,8 @@ export class Survivors {
   async #claim(records: Map<string, JournalRecord>, kept: Map<string, KeptFds>): Promise<string[]> {
     const told: string[] = [];
     const live = [...records].filter(([, { ended }]) => ended === undefined);
-    const taken = await this.engine.takeOver(live.map(([id, record]) => ({ id, record, fds: kept.get(id) })));
+    const claims = live.map(([id, record]) => ({ id, record, fds: kept.get(id) }));
+    const taken = await this.engine.takeOver(claims, (reason) => told.push(reason));
     const back: Entry[] = [];
     const ended: Entry[] = [];
     for (const one of taken) {

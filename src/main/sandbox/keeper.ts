@@ -41,7 +41,10 @@ export class Keeper {
     readonly onProblem: (reason: string) => void,
   ) {}
 
-  /** What the keeper of an earlier daemon holds, by name; duplicates that belong to the caller. Empty when there is none. */
+  /**
+   * What the keeper of an earlier daemon holds, by name; duplicates that belong to the caller. Empty when there is none. Throws
+   * KEEPER_SILENT: what it holds is still alive then.
+   */
   takeOver(): Map<string, KeptFds> {
     const found = new Map<string, KeptFds>();
     try {
@@ -58,9 +61,9 @@ export class Keeper {
       }
     } catch (error) {
       this.#hangUp();
-      if (!['ENOENT', 'ECONNREFUSED'].includes(errnoOf(error) ?? ''))
-        this.onProblem(`what was kept of sandboxes cannot be taken over: ${reasonOf(error)}`);
-      return found;
+      if (['ENOENT', 'ECONNREFUSED'].includes(errnoOf(error) ?? '')) return found;
+      for (const fds of found.values()) for (const fd of Object.values(fds)) native.fdClose(fd);
+      throw new ForkdError('KEEPER_SILENT', { path: this.path, reason: reasonOf(error) }, error);
     }
   }
 
