@@ -243,11 +243,11 @@ test('records of ended sandboxes go, those of live ones stay', async (context) =
 });
 
 /** A process that looks like a VM of ours. */
-const fakeQemu = (dir: string): ChildProcess =>
+const fakeQemu = (dir: string, output: number | 'ignore' = 'ignore'): ChildProcess =>
   spawn(
     process.execPath,
     ['-e', 'setInterval(() => {}, 1000)', '--', '-chardev', `file,id=console,path=${dir}/child-1.console,append=on`],
-    { argv0: 'qemu-system-x86_64', stdio: 'ignore' },
+    { argv0: 'qemu-system-x86_64', stdio: ['ignore', output, 'ignore'] },
   );
 
 test('a VM whose engine is gone is ended with --yes only, and then its directory goes; one of a live engine stays', async (context) => {
@@ -256,6 +256,12 @@ test('a VM whose engine is gone is ended with --yes only, and then its directory
   const lock = openSync(join(held, '.lock'), 'r+');
   assert.ok(native.flockTry(lock, 'exclusive'));
   const [orphan, child] = [fakeQemu(orphaned), fakeQemu(held)];
+  // Hot-forked: the template whose command line it has is gone. It has been taken over, by somebody with another temp dir.
+  const elsewhere = makeDir(context.root, 'forkd-fork-elsewhere-CCCCCC', process.pid);
+  const keptLock = openSync(join(elsewhere, '.lock'), 'r+');
+  assert.ok(native.flockTry(keptLock, 'exclusive'));
+  const console = openSync(join(elsewhere, 'child-1.console'), 'a');
+  const takenOver = fakeQemu(orphaned, console);
   const ended = once(orphan, 'exit') as Promise<[number | null, string | null]>;
   try {
     const label = `pid ${orphan.pid} (${orphaned})`;
@@ -265,10 +271,12 @@ test('a VM whose engine is gone is ended with --yes only, and then its directory
     assert.equal(await ended, [null, 'SIGKILL']);
     assert.not(existsSync(orphaned));
     assert.is(child.exitCode ?? child.signalCode, null, 'a VM of a live engine was killed');
+    assert.is(takenOver.exitCode ?? takenOver.signalCode, null, 'a VM that was taken over was killed');
   } finally {
     orphan.kill('SIGKILL');
     child.kill('SIGKILL');
-    closeSync(lock);
+    takenOver.kill('SIGKILL');
+    for (const fd of [lock, keptLock, console]) closeSync(fd);
   }
 });
 

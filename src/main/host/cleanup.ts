@@ -137,6 +137,9 @@ const judge = (kind: LeftoverKind, path: string): string | undefined => {
 const isWorkDir = (path: string): boolean =>
   dirname(path) === tempRoot() && [...LOCKED, ...UNLOCKED].some((prefix) => basename(path).startsWith(prefix));
 
+/** By its name; in the temp dir of whoever made it, which may be another than ours. */
+const isLockedKind = (path: string): boolean => LOCKED.some((prefix) => basename(path).startsWith(prefix));
+
 /** Links resolved, as /proc shows paths. */
 const tempRoot = (): string => realpathSync(tempDir());
 
@@ -265,9 +268,9 @@ const orphans = (): Orphan[] =>
     const dir = qemuWorkDir(pid);
     if (start === undefined || dir === undefined || workDirInUse(dir, []) !== undefined) return [];
     // A hot-forked one has its template's command line and a console of its own.
-    const isHeld = filesOf(pid).some(
-      (path) => isWorkDir(dirname(path)) && workDirInUse(dirname(path), []) !== undefined,
-    );
+    const isHeld = filesOf(pid)
+      .map((file) => dirname(file))
+      .some((folder) => isLockedKind(folder) && workDirInUse(folder, []) !== undefined);
     return isHeld ? [] : [{ pid, start, dir }];
   });
 
@@ -302,7 +305,7 @@ const keeperInUse = ({ state }: KeeperProcess): string | undefined => {
 /** The work directories whose locks a process holds. */
 const locksOf = (pid: number): string[] =>
   filesOf(pid)
-    .filter((path) => basename(path) === LOCK_FILE && isWorkDir(dirname(path)))
+    .filter((path) => basename(path) === LOCK_FILE && isLockedKind(dirname(path)))
     .map((path) => dirname(path));
 
 const CONSOLE = new RegExp(
@@ -330,8 +333,9 @@ const killOrphan = async (path: string): Promise<void> => {
   const pidfd = native.pidfdOpen(pid);
   try {
     const abandoned = keepers().filter((keeper) => keeperInUse(keeper) === undefined);
-    if (![...orphans(), ...abandoned].some((one) => one.pid === pid && one.start === before))
-      throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'it is not an orphan of forkd any more' });
+    const isOrphan = [...orphans(), ...abandoned].some((one) => one.pid === pid && one.start === before);
+    if (startTime(pid) !== before) return;
+    if (!isOrphan) throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'it is not an orphan of forkd any more' });
     native.pidfdSignal(pidfd, SIGKILL);
     const deadline = Date.now() + DEATH_MS;
     while (startTime(pid) === before) {
