@@ -4,6 +4,7 @@ import { nextCallId } from '../../contract/call-ids.js';
 import { ForkdError } from '../../contract/errors.js';
 import { encodeRequest, type Frame, FrameDecoder, parsePayload } from '../../contract/frames.js';
 import { FrameType, type GuestReply, type GuestRequest, type StreamRequest } from '../../contract/guest.js';
+import { SendMark } from './send-mark.js';
 import { AgentStream, type Carrier, OUTPUT_WINDOW, outdated } from './stream.js';
 
 /** Who gets the frames of one id. */
@@ -22,12 +23,16 @@ export class AgentClient implements Carrier {
   #broken: ForkdError | undefined;
   /** What is to be sent later: see `quiet`. */
   #held: Uint8Array[] | undefined;
+  readonly #mark: SendMark | undefined;
 
   /** Takes over the descriptor, or the socket, and closes it in the end. */
   constructor(
     from: number | Socket,
     readonly name: string,
+    /** A file that is there while a frame may be half written. */
+    markPath?: string,
   ) {
+    this.#mark = markPath === undefined ? undefined : new SendMark(markPath);
     this.#socket = typeof from === 'number' ? new Socket({ fd: from, readable: true, writable: true }) : from;
     this.#socket.on('data', (data) => this.#read(data));
     this.#socket.on('error', (error) => this.#fail(this.#unreachable(error.message)));
@@ -97,7 +102,14 @@ export class AgentClient implements Carrier {
 
   send(frame: Uint8Array): void {
     if (this.#held) this.#held.push(frame);
-    else if (!this.#broken) this.#socket.write(frame);
+    else if (!this.#broken) this.#write(frame);
+  }
+
+  #write(frame: Uint8Array): void {
+    const mark = this.#mark;
+    mark?.before(frame.length);
+    this.#socket.write(frame, () => mark?.settle(this.#socket.writableLength));
+    mark?.after(frame.length, this.#socket.writableLength);
   }
 
   /**

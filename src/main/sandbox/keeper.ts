@@ -22,7 +22,7 @@ const FDS = 4;
 /** Entries in one message: SCM_RIGHTS carries at most 253 descriptors. */
 const BATCH = 62;
 /** The keeper does little, and at once; a host without a free processor may need a while. */
-const ANSWER_MS = 10_000;
+const ANSWER_MS = 30_000;
 const PACKET_BYTES = 256;
 /** Descriptor of the connection that a keeper is born with. */
 const FIRST_CLIENT = 3;

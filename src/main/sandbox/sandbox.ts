@@ -115,6 +115,11 @@ export class Sandbox {
     return this.#birth.consolePath.replace(/\.console$/, '.sock');
   }
 
+  /** See agent/send-mark.ts. */
+  get markPath(): string {
+    return this.#birth.consolePath.replace(/\.console$/, '.sending');
+  }
+
   /** How to copy it while it runs, or undefined when it has no shim. */
   get source(): SourcePort | undefined {
     const { controlFd } = this.vmm;
@@ -143,7 +148,7 @@ export class Sandbox {
 
   /** The agent, driven from the main thread. From the first use on, no worker may be given `vmm.agentFd`. */
   get agent(): AgentClient {
-    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id);
+    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id, this.markPath);
     return this.#agent;
   }
 

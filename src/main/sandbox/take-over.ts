@@ -1,14 +1,14 @@
 /** What is written down of a sandbox, and how the daemon that comes after one that was killed makes it its own again. */
 import { dirname } from 'node:path';
-import { ForkdError, reasonOf } from '../../contract/errors.js';
+import { reasonOf } from '../../contract/errors.js';
 import type { ForkReceipt } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
-import { MiB } from '../../contract/units.js';
 import { native } from '../../native/binding.js';
 import { identify, isRunning, type ProcessIdentity } from '../host/process.js';
 import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
+import { takeMark } from '../agent/send-mark.js';
 import { lastLines } from '../../workers/vmm/obituary.js';
 import type { KeptFds } from './keeper.js';
 import { type Birth, Sandbox } from './sandbox.js';
@@ -108,19 +108,27 @@ export interface TakeOverContext {
 export const takeOver = async (claims: Claim[], context: TakeOverContext): Promise<Taken[]> => {
   const found = claims.map((claim) => identified(claim, context));
   const lost = await silentShims(found, context.pool);
-  return Promise.all(
-    found.map(async (one) => {
-      if ('reason' in one) return one;
-      const { claim, sandbox, lock } = one;
-      const reason = lost.get(claim.id) ?? (await silence(sandbox));
-      sandbox.returned();
-      if (reason === undefined) return one;
-      sandbox.kill();
-      native.fdClose(lock);
-      return { claim, reason };
-    }),
-  );
+  const taken: Taken[] = [];
+  const check = async (one: Taken): Promise<Taken> => {
+    if ('reason' in one) return one;
+    const { claim, sandbox, lock } = one;
+    const reason = lost.get(claim.id) ?? (await silence(sandbox));
+    sandbox.returned();
+    if (reason === undefined) return one;
+    sandbox.kill();
+    native.fdClose(lock);
+    return { claim, reason };
+  };
+  const queue = [...found];
+  const lane = async () => {
+    for (let one = queue.shift(); one; one = queue.shift()) taken.push(await check(one));
+  };
+  await Promise.all(Array.from({ length: WINDOW }, lane));
+  return taken;
 };
+
+/** Agents that are asked at a time: each has to be woken, and all at once would be late together. */
+const WINDOW = 16;
 
 const identified = (claim: Claim, { manifestOf, onEnd }: TakeOverContext): Taken => {
   const { id, record, fds } = claim;
@@ -169,26 +177,18 @@ const silentShims = async (found: Taken[], pool: Pool): Promise<Map<string, stri
   return new Map(lost.map(({ name, reason }) => [name, `its shim does not answer: ${reason}`]));
 };
 
-/**
- * An agent answers a ping at once, unless the request before it was cut off: then the ping is taken for a part of that, and padding
- * ends it. First as much as requests have; then as much as one may have. Milliseconds to wait, after bytes of padding.
- */
-const PATIENCE = [
-  { padding: 0, ms: 3000 },
-  { padding: 4 * MiB, ms: 5000 },
-  { padding: 64 * MiB, ms: 20_000 },
-];
+/** An agent answers at once; on a host with a thousand sandboxes and no free processor that is not soon. */
+const PING_MS = 60_000;
 
 /** Why its agent cannot be used, or undefined when it answers. */
-const silence = async ({ agent }: Sandbox): Promise<string | undefined> => {
-  for (const { padding, ms } of PATIENCE) {
-    if (padding > 0) agent.pad(padding);
-    try {
-      await agent.call({ action: 'ping' }, ms);
-      return undefined;
-    } catch (error) {
-      if (!(error instanceof ForkdError && error.code === 'AGENT_TIMEOUT')) return reasonOf(error);
-    }
+const silence = async (sandbox: Sandbox): Promise<string | undefined> => {
+  // A request that was cut off: the agent would take what comes next for the rest of it.
+  const cut = takeMark(sandbox.markPath);
+  if (cut > 0) sandbox.agent.pad(cut);
+  try {
+    await sandbox.agent.call({ action: 'ping' }, PING_MS);
+    return undefined;
+  } catch (error) {
+    return reasonOf(error);
   }
-  return 'its agent does not answer';
 };

@@ -3,8 +3,8 @@ import type { TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
 import { HotforkControl } from '../vmm/hotfork.js';
 
-/** A shim answers at once, unless it is in the middle of a fork. */
-const REGAIN_MS = 10_000;
+/** A shim answers at once, unless it is in the middle of a fork, or the host has no free processor for all of them. */
+const REGAIN_MS = 60_000;
 
 /** Takes up the conversation with shims whose engine was killed. All are asked first, then awaited: those that are silent are so together. */
 export const regain = ({ shims }: TaskInput<'regain'>): TaskOutput<'regain'> => {
