@@ -17,7 +17,7 @@ let controller: Controller;
 
 const begin = async (args: string[] = []) => {
   daemon = await startDaemon(world, ['--spares', '1', '--log-level', 'warn', ...args]);
-  controller = new Controller({ baseUrl: `unix:${daemon.socketPath}` });
+  controller = new Controller({ baseUrl: `unix:${daemon.socketPath}`, timeoutMs: 150_000 });
 };
 const crash = async () => {
   process.kill(daemon.pid, 'SIGKILL');
@@ -83,18 +83,20 @@ test('an end is noticed, whoever runs meanwhile; what was deleted stays so', asy
   let seen = await controller.getSandbox(two.id);
   for (let i = 0; i < 100 && seen.status !== 'dead'; i++) seen = await controller.getSandbox(two.id);
   assert.equal([seen.status, seen.pid], ['dead', null]);
-  const [three] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, ttlSecs: 1 });
+  const [three] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, ttlSecs: 4 });
   await controller.killSandbox(one.id);
   await crash();
   // Its time is over by the time that somebody looks.
-  await eventually(() => Date.now() / 1000 > (three?.expires_at_unix ?? 0), 3000);
+  await eventually(() => Date.now() / 1000 > (three?.expires_at_unix ?? 0), 6000);
   await begin();
   const after = await list();
   assert.equal(after.map(({ id }) => id).sort(), [two.id, three?.id].sort());
   assert.is(after.find(({ id }) => id === two.id)?.reason, seen.reason);
   assert.ok(await eventually(() => machines().length === 0));
   const late = await controller.getSandbox(three?.id ?? '');
-  assert.equal([late.status, late.reason], ['dead', 'its time (ttl_secs) was over']);
+  assert.is(late.status, 'dead');
+  // The second, where a busy host was so slow that the first daemon ended it, and could not write that down any more.
+  assert.match(late.reason ?? '', /its time \(ttl_secs\) was over|ended while no daemon ran/);
   for (const { id } of after) await controller.killSandbox(id);
 });
 
