@@ -48,6 +48,14 @@
       "libraries": ["-lpthread"]
     },
     {
+      "target_name": "forkd_fence",
+      "type": "shared_library",
+      "product_prefix": "",
+      "sources": ["src/native/fence/fence.c"],
+      "defines": ["_GNU_SOURCE"],
+      "cflags": ["-std=gnu11", "-O2", "-fPIC", "-Wall", "-Wextra"]
+    },
+    {
       "target_name": "forkd_hotfork",
       "type": "shared_library",
       "product_prefix": "",

@@ -403,4 +403,8 @@ export const keeperPath =
 export const tetherPath =
   process.env.FORKD_TETHER_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_tether.so');
 
+/** Preloaded into a QEMU whose guest reaches the network through it, but not this host's loopback. FORKD_FENCE_PATH names another build. */
+export const fencePath =
+  process.env.FORKD_FENCE_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_fence.so');
+
 export const native: Native = createRequire(import.meta.url)(addonPath);

@@ -1,6 +1,7 @@
 /** Root disks made of images. What is in them is read with debugfs, which mounts nothing. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -453,6 +454,39 @@ oci('two builds at once, and one that is interrupted', async () => {
   ).catch((error: ForkdError) => error.code);
   assert.is(code, 'CANCELLED');
   assert.equal(readdirSync(cache).sort(), before);
+});
+
+oci('an image of a Docker engine, by its socket', async () => {
+  const saved = await savedArchive(await small());
+  const socket = join(root, 'docker.sock');
+  const heard: string[] = [];
+  const engine = createServer((request, response) => {
+    heard.push(`${request.method} ${request.url}`);
+    if (request.url === '/images/team/app%3A1/get')
+      response.writeHead(200, { 'content-type': 'application/x-tar' }).end(saved);
+    else response.writeHead(404).end(JSON.stringify({ message: 'No such image: nothing:latest' }));
+  });
+  await new Promise<void>((resolve) => engine.listen(socket, resolve));
+  const code = (image: string): Promise<string> =>
+    build(image).then(
+      () => 'built',
+      (error: ForkdError) => `${error.code} ${error.message}`,
+    );
+  try {
+    process.env['DOCKER_HOST'] = `unix://${socket}`;
+    const { path } = await build('docker-daemon:team/app:1');
+    assert.is(cat(path, '/hello'), 'hello');
+    assert.equal(heard, ['GET /images/team/app%3A1/get']);
+    assert.match(await code('docker-daemon:nothing'), /^IMAGE_NOT_FOUND .*No such image: nothing:latest/);
+    assert.match(await code('docker-daemon:../../../etc'), /^IMAGE_NOT_FOUND .*not the name/);
+    process.env['DOCKER_HOST'] = 'tcp://127.0.0.1:2375';
+    assert.match(await code('docker-daemon:app'), /^IMAGE_UNSUPPORTED .*unix/);
+    process.env['DOCKER_HOST'] = `unix://${root}/nobody.sock`;
+    assert.match(await code('docker-daemon:app'), /^IMAGE_NOT_FOUND .*no Docker engine answers/);
+  } finally {
+    delete process.env['DOCKER_HOST'];
+    engine.close();
+  }
 });
 
 oci('the command: parent build', async () => {

@@ -2,6 +2,7 @@
  * Packages that an image's own package manager adds to its root disk. It runs in a VM that has this disk for writing: what an image brings is never run on
  * the host. The VM reaches the network through QEMU, as the user who runs it does, without a tap.
  */
+import { readFileSync } from 'node:fs';
 import { truncate } from 'node:fs/promises';
 import { ForkdError } from '../../contract/errors.js';
 import type { ExecReply } from '../../contract/guest.js';
@@ -92,7 +93,7 @@ export const installExtras = async (
     vcpus: 1,
     cpuModel: isolation === 'kvm' ? 'host' : 'max,la57=off,pku=off',
     volumes: [],
-    builds: true,
+    builds: { loopback: allowedLoopback() },
   };
   const options = { pool, driver, name: 'extras', kind: 'parent' as const, waitMs: BOOT_SECS * 1000 };
   const reply = await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, (parent) =>
@@ -135,6 +136,31 @@ const proxies = (): Record<string, string> =>
       return value ? [[name, value.replace(/\/\/(localhost|127\.0\.0\.1|\[::1\])/, '//10.0.2.2')]] : [];
     }),
   );
+
+const LOOPBACK = /^https?:\/\/(?:[^@/]*@)?(localhost|127(?:\.\d+){3}|\[::1\])(?::(\d+))?/i;
+
+/** What listens on this host's loopback and has to be reached from the VM: its proxies, and the resolver that QEMU asks for the guest. */
+export const allowedLoopback = (env: NodeJS.ProcessEnv = process.env, resolvConf = readResolvers()): string[] => {
+  const ofProxies = ['http_proxy', 'https_proxy'].flatMap((name) => {
+    const [whole, host = '', port] = LOOPBACK.exec(env[name] ?? env[name.toUpperCase()] ?? '') ?? [];
+    if (whole === undefined) return [];
+    const number = port ?? (whole.toLowerCase().startsWith('https') ? '443' : '80');
+    // By 10.0.2.2 a guest finds 127.0.0.1, whatever the host calls it.
+    return [...new Set(['127.0.0.1', host.replace(/^\[|\]$/g, '')])]
+      .filter((one) => one !== 'localhost')
+      .map((one) => `${one}:${number}`);
+  });
+  const ofResolvers = [...resolvConf.matchAll(/^nameserver\s+(\S+)/gm)].map(([, address]) => `${address}:53`);
+  return [...new Set([...ofProxies, ...ofResolvers])].slice(0, 16);
+};
+
+const readResolvers = (): string => {
+  try {
+    return readFileSync('/etc/resolv.conf', 'utf8');
+  } catch {
+    return '';
+  }
+};
 
 /** It was not unmounted, but all was written. */
 const shrink = async (disk: string, signal?: AbortSignal): Promise<void> => {

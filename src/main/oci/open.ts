@@ -1,4 +1,4 @@
-/** What the user called an image, opened: a directory, an archive, a root file system, or something in a registry. */
+/** What the user called an image, opened: a directory, an archive, a root file system, or something in a registry or a Docker engine. */
 import { createHash } from 'node:crypto';
 import { spawn } from 'node:child_process';
 import { createReadStream, statSync } from 'node:fs';
@@ -8,6 +8,7 @@ import { commandEnv, mustRun } from '../image/command.js';
 import { type RegistryHooks, registryImage } from '../registry/image.js';
 import { parseReference } from '../registry/reference.js';
 import { NO_CONFIG } from './config.js';
+import { DOCKER_PREFIX, saveFromDocker } from './docker.js';
 import { DirFiles, decompressTo, type Files, sniff, TarFiles } from './files.js';
 import { type Image, imageIn, type Layer, sha256Of } from './image.js';
 
@@ -24,6 +25,14 @@ export const openImage = async (
   hooks: RegistryHooks = {},
 ): Promise<Image> => {
   const { signal } = hooks;
+  if (image.startsWith(DOCKER_PREFIX)) {
+    const saved = await saveFromDocker(image, work, hooks).catch((error) => {
+      throw asInvalid(image, error);
+    });
+    return archiveImage(saved, work).catch((error) => {
+      throw asInvalid(image, error);
+    });
+  }
   if (!isPath(image)) {
     const reference = parseReference(image);
     if (!reference)

@@ -18,7 +18,10 @@ export interface BootSpec extends Hardware {
   kernel: string;
   initrd: string;
   /** It may write to its root disk, and reaches the network through QEMU: a VM that makes a disk, never one that is saved. */
-  builds?: boolean;
+  builds?: {
+    /** What it may reach of this host's loopback, `ADDRESS:PORT` each; the rest of it is out of its reach. */
+    loopback: string[];
+  };
   /** Added to the kernel command line. */
   kernelArgs: string[];
 }

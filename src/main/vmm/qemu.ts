@@ -2,6 +2,7 @@
  * The QEMU driver: pure translation of a spec into a command line. docs/internals/vmm.md says why each part is there.
  */
 import type { VmmStart } from '../../contract/task.js';
+import { fencePath } from '../../native/binding.js';
 import {
   type BootSpec,
   type Hardware,
@@ -75,7 +76,7 @@ export class QemuDriver implements VmmDriver {
     more: string[][],
   ): VmmStart {
     const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
-    const { builds = false } = hardware;
+    const { builds } = hardware;
     const size = `${hardware.memoryMib}M`;
     const args = [
       [this.file],
@@ -100,7 +101,7 @@ export class QemuDriver implements VmmDriver {
       ['-device', 'virtio-serial-device'],
       ['-chardev', `socket,id=agent,fd=${VmmFd.agent}`],
       ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
-      ...disk('root', hardware.rootfs, builds),
+      ...disk('root', hardware.rootfs, builds !== undefined),
       ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, volume.host_path)),
       ...(hardware.tap
         ? [
@@ -119,7 +120,10 @@ export class QemuDriver implements VmmDriver {
     return {
       file: this.file,
       args: args.flat(),
-      env: [`PATH=/usr/bin:/bin`],
+      env: [
+        `PATH=/usr/bin:/bin`,
+        ...(builds ? [`LD_PRELOAD=${fencePath}`, `FORKD_FENCE=${builds.loopback.join(',')}`] : []),
+      ],
       fds: [[memfd, VmmFd.memory]],
       qmpTarget: VmmFd.qmp,
       agentTarget: VmmFd.agent,

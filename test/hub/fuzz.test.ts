@@ -1,0 +1,175 @@
+/**
+ * Damaged and forged packs: whatever the bytes, a pack is unpacked as it was made, or refused by one of its errors, and nothing is left. Seeded, so that a
+ * failure can be repeated.
+ */
+import { createHash } from 'node:crypto';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import * as assert from 'uvu/assert';
+import { ForkdError } from '../../src/contract/errors.js';
+import { Http } from '../../src/http/client.js';
+import { compressFrames, decompressFrames } from '../../src/main/hub/frames.js';
+import { pack } from '../../src/main/hub/pack.js';
+import { pullLazy } from '../../src/main/hub/pull-lazy.js';
+import { Pieces } from '../../src/main/hub/tar-writer.js';
+import { unpack } from '../../src/main/hub/unpack.js';
+import { Pool } from '../../src/main/pool.js';
+import { Store } from '../../src/main/store/store.js';
+import { sendFile, serve } from '../support/http.js';
+import { putBase } from '../support/layers.js';
+import { suite } from '../support/suite.js';
+
+const SEED = 0x9acc;
+const ROUNDS = 40;
+const LAZY_ROUNDS = 20;
+const CODES = /^(PACK_(INVALID|UNREADABLE|NOT_LAZY)|REMOTE_CHANGED|DISK_FULL)$/;
+
+/** mulberry32. */
+const randoms = (seed: number) => {
+  let state = seed;
+  return (below: number): number => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) % below;
+  };
+};
+
+const next = randoms(SEED);
+const root = mkdtempSync(join(tmpdir(), 'fuzz-packs-'));
+const pool = new Pool();
+const store = new Store(join(root, 'from'));
+const target = new Store(join(root, 'to'));
+let good: Buffer;
+let content: Buffer;
+
+const framed = async (bytes: Buffer): Promise<Buffer> => {
+  const frames: Buffer[] = [];
+  await compressFrames(new Pieces([bytes]), { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
+  return Buffer.concat(frames);
+};
+
+/** Some bytes changed, or the end cut off, or a part of it left out or there twice. */
+const damaged = (bytes: Buffer): Buffer => {
+  const copy = Buffer.from(bytes);
+  const kind = next(8);
+  if (kind === 0) return copy.subarray(0, next(copy.length));
+  if (kind === 1) return Buffer.concat([copy.subarray(0, next(copy.length)), copy.subarray(next(copy.length))]);
+  for (let i = next(6); i >= 0; i--) copy[next(copy.length)] = next(256);
+  return copy;
+};
+
+/** A number, a hash or a name of the manifest is another, at the same length: what comes behind its parser. */
+const forgedManifest = (bytes: Buffer): Buffer => {
+  const copy = Buffer.from(bytes);
+  const size = Number.parseInt(copy.toString('latin1', 124, 135), 8);
+  const text = copy.toString('latin1', 512, 512 + size);
+  const tokens = [...text.matchAll(/\d+|[0-9a-f]{64}|"[^"]{1,40}"/g)];
+  for (let i = next(3); i >= 0; i--) {
+    const token = tokens[next(tokens.length)];
+    if (!token) continue;
+    const at = 512 + token.index + next(token[0].length);
+    copy[at] = (/\d/.test(token[0]) ? '0123456789' : 'abcdef"./').charCodeAt(next(9));
+  }
+  return copy;
+};
+
+/** In a header, with the sum put right. */
+const forgedHeader = (bytes: Buffer): Buffer => {
+  const copy = Buffer.from(bytes);
+  const headers = [...Array(Math.floor(copy.length / 512)).keys()].filter(
+    (block) => copy.toString('latin1', block * 512 + 257, block * 512 + 262) === 'ustar',
+  );
+  const header = (headers[next(headers.length)] as number) * 512;
+  for (let i = next(4); i >= 0; i--) copy[header + next(512)] = next(256);
+  let sum = 8 * 0x20;
+  for (let i = 0; i < 512; i++) if (i < 148 || i >= 156) sum += copy[header + i] as number;
+  copy.write(`${sum.toString(8).padStart(6, '0')}\0 `, header + 148, 'latin1');
+  return copy;
+};
+
+const sample = async (round: number): Promise<Buffer> => {
+  const kind = round % 4;
+  if (kind === 0) return damaged(good);
+  if (kind === 1) return framed(forgedManifest(content));
+  if (kind === 2) return framed(forgedHeader(content));
+  return framed(damaged(content));
+};
+
+const requireNothing = (where: string): void => {
+  const left = existsSync(target.root) ? readdirSync(target.root).filter((name) => name !== '.locks') : [];
+  assert.equal(left, [], `${where}: something is left`);
+  assert.equal(
+    readdirSync(root).filter((name) => !['from', 'to', 'disk', 'pack', 'good'].includes(name)),
+    [],
+    where,
+  );
+};
+
+/** What it was, or an error of packs. */
+const settle = async (where: string, work: Promise<unknown>): Promise<boolean> => {
+  const error = await work.then(
+    () => undefined,
+    (one: unknown) => one,
+  );
+  if (error === undefined) {
+    for (const tag of target.tags()) {
+      assert.is(target.manifest(tag).memory_root, store.manifest('base').memory_root, `${where}: another memory`);
+      target.remove(tag);
+    }
+  } else assert.ok(error instanceof ForkdError && CODES.test(error.code), `${where}: ${String(error)}`);
+  requireNothing(where);
+  return error !== undefined;
+};
+
+const test = suite('fuzz of packs');
+
+test.before(async () => {
+  const path = join(root, 'disk');
+  writeFileSync(path, Buffer.alloc(70_000, 'disk'));
+  const sha256 = createHash('sha256').update(readFileSync(path)).digest('hex');
+  const disk = { path, sha256, bytes: 70_000, mtime_ms: statSync(path).mtimeMs };
+  putBase(store, 'base', { 0: 1, 20: 2, 400: 3 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
+  const out = join(root, 'good');
+  await pack(store, { tag: 'base', out }, pool);
+  good = readFileSync(out);
+  const parts: Buffer[] = [];
+  for await (const part of decompressFrames(Readable.from([good]), pool)) parts.push(Buffer.from(part));
+  content = Buffer.concat(parts);
+});
+test.after(async () => {
+  await pool.close();
+  rmSync(root, { recursive: true, force: true });
+});
+
+test('unpack', async () => {
+  let refused = 0;
+  const path = join(root, 'pack');
+  for (let round = 0; round < ROUNDS; round++) {
+    writeFileSync(path, await sample(round));
+    if (await settle(`seed ${SEED}, round ${round}`, unpack(target, { path }, pool))) refused++;
+  }
+  assert.ok(refused > ROUNDS / 2, `only ${refused} of ${ROUNDS} were refused`);
+});
+
+test('lazily', async () => {
+  let bytes = good;
+  const server = await serve((request, response) => sendFile(request, response, bytes));
+  const http = new Http({ tries: 1 });
+  let refused = 0;
+  try {
+    for (let round = 0; round < LAZY_ROUNDS; round++) {
+      bytes = await sample(round);
+      const where = `seed ${SEED}, lazy round ${round}`;
+      if (await settle(where, pullLazy(http, target, { url: new URL(server.url) }))) refused++;
+    }
+  } finally {
+    await http.close();
+    await server.close();
+  }
+  assert.ok(refused > LAZY_ROUNDS / 3, `only ${refused} of ${LAZY_ROUNDS} were refused`);
+});
+
+test.run();
