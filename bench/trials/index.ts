@@ -1,6 +1,7 @@
 import type { Bench } from '../bench.js';
 import { branch } from './branch.js';
 import { branchWrite } from './branch-write.js';
+import { buildBench } from './build.js';
 import { chain } from './chain.js';
 import { coldRestore } from './cold-restore.js';
 import { daemonBench } from './daemon.js';
@@ -28,6 +29,7 @@ export const benches: Bench<any>[] = [
   branchWrite,
   lazyBench,
   chain,
+  buildBench,
   packBench,
   pullBench,
   wpBench,

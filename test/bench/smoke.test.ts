@@ -33,6 +33,8 @@ const KEYS: Record<string, string[]> = {
   'branch-write': ['dirtied_bytes', 'written_bytes', 'ratio', 'failed'],
   layer: ['hash_us', 'plain_write_ms', 'raw', 'zstd', 'failed'],
   pack: ['pack_speedup', 'unpack_speedup', 'size_ratio', 'write_ms', 'failed'],
+  pull: ['lazy_first_eval_ms', 'full_first_eval_ms', 'ratio', 'failed'],
+  build: ['build_ms', 'tar_ms', 'ratio', 'failed'],
   'wp-bench': ['region_mib', 'shared', 'private', 'written', 'failed'],
   lazy: ['eager_ms', 'lazy_ms', 'prefetch_ms', 'read_share', 'failed'],
   chain: ['depth', 'ready_ms_depth0', 'ready_ms', 'ratio', 'disk_over_written', 'failed'],
