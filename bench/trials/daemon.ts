@@ -193,6 +193,14 @@ const manyCycles = async (daemon: BenchDaemon, count: number): Promise<Trial['cy
   };
 };
 
+/** Says what a step found as soon as it has: the whole takes minutes. */
+const told = async <T>(step: string, work: () => Promise<T>): Promise<T> => {
+  const result = await work();
+  const texts = JSON.stringify(result, (_, value) => (Array.isArray(value) ? spread(value as number[]) : value));
+  process.stderr.write(`==> ${step}: ${texts}\n`);
+  return result;
+};
+
 const trial = async (parameters: Parameters): Promise<Trial> => {
   const {
     n,
@@ -210,13 +218,13 @@ const trial = async (parameters: Parameters): Promise<Trial> => {
   const sides = { engine, daemon, spares: spares as number };
   try {
     await spawns(sides, 1, 3);
-    const spawn1 = await spawns(sides, 1, singles as number);
-    const fan = await spawns(sides, n as number, fans as number);
-    const called = await calls(engine, daemon, count as number);
+    const spawn1 = await told('spawn 1', () => spawns(sides, 1, singles as number));
+    const fan = await told(`spawn ${n}`, () => spawns(sides, n as number, fans as number));
+    const called = await told('calls', () => calls(engine, daemon, count as number));
     await engine.close();
-    const evals = await load(daemon, sandboxes as number, load_secs as number);
-    const crowd = await manySandboxes(daemon, many as number);
-    const lived = await manyCycles(daemon, cycles as number);
+    const evals = await told('load', () => load(daemon, sandboxes as number, load_secs as number));
+    const crowd = await told(`${many} sandboxes`, () => manySandboxes(daemon, many as number));
+    const lived = await told(`${cycles} cycles`, () => manyCycles(daemon, cycles as number));
     const { errors, firstError } = daemon;
     return {
       ...{ spawn1, fan, ...called, evals, load_secs: load_secs as number, many: crowd, cycles: lived, errors },
