@@ -1,11 +1,13 @@
 /** How commands reach streams, files and ports of a sandbox: over its own socket when it is this user's, else through the daemon. */
 import { connect } from 'node:net';
+import type { Controller } from '../client/index.js';
 import { ForkdError } from '../contract/errors.js';
-import type { PlainReply, RunFacts, RunOptions } from '../contract/guest.js';
+import type { GuestRequest, PlainReply, StreamRequest } from '../contract/guest.js';
 import { isSandboxId, parseTarget } from '../contract/names.js';
 import { AgentClient } from '../main/agent/client.js';
 import { sandboxesDir } from '../main/paths.js';
 import { lookUp } from '../main/sandbox/registry.js';
+import { askDaemon, notThere } from './ask-daemon.js';
 import type { Session } from './follow.js';
 import type { Options } from './options.js';
 
@@ -42,23 +44,28 @@ export const targetOf = (options: Options): string => {
 
 /** What commands do with a guest. */
 export interface GuestLink {
-  run(options: RunOptions): Promise<Session>;
-  runDetached(options: RunOptions): Promise<{ run: number }>;
-  runs(): Promise<RunFacts[]>;
-  attach(run: number): Promise<{ session: Session; tty: boolean }>;
+  open(request: StreamRequest): Session;
+  /** Throws what the guest could not do. */
+  ask(request: GuestRequest): Promise<PlainReply>;
+  /** Settles when the guest cannot be reached any more, as far as that is noticed. */
+  readonly gone: Promise<void>;
 }
 
-/** Gives a command the sandbox that its options name. Throws SANDBOX_NOT_FOUND, GUEST_OUTDATED, AGENT_ERROR, AGENT_UNREACHABLE. */
+/** Gives a command the sandbox that its options name. Throws SANDBOX_NOT_FOUND, GUEST_OUTDATED, AGENT_ERROR, AGENT_UNREACHABLE and what `askDaemon` throws. */
 export const withLink = async (
   options: Options,
   use: (link: GuestLink) => Promise<number>,
   target = targetOf(options),
 ): Promise<number> => {
   const path = localSocket(options, target);
-  if (path === undefined) throw new ForkdError('SANDBOX_NOT_FOUND', { id: target });
+  if (path === undefined) return throughDaemon(options, use, target);
   const agent = agentAt(path, target);
   try {
-    return await use(linkTo(agent));
+    return await use({
+      open: (request) => agent.open(request),
+      ask: (request) => agent.ask(request, ASK_MS),
+      gone: agent.closed,
+    });
   } finally {
     agent.close();
   }
@@ -66,13 +73,36 @@ export const withLink = async (
 
 const ASK_MS = 60_000;
 
-const linkTo = (agent: AgentClient): GuestLink => ({
-  run: async (run) => agent.open({ action: 'run', ...run }),
-  runDetached: async (run) =>
-    (await agent.ask({ action: 'run', detach: true, ...run }, ASK_MS)) as { run: number; exit_code: number },
-  runs: async () => (await agent.ask<PlainReply>({ action: 'runs' }, ASK_MS)).runs ?? [],
-  attach: async (run) => {
-    const session = agent.open({ action: 'attach', run });
-    return { session, tty: (await session.opened)['tty'] === true };
-  },
-});
+const throughDaemon = async (
+  options: Options,
+  use: (link: GuestLink) => Promise<number>,
+  id: string,
+): Promise<number> => {
+  const link = (controller: Controller): GuestLink => ({
+    open: (request) => controller.openStream(id, request),
+    ask: (request) => askOver(controller, id, request),
+    gone: new Promise(() => undefined),
+  });
+  try {
+    return await askDaemon(options, (controller) => use(link(controller)), ASK_MS);
+  } catch (error) {
+    if (notThere(error) && options.string('daemon-url') === undefined)
+      throw new ForkdError('SANDBOX_NOT_FOUND', { id }, error);
+    throw error;
+  }
+};
+
+const askOver = async (controller: Controller, id: string, request: GuestRequest): Promise<PlainReply> => {
+  const done = { exit_code: 0 };
+  if (request.action === 'runs') return { ...done, runs: await controller.listRuns(id) };
+  if (request.action === 'run') {
+    const { args, timeout, action, detach, ...more } = request;
+    return {
+      ...done,
+      ...(await controller.startRun(id, args, { ...more, ...(timeout == null ? {} : { timeoutSecs: timeout }) })),
+    };
+  }
+  if (request.action === 'stat') return { ...done, entry: await controller.statFile(id, request.path) };
+  if (request.action === 'list') return { ...done, entries: await controller.listFiles(id, request.path) };
+  throw new ForkdError('INTERNAL', { reason: `${request.action} over the daemon` });
+};

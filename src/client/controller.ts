@@ -5,9 +5,11 @@
 import { readFileSync } from 'node:fs';
 import { ControllerError } from './error.js';
 import { eventData, textOf } from './event-stream.js';
+import { GuestStream, streamUrl } from './stream.js';
 import { type Call, type Transport, transportTo } from './transport.js';
 import type {
   BranchOptions,
+  Bytes,
   ControllerOptions,
   CreateSnapshotOptions,
   CreateWorkspaceOptions,
@@ -17,13 +19,18 @@ import type {
   EventsOptions,
   ExecOptions,
   ExecResult,
+  FileEntry,
   ListOptions,
   PingResult,
+  RunFacts,
+  RunOptions,
   SandboxInfo,
   SnapshotDetail,
   SnapshotInfo,
   SpawnOptions,
+  StreamRequest,
   WorkspaceInfo,
+  WriteFileOptions,
 } from './types.js';
 
 export const DEFAULT_URL = 'http://127.0.0.1:8889';
@@ -39,12 +46,14 @@ export class Controller {
   readonly token: string | undefined;
   readonly timeoutMs: number;
   readonly #transport: Transport;
+  readonly #ca: string | undefined;
 
   constructor({ baseUrl, token, timeoutMs = TIMEOUT_MS, fetch, ca }: ControllerOptions = {}) {
     this.baseUrl = (baseUrl ?? (process.env['FORKD_URL'] || DEFAULT_URL)).replace(/\/+$/, '');
     this.token = token ?? (process.env['FORKD_TOKEN'] || undefined);
     this.timeoutMs = timeoutMs;
-    this.#transport = transportTo(this.baseUrl, { fetch, ca: ca ?? caFor(this.baseUrl) });
+    this.#ca = ca ?? caFor(this.baseUrl);
+    this.#transport = transportTo(this.baseUrl, { fetch, ca: this.#ca });
   }
 
   /** Whether a daemon answers there; needs no token. */
@@ -133,9 +142,11 @@ export class Controller {
   }
 
   /** Runs a program in a sandbox. A failure in the guest is a result, not an error. */
-  execCommand(id: string, args: string[], { timeoutSecs = EXEC_SECS }: ExecOptions = {}): Promise<ExecResult> {
+  execCommand(id: string, args: string[], options: ExecOptions = {}): Promise<ExecResult> {
+    const { timeoutSecs = EXEC_SECS, env, cwd, user, stdin } = options;
     const timeoutMs = Math.max(this.timeoutMs, timeoutSecs * 1000 + EXEC_GRACE_MS);
-    return this.#json('POST', `${sandboxPath(id)}/exec`, { args, timeout_secs: timeoutSecs }, timeoutMs);
+    const body = { args, timeout_secs: timeoutSecs, env, cwd, user, stdin };
+    return this.#json('POST', `${sandboxPath(id)}/exec`, body, timeoutMs);
   }
 
   /** Runs code in the warm interpreter of a sandbox. A failure in the guest is a result, not an error. */
@@ -145,6 +156,90 @@ export class Controller {
 
   pingSandbox(id: string): Promise<PingResult> {
     return this.#json('POST', `${sandboxPath(id)}/ping`);
+  }
+
+  /** A program that is heard while it runs. `opened` of it tells whether it could be started. */
+  runCommand(id: string, args: string[], options: RunOptions = {}): GuestStream {
+    const { timeoutSecs, ...run } = options;
+    return this.openStream(id, {
+      action: 'run',
+      args,
+      ...run,
+      ...(timeoutSecs === undefined ? {} : { timeout: timeoutSecs }),
+    });
+  }
+
+  /** Leaves a program in the background; `attachRun` hears it. */
+  startRun(id: string, args: string[], options: RunOptions = {}): Promise<{ run: number; pid: number }> {
+    const { env, cwd, user, tty, stdin, timeoutSecs } = options;
+    return this.#json('POST', `${sandboxPath(id)}/runs`, {
+      args,
+      env,
+      cwd,
+      user,
+      tty,
+      stdin,
+      timeout_secs: timeoutSecs,
+    });
+  }
+
+  listRuns(id: string): Promise<RunFacts[]> {
+    return this.#json('GET', `${sandboxPath(id)}/runs`);
+  }
+
+  attachRun(id: string, run: number): GuestStream {
+    return this.openStream(id, { action: 'attach', run });
+  }
+
+  /** A connection to a service inside. */
+  connectPort(id: string, port: number): GuestStream {
+    return this.openStream(id, { action: 'connect', port });
+  }
+
+  /** Any stream of the guest. Not with a `fetch` of your own. */
+  openStream(id: string, request: StreamRequest): GuestStream {
+    return new GuestStream(streamUrl(this.baseUrl, `${sandboxPath(id)}/stream`), this.token, request, this.#ca);
+  }
+
+  statFile(id: string, path: string): Promise<FileEntry> {
+    return this.#json('GET', filePath(id, '/stat', { path }));
+  }
+
+  listFiles(id: string, path: string): Promise<FileEntry[]> {
+    return this.#json('GET', filePath(id, '/list', { path }));
+  }
+
+  async makeDir(id: string, path: string, { mode, parents = true }: WriteFileOptions = {}): Promise<void> {
+    await this.#json('POST', filePath(id, '/dir', { path, ...octal(mode), parents: String(parents) }));
+  }
+
+  async removeFile(id: string, path: string, { recursive = false }: { recursive?: boolean } = {}): Promise<void> {
+    await this.#json('DELETE', filePath(id, '', { path, recursive: String(recursive) }));
+  }
+
+  /** What is in a file, as it comes. */
+  readFile(id: string, path: string): AsyncGenerator<Uint8Array, void> {
+    return this.#bytes(filePath(id, '', { path }));
+  }
+
+  /** Whole or not at all. */
+  writeFile(
+    id: string,
+    path: string,
+    data: Bytes,
+    { mode, parents = false }: WriteFileOptions = {},
+  ): Promise<{ size: number }> {
+    return this.#put(filePath(id, '', { path, ...octal(mode), parents: String(parents) }), data);
+  }
+
+  /** A directory as a tar archive. */
+  readDir(id: string, path: string): AsyncGenerator<Uint8Array, void> {
+    return this.#bytes(filePath(id, '/tar', { path }));
+  }
+
+  /** Unpacks a tar archive into a directory. */
+  writeDir(id: string, path: string, archive: Bytes): Promise<{ entries: number }> {
+    return this.#put(filePath(id, '/tar', { path }), archive);
   }
 
   listWorkspaces(options: ListOptions = {}): Promise<WorkspaceInfo[]> {
@@ -198,6 +293,28 @@ export class Controller {
     }
   }
 
+  /** The body of an answer as it comes. Throws ControllerError when it is refused. */
+  async *#bytes(path: string): AsyncGenerator<Uint8Array, void> {
+    const abort = new AbortController();
+    try {
+      const call = { method: 'GET' as const, path, headers: this.#auth, signal: abort.signal };
+      const { status, parts } = await this.#transport.stream(call);
+      if (status !== 200) throw new ControllerError(status, parsed(await textOf(parts)), this.baseUrl + path);
+      yield* parts;
+    } finally {
+      abort.abort();
+    }
+  }
+
+  /** No limit of time: it takes as long as the bytes do. */
+  async #put<T>(path: string, body: Bytes): Promise<T> {
+    const headers = { ...this.#auth, 'content-type': 'application/octet-stream' };
+    const { signal } = new AbortController();
+    const { status, text } = await this.#transport.send({ method: 'PUT', path, headers, body, signal });
+    if (status !== 200) throw new ControllerError(status, parsed(text), this.baseUrl + path);
+    return JSON.parse(text) as T;
+  }
+
   get #auth(): Record<string, string> {
     return this.token === undefined ? {} : { authorization: `Bearer ${this.token}` };
   }
@@ -249,6 +366,11 @@ const snapshotPath = (tag: string): string => `/v1/snapshots/${encodeURIComponen
 const workspacePath = (name: string): string => `/v1/workspaces/${encodeURIComponent(name)}`;
 
 const sandboxPath = (id: string): string => `/v1/sandboxes/${encodeURIComponent(id)}`;
+
+const filePath = (id: string, what: string, query: Record<string, string>): string =>
+  `${sandboxPath(id)}/files${what}?${new URLSearchParams(query)}`;
+
+const octal = (mode: number | undefined): { mode?: string } => (mode === undefined ? {} : { mode: mode.toString(8) });
 
 const parsed = (text: string): unknown => {
   try {

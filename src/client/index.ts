@@ -2,4 +2,5 @@
 export { Controller } from './controller.js';
 export { ControllerError } from './error.js';
 export { type CreateOptions, Sandbox } from './sandbox.js';
+export { GuestStream, type StreamPiece } from './stream.js';
 export type * from './types.js';

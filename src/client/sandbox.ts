@@ -1,14 +1,19 @@
 /** One sandbox of the daemon, from birth to end. */
 import { Controller } from './controller.js';
+import type { GuestStream } from './stream.js';
 import type {
   BranchOptions,
+  Bytes,
   ControllerOptions,
   ExecOptions,
   ExecResult,
+  FileEntry,
   PingResult,
+  RunOptions,
   SandboxInfo,
   SnapshotInfo,
   SpawnOptions,
+  WriteFileOptions,
 } from './types.js';
 
 export type CreateOptions = Omit<SpawnOptions, 'n'> & ControllerOptions;
@@ -51,6 +56,32 @@ export class Sandbox {
     const { result, error } = await this.controller.evalCode(this.id, code);
     if (error) throw new Error(error);
     return result;
+  }
+
+  /** A program that is heard while it runs. */
+  run(args: string[], options: RunOptions = {}): GuestStream {
+    return this.controller.runCommand(this.id, args, options);
+  }
+
+  /** A connection to a service inside. */
+  connect(port: number): GuestStream {
+    return this.controller.connectPort(this.id, port);
+  }
+
+  readFile(path: string): AsyncGenerator<Uint8Array, void> {
+    return this.controller.readFile(this.id, path);
+  }
+
+  writeFile(path: string, data: Bytes, options: WriteFileOptions = {}): Promise<{ size: number }> {
+    return this.controller.writeFile(this.id, path, data, options);
+  }
+
+  listFiles(path: string): Promise<FileEntry[]> {
+    return this.controller.listFiles(this.id, path);
+  }
+
+  async removeFile(path: string, options: { recursive?: boolean } = {}): Promise<void> {
+    await this.controller.removeFile(this.id, path, options);
   }
 
   ping(): Promise<PingResult> {

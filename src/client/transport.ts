@@ -1,4 +1,5 @@
 /** One request and its answer, over TCP or a Unix socket. Connections are kept, and keep no process alive. */
+import { Readable } from 'node:stream';
 import { Agent, request } from 'undici';
 import type { ControllerOptions } from './types.js';
 
@@ -8,11 +9,11 @@ export interface Answer {
 }
 
 export interface Call {
-  method: 'GET' | 'POST' | 'DELETE';
+  method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** From `/`. */
   path: string;
   headers: Record<string, string>;
-  body?: string;
+  body?: string | Uint8Array | AsyncIterable<Uint8Array>;
   signal: AbortSignal;
 }
 
@@ -47,26 +48,35 @@ export const transportTo = (
   });
   return {
     send: async ({ path, ...call }) => {
-      const { statusCode, body } = await request(`${origin}${path}`, { ...call, dispatcher });
+      const { statusCode, body } = await request(`${origin}${path}`, { ...call, body: bodyOf(call.body), dispatcher });
       return { status: statusCode, text: await body.text() };
     },
     stream: async ({ path, ...call }) => {
-      const { statusCode, body } = await request(`${origin}${path}`, { ...call, dispatcher });
+      const { statusCode, body } = await request(`${origin}${path}`, { ...call, body: bodyOf(call.body), dispatcher });
       return { status: statusCode, parts: body };
     },
     close: () => dispatcher.close(),
   };
 };
 
+const isPlain = (body: Call['body']): body is string | Uint8Array | undefined =>
+  body === undefined || typeof body === 'string' || body instanceof Uint8Array;
+
+const bodyOf = (body: Call['body']): string | Uint8Array | Readable | null =>
+  isPlain(body) ? (body ?? null) : Readable.from(body);
+
 const byFetch = (baseUrl: string, fetch: NonNullable<ControllerOptions['fetch']>): Transport => {
   if (baseUrl.startsWith(UNIX)) throw new TypeError('a fetch of your own cannot reach a Unix socket');
   return {
     send: async ({ path, ...call }) => {
-      const reply = await fetch(`${baseUrl}${path}`, call);
+      const reply = await fetch(`${baseUrl}${path}`, { ...call, ...(isPlain(call.body) ? {} : { duplex: 'half' }) });
       return { status: reply.status, text: await reply.text() };
     },
     stream: async ({ path, ...call }) => {
-      const { status, body } = await fetch(`${baseUrl}${path}`, call);
+      const { status, body } = await fetch(`${baseUrl}${path}`, {
+        ...call,
+        ...(isPlain(call.body) ? {} : { duplex: 'half' }),
+      });
       if (!body) throw new TypeError('this fetch gives no body to read');
       return { status, parts: body };
     },

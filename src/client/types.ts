@@ -1,12 +1,20 @@
 /** What the client takes and gives: names of the reference's TypeScript SDK, bodies of `contract/rest.ts`. */
 import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
 
+export type { FileEntry, RunFacts, StreamRequest } from '../contract/guest.js';
 export type { SnapshotDetail } from '../contract/snapshot.js';
 
 /** As much of `fetch` as is used, so that any can be given. */
 export type FetchLike = (
   url: string,
-  init: { method: string; headers: Record<string, string>; body?: string; signal: AbortSignal },
+  init: {
+    method: string;
+    headers: Record<string, string>;
+    // biome-ignore lint/suspicious/noExplicitAny: what a fetch takes as a body differs between libraries
+    body?: any;
+    duplex?: 'half';
+    signal: AbortSignal;
+  },
 ) => Promise<{ status: number; text(): Promise<string>; body?: AsyncIterable<Uint8Array> | null }>;
 
 export interface ControllerOptions {
@@ -99,7 +107,39 @@ export interface BranchOptions {
 export interface ExecOptions {
   /** Longest run (default 30). */
   timeoutSecs?: number;
+  /** Added to its environment. */
+  env?: Record<string, string>;
+  cwd?: string;
+  /** NAME, UID, NAME:GROUP or UID:GID. */
+  user?: string;
+  /** What it reads; nothing when absent. */
+  stdin?: string;
 }
+
+/** A program that is heard while it runs, or is left in the background. */
+export interface RunOptions {
+  env?: Record<string, string>;
+  cwd?: string;
+  user?: string;
+  /** On a terminal of its own, of this size. */
+  tty?: boolean;
+  rows?: number;
+  cols?: number;
+  /** It reads what is written to the stream. */
+  stdin?: boolean;
+  /** Default: none. */
+  timeoutSecs?: number;
+}
+
+export interface WriteFileOptions {
+  /** Permission bits (default: those of the file that was there, else 0o644). */
+  mode?: number;
+  /** Directories on the way are made. */
+  parents?: boolean;
+}
+
+/** Bytes to send: all at once, or as they come. */
+export type Bytes = string | Uint8Array | AsyncIterable<Uint8Array>;
 
 export interface ExecResult {
   stdout: string;

@@ -327,6 +327,18 @@ export const catalogue = {
   ),
   EXEC_TIMEOUT: row(504, 'the command did not end within {seconds} s and was killed', 'Raise --timeout-secs.'),
   AGENT_ERROR: row(502, 'agent error: {error}', 'The guest refused or could not do this.'),
+  ORIGIN_REFUSED: row(
+    403,
+    "pages of '{origin}' may not open streams of this daemon",
+    'Use a program, or a page that this daemon serves.',
+  ),
+  GUEST_FILE_MISSING: row(404, '{error}', 'The path is one of the guest.'),
+  GUEST_FILE_REFUSED: row(409, '{error}', 'The guest itself could not do this.'),
+  GUEST_PORT_CLOSED: row(
+    502,
+    "nothing answers on port {port} of sandbox '{id}': {reason}",
+    'Start the service first; it must listen on 127.0.0.1 or on all addresses of the guest.',
+  ),
   GUEST_OUTDATED: row(
     409,
     'the guest agent at {target} cannot do {action}: it is older than this forkd, or the one in C',

@@ -86,7 +86,8 @@ export class FrameDecoder {
     const frames: Frame[] = [];
     while (this.#held >= this.#needed) {
       const data = this.#midway ? this.#skip(this.#join()) : this.#join();
-      if (data.length < FRAME_HEADER_BYTES) break;
+      // Still nothing that begins a frame, or not enough of it to tell.
+      if (this.#midway || data.length < FRAME_HEADER_BYTES) break;
       const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
       if (view.getUint16(0, true) !== FRAME_MAGIC) throw new RangeError('bad frame magic');
       const length = view.getUint32(8, true);

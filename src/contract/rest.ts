@@ -1,4 +1,5 @@
 /** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
+import type { StreamReply } from './guest.js';
 import { limits } from './limits.js';
 import type { Isolation } from './snapshot.js';
 
@@ -135,6 +136,23 @@ export interface EventQuery {
 export interface ExecBody {
   args: string[];
   timeout_secs: number;
+  env?: Record<string, string> | null;
+  cwd?: string | null;
+  /** NAME, UID, NAME:GROUP or UID:GID. */
+  user?: string | null;
+  stdin?: string | null;
+}
+
+/** A program in the background. */
+export interface RunBody {
+  args: string[];
+  env?: Record<string, string> | null;
+  cwd?: string | null;
+  user?: string | null;
+  tty: boolean;
+  /** It can be given input by whoever attaches. */
+  stdin: boolean;
+  timeout_secs?: number | null;
 }
 
 export interface EvalBody {
@@ -152,6 +170,28 @@ export interface BranchBody {
   labels?: Labels;
 }
 
+/**
+ * Text messages of the WebSocket `GET /v1/sandboxes/ID/stream`. The first of the client is a `StreamRequest` (contract/guest.ts).
+ * Binary messages are a byte for the channel and then data: 0 to the guest; 1, and 2 for stderr, from it.
+ */
+export type StreamCommand = { end: true } | { signal: string | number } | { rows: number; cols: number };
+
+export type StreamNews =
+  | { opened: Record<string, unknown> }
+  | { end: number }
+  | { ended: StreamReply }
+  | { error: ErrorBody };
+
+export interface FileQuery {
+  /** Absolute. */
+  path: string;
+}
+
+/** `mode`: octal digits. */
+export type MakeDirQuery = FileQuery & { mode?: string; parents?: 'true' | 'false' };
+export type PutFileQuery = MakeDirQuery;
+export type RemoveFileQuery = FileQuery & { recursive?: 'true' | 'false' };
+
 export interface RemoveQuery {
   cascade?: 'true' | 'false';
   force?: 'true' | 'false';
@@ -161,6 +201,8 @@ const no = { type: 'boolean', default: false } as const;
 const text = { type: 'string' } as const;
 const textOrNull = { type: ['string', 'null'] } as const;
 const unsigned = { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER } as const;
+
+const textsOrNull = { type: ['object', 'null'], additionalProperties: text } as const;
 
 const unsignedOrNull = { ...unsigned, type: ['integer', 'null'] } as const;
 const lifetime = { type: ['integer', 'null'], minimum: 1, maximum: limits.lifetimeMaxSecs } as const;
@@ -241,8 +283,31 @@ export const execSchema = {
   properties: {
     args: { type: 'array', items: text },
     timeout_secs: { ...unsigned, default: 30 },
+    env: textsOrNull,
+    cwd: textOrNull,
+    user: textOrNull,
+    stdin: textOrNull,
   },
 } as const;
+
+export const runSchema = {
+  type: 'object',
+  required: ['args'],
+  properties: {
+    args: { type: 'array', items: text, minItems: 1 },
+    env: textsOrNull,
+    cwd: textOrNull,
+    user: textOrNull,
+    tty: no,
+    stdin: no,
+    timeout_secs: unsignedOrNull,
+  },
+} as const;
+
+const path = { type: 'string', pattern: '^/' } as const;
+const mode = { type: 'string', pattern: '^[0-7]{1,4}$' } as const;
+
+export const fileQuerySchema = { type: 'object', required: ['path'], properties: { path } } as const;
 
 export const evalSchema = {
   type: 'object',
@@ -275,6 +340,20 @@ export const compactSchema = {
 } as const;
 
 const switchText = { type: 'string', enum: ['true', 'false'] } as const;
+
+export const makeDirQuerySchema = {
+  type: 'object',
+  required: ['path'],
+  properties: { path, mode, parents: switchText },
+} as const;
+
+export const putFileQuerySchema = makeDirQuerySchema;
+
+export const removeFileQuerySchema = {
+  type: 'object',
+  required: ['path'],
+  properties: { path, recursive: switchText },
+} as const;
 
 export const removeSchema = {
   type: 'object',

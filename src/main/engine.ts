@@ -4,15 +4,14 @@ import { existsSync, rmSync } from 'node:fs';
 import type { Server } from 'node:net';
 import { dirname } from 'node:path';
 import { type ErrorData, ForkdError, reasonOf } from '../contract/errors.js';
-import {
-  type EvalReply,
-  type ExecReply,
-  type GuestRequest,
-  type PingReply,
-  type PlainReply,
-  type RunOptions,
-  type StreamRequest,
-  STREAMS_GENERATION,
+import type {
+  EvalReply,
+  ExecReply,
+  GuestRequest,
+  PingReply,
+  PlainReply,
+  RunOptions,
+  StreamRequest,
 } from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
@@ -91,8 +90,6 @@ export interface CallResult {
 
 /** Time beyond the guest's own for a call to come back: a busy host schedules late. */
 const CALL_GRACE_MS = 15_000;
-/** A directory of 100,000 files, in a guest under emulation on a busy host. */
-const ASK_MS = 60_000;
 
 export interface EngineOptions {
   /** The engine outlives its requests: templates are warmed in full and kept. */
@@ -579,9 +576,7 @@ export class Engine {
    * way. Throws SANDBOX_NOT_FOUND, GUEST_OUTDATED, VMM_DIED; whether it could be opened, `opened` tells.
    */
   stream(id: string, request: StreamRequest): AgentStream {
-    const sandbox = this.sandbox(id);
-    sandbox.requireGeneration(STREAMS_GENERATION, request.action);
-    return sandbox.agent.open(request);
+    return this.sandbox(id).stream(request);
   }
 
   /** Runs a program whose output is heard while it runs. It ends with the stream. */
@@ -590,15 +585,8 @@ export class Engine {
   }
 
   /** Asks about files, or about programs in the background. Throws GUEST_OUTDATED, AGENT_ERROR and what `call` of a sandbox throws. */
-  async ask<T extends PlainReply>(id: string, request: GuestRequest, timeoutMs = ASK_MS): Promise<T> {
-    const sandbox = this.sandbox(id);
-    sandbox.requireGeneration(STREAMS_GENERATION, request.action);
-    if (sandbox.state === 'dead') throw sandbox.death();
-    try {
-      return await sandbox.agent.ask<T>(request, timeoutMs);
-    } catch (error) {
-      throw await sandbox.explain(ForkdError.from(error));
-    }
+  ask<T extends PlainReply>(id: string, request: GuestRequest, timeoutMs?: number): Promise<T> {
+    return this.sandbox(id).ask<T>(request, timeoutMs);
   }
 
   /**

@@ -5,8 +5,9 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { Controller, ControllerError, Engine, type EventInfo, Sandbox } from 'forkd';
+import { Controller, ControllerError, Engine, type EventInfo, type GuestStream, Sandbox } from 'forkd';
 import { startDaemon, type TestDaemon } from '../support/daemon.js';
+import { startCli } from '../support/cli.js';
 import { BASE_TAG, makeWorld } from '../support/world.js';
 
 const TOKEN = 'a-token-of-enough-bytes';
@@ -40,7 +41,7 @@ const refusal = async (promise: Promise<unknown>): Promise<ControllerError> => {
 client('the package exports client and engine, and the client alone', async () => {
   assert.type(Engine, 'function');
   const alone = await import('forkd/client');
-  assert.equal(Object.keys(alone).sort(), ['Controller', 'ControllerError', 'Sandbox']);
+  assert.equal(Object.keys(alone).sort(), ['Controller', 'ControllerError', 'GuestStream', 'Sandbox']);
   assert.is(alone.Controller, Controller);
 });
 
@@ -96,6 +97,144 @@ client('a sandbox from birth to end, beside it a second', async () => {
   assert.is(await twice.kill(), undefined);
   await twice.kill();
   assert.is((await refusal(controller.killSandbox(other.id))).status, 404);
+});
+
+const outputOf = async (stream: GuestStream): Promise<string> => {
+  const all: Uint8Array[] = [];
+  for await (const { data } of stream) all.push(data);
+  return Buffer.concat(all).toString('utf8');
+};
+
+const eventually = async (done: () => Promise<boolean>, ms = 10_000): Promise<boolean> => {
+  const end = performance.now() + ms;
+  while (performance.now() < end) {
+    if (await done()) return true;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  return done();
+};
+
+client('programs while they run, files and ports, over the socket and over the port', async () => {
+  const [one] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG });
+  assert.ok(one);
+  const sandbox = new Sandbox(controller, one);
+  const overPort = new Controller({ baseUrl: daemon.url, token: TOKEN });
+
+  // A program.
+  const asked = { env: { WHAT: 'this' }, cwd: '/tmp', user: 'nobody', stdin: 'fed\n' };
+  const ran = await sandbox.exec(['sh', '-c', 'read x; echo $x $WHAT $PWD; id -un'], asked);
+  assert.is(ran.stdout, 'fed this /tmp\nnobody\n');
+  for (const over of [controller, overPort]) {
+    const script = 'echo first; read line; echo "got $line" >&2; exit 7';
+    const stream = over.runCommand(one.id, ['sh', '-c', script], { stdin: true });
+    const pieces = stream[Symbol.asyncIterator]();
+    assert.is(Buffer.from((await pieces.next()).value?.data ?? []).toString(), 'first\n');
+    await stream.write(Buffer.from('something\n'));
+    const { value } = await pieces.next();
+    assert.equal([value?.channel, Buffer.from(value?.data ?? []).toString()], [2, 'got something\n']);
+    assert.equal(await stream.ended, { exit_code: 7 });
+  }
+  const terminal = sandbox.run(['sh', '-c', 'read x; stty size'], {
+    tty: true,
+    stdin: true,
+    rows: 9,
+    cols: 33,
+  });
+  await terminal.opened;
+  const size = outputOf(terminal);
+  await terminal.write(Buffer.from('wait\n'));
+  assert.match(await size, '9 33');
+  const flood = sandbox.run(['yes']);
+  await flood.opened;
+  assert.is(await sandbox.eval('6 * 7'), '42');
+  let heard = '';
+  for await (const { data } of flood) {
+    // Told once: the rest is what was on its way.
+    if (heard === '') await flood.control({ signal: 'TERM' });
+    heard = Buffer.from(data.subarray(0, 4)).toString() || heard;
+  }
+  assert.is(heard.length > 0, true);
+  assert.is((await flood.ended).exit_code, -15);
+  assert.equal((await refusal(sandbox.run(['nosuch']).ended)).code, 'AGENT_ERROR');
+  assert.is((await refusal(controller.runCommand('sb-1-0000', ['true']).opened)).status, 404);
+  const nobody = new Controller({ baseUrl: daemon.url, token: 'wrong-token-of-some-length' });
+  assert.is((await refusal(nobody.runCommand(one.id, ['true']).opened)).code, 'TOKEN_WRONG');
+
+  // In the background.
+  const { run } = await controller.startRun(one.id, ['sh', '-c', 'echo there; exit 6']);
+  const attached = controller.attachRun(one.id, run);
+  assert.is((await attached.opened)['run'], run);
+  assert.is((await attached.ended).exit_code, 6);
+  assert.equal(await controller.listRuns(one.id), []);
+
+  // Files.
+  const bytes = Buffer.alloc(1_000_000, Buffer.from('\x00\xffFK{', 'latin1'));
+  assert.equal(await sandbox.writeFile('/data/a/file', bytes, { parents: true, mode: 0o600 }), { size: bytes.length });
+  const parts: Uint8Array[] = [];
+  for await (const part of sandbox.readFile('/data/a/file')) parts.push(part);
+  assert.ok(Buffer.concat(parts).equals(bytes));
+  const entry = await controller.statFile(one.id, '/data/a/file');
+  assert.equal([entry.name, entry.type, entry.size, entry.mode], ['file', 'file', bytes.length, 0o600]);
+  await controller.makeDir(one.id, '/data/b/c');
+  assert.equal(
+    (await sandbox.listFiles('/data')).map(({ name, type }) => [name, type]),
+    [
+      ['a', 'dir'],
+      ['b', 'dir'],
+    ],
+  );
+  const archive = controller.readDir(one.id, '/data');
+  assert.ok((await controller.writeDir(one.id, '/again', archive)).entries >= 4);
+  assert.is((await controller.statFile(one.id, '/again/a/file')).size, bytes.length);
+  assert.equal((await refusal(controller.removeFile(one.id, '/data'))).code, 'GUEST_FILE_REFUSED');
+  await sandbox.removeFile('/data', { recursive: true });
+  const missing = await refusal(controller.statFile(one.id, '/data'));
+  assert.equal([missing.status, missing.code], [404, 'GUEST_FILE_MISSING']);
+  assert.is((await refusal(sandbox.readFile('/data').next())).status, 404);
+  const broken = (async function* () {
+    yield bytes;
+    throw new Error('broken off');
+  })();
+  await sandbox.writeFile('/half', broken).then(
+    () => assert.unreachable(),
+    () => undefined,
+  );
+  assert.ok(await eventually(async () => (await sandbox.listFiles('/')).every(({ name }) => !name.startsWith('half'))));
+
+  // A web service inside, at an address of the daemon.
+  await controller.startRun(one.id, [
+    'python3',
+    '-m',
+    'http.server',
+    '8080',
+    '--directory',
+    '/again/a',
+    '--bind',
+    '127.0.0.1',
+  ]);
+  const preview = () =>
+    fetch(`${daemon.url}/v1/sandboxes/${one.id}/ports/8080/file?x=1`, {
+      headers: { authorization: `Bearer ${TOKEN}` },
+    });
+  assert.ok(await eventually(async () => (await preview()).status === 200, 30_000));
+  const page = await preview();
+  assert.match(page.headers.get('content-security-policy') ?? '', /^sandbox allow-scripts/);
+  assert.ok(Buffer.from(await page.arrayBuffer()).equals(bytes));
+  const closed = await fetch(`${daemon.url}/v1/sandboxes/${one.id}/ports/8081/`, {
+    headers: { authorization: `Bearer ${TOKEN}` },
+  });
+  assert.equal([closed.status, ((await closed.json()) as { code: string }).code], [502, 'GUEST_PORT_CLOSED']);
+
+  // And as a port of this host.
+  const env = { FORKD_TOKEN: TOKEN };
+  const forwarding = startCli(['port', one.id, '8080:0', '--daemon-url', daemon.url], { env });
+  const said = await forwarding.says(/127.0.0.1:\d+ -> 8080/);
+  const reply = await fetch(`http://${/127.0.0.1:\d+/.exec(said)?.[0]}/file`);
+  assert.ok(Buffer.from(await reply.arrayBuffer()).equals(bytes));
+  forwarding.kill('SIGTERM');
+  assert.is((await forwarding.ended).code, 0);
+  await overPort.close();
+  await sandbox.kill();
 });
 
 client('events tell of sandboxes and snapshots as they happen, and again to who comes back', async () => {

@@ -1,6 +1,13 @@
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { encodeRequest, FrameDecoder, parsePayload } from '../../src/contract/frames.js';
+import {
+  encodeCredit,
+  encodeData,
+  encodeEnd,
+  encodeRequest,
+  FrameDecoder,
+  parsePayload,
+} from '../../src/contract/frames.js';
 
 const frames = suite('frames');
 
@@ -47,6 +54,25 @@ frames('a payload that is not an object is refused', () => {
   for (const text of ['[]', 'null', '1', '{']) {
     assert.throws(() => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) }));
   }
+});
+
+frames('a stream that begins in the middle of what a program wrote, however it is cut', () => {
+  const stream = Buffer.concat([Buffer.alloc(40, 'x'), PING]);
+  for (let cut = 0; cut <= stream.length; cut++) {
+    const decoder = new FrameDecoder(true);
+    const got = [...decoder.push(stream.subarray(0, cut)), ...decoder.push(stream.subarray(cut))];
+    assert.equal(
+      got.map(({ id }) => id),
+      [7],
+    );
+  }
+});
+
+frames('frames of a stream are these bytes', () => {
+  const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
+  assert.is(hex(encodeData(7, 2, Buffer.from('ab'))), '464b04000700000003000000026162');
+  assert.is(hex(encodeCredit(7, 0x1234)), '464b0500070000000400000034120000');
+  assert.is(hex(encodeEnd(7, 1)), '464b0600070000000100000001');
 });
 
 frames.run();

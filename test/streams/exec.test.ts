@@ -1,4 +1,8 @@
 /** Programs whose output is heard while they run, in one forked child: over the engine, and over the command line. */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { nextCallId } from '../../src/contract/call-ids.js';
@@ -7,7 +11,7 @@ import { FrameType, type PlainReply, type RunOptions } from '../../src/contract/
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
-import { CLI, forkd, start } from '../support/cli.js';
+import { CLI, forkd, start, startCli } from '../support/cli.js';
 import { BASE_TAG, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -248,6 +252,66 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
   const { stdout, code } = await start('python3', args, { env: { XDG_DATA_HOME: sharedData() } }).ended;
   assert.match(stdout, '41 123');
   assert.is(code, 9);
+});
+
+exec('the command line: files and directories, both ways', async () => {
+  const env = { XDG_DATA_HOME: sharedData() };
+  const dir = mkdtempSync(join(tmpdir(), 'cp-'));
+  const bytes = Buffer.alloc(300_000, 'forkd');
+  mkdirSync(join(dir, 'tree/inner'), { recursive: true });
+  writeFileSync(join(dir, 'tree/inner/file'), bytes, { mode: 0o755 });
+  symlinkSync('inner/file', join(dir, 'tree/link'));
+  const copy = async (from: string, to: string) => {
+    const { code, stderr } = await forkd(['cp', from, to], { env });
+    assert.is(code, 0, stderr);
+  };
+  await copy(join(dir, 'tree'), `${child.id}:/root`);
+  await copy(join(dir, 'tree/inner/file'), `${child.id}:/root/tree/other`);
+  const listed = await engine.exec(child.id, [
+    'sh',
+    '-c',
+    'cd /root/tree; ls -l inner/file | cut -c1-10; readlink link; md5sum <inner/file; md5sum <other',
+  ]);
+  const [mode, link, one, other] = listed.stdout.split('\n');
+  assert.equal([mode, link, one], ['-rwxr-xr-x', 'inner/file', other]);
+  // What would write elsewhere on this host must not.
+  await engine.exec(child.id, ['sh', '-c', `cd /root/tree && ln -s ${dir} out && mknod device c 1 3`]);
+  await copy(`${child.id}:/root/tree`, join(dir, 'back'));
+  assert.ok(readFileSync(join(dir, 'back/inner/file')).equals(bytes));
+  assert.equal(readdirSync(join(dir, 'back')).sort(), ['inner', 'link', 'other', 'out']);
+  await copy(`${child.id}:/root/tree/other`, dir);
+  assert.ok(readFileSync(join(dir, 'other')).equals(bytes));
+  const missing = await forkd(['cp', `${child.id}:/nowhere`, dir], { env });
+  assert.is(missing.code, 1);
+  assert.match(missing.stderr, 'FileNotFoundError');
+  const listing = await start('sh', ['-c', `"${process.execPath}" "${CLI}" cp ${child.id}:/root/tree - | tar -t`], {
+    env,
+  }).ended;
+  assert.match(listing.stdout, './inner/file');
+  rmSync(dir, { recursive: true });
+});
+
+exec('a port of the guest on this host, both ways and half-closed', async () => {
+  const server =
+    'import socket\ns = socket.create_server(("127.0.0.1", 7000))\nprint("up", flush=True)\nwhile True:\n    c, _ = s.accept()\n    data = b""\n    while part := c.recv(65536): data += part\n    c.sendall(data[::-1]); c.close()';
+  const serving = open({ args: ['python3', '-c', server] });
+  await until(serving[Symbol.asyncIterator](), 'up');
+  const forwarding = startCli(['port', child.id, '7000:0', '7001:0'], { env: { XDG_DATA_HOME: sharedData() } });
+  const said = await forwarding.says(/-> 7001/);
+  const ports = [...said.matchAll(/127.0.0.1:(\d+)/g)].map(([, one]) => Number(one));
+  const sent = Buffer.alloc(500_000, 'abc');
+  const socket = connect({ port: ports[0] ?? 0, host: '127.0.0.1', allowHalfOpen: true });
+  socket.end(sent);
+  const parts: Buffer[] = [];
+  for await (const part of socket) parts.push(part as Buffer);
+  assert.ok(Buffer.concat(parts).equals(Buffer.from(sent).reverse()));
+  // Nobody listens there: the connection ends, and the reason is told.
+  const refused = connect({ port: ports[1] ?? 0, host: '127.0.0.1' });
+  await new Promise((resolve) => refused.on('error', () => undefined).on('close', resolve));
+  await forwarding.says('ConnectionRefusedError');
+  forwarding.kill('SIGINT');
+  assert.is((await forwarding.ended).code, 0);
+  serving.close();
 });
 
 exec.run();

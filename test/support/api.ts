@@ -50,7 +50,7 @@ export class Api {
     const allowed = (found.spec.parameters ?? []).map(({ name }: { name: string }) => name);
     const unknown = [...new URL(url, 'http://x').searchParams.keys()].filter((name) => !allowed.includes(name));
     if (unknown.length > 0) return [`${method} ${url}: the document has no ${unknown.join(', ')}`];
-    const schema = found.spec.requestBody?.content['application/json'].schema;
+    const schema = found.spec.requestBody?.content['application/json']?.schema;
     if (!schema) return body === undefined ? [] : [`${method} ${url}: the document has no body`];
     return this.#problems(strict(structuredClone(schema)), body, `${method} ${url}`);
   }

@@ -20,8 +20,9 @@ export const attach: Command = {
       options,
       async (link) => {
         const input = options.flag('interactive') || process.stdin.isTTY === true;
-        const { session, tty } = await link.attach(number);
-        const ended = await follow(session, { input, terminal: tty, leaves: true });
+        const session = link.open({ action: 'attach', run: number });
+        const { tty } = (await session.opened) as { tty?: boolean };
+        const ended = await follow(session, { input, terminal: tty === true, leaves: true });
         return exitCode(ended?.exit_code ?? 0);
       },
       options.positional[0],

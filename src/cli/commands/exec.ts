@@ -83,11 +83,11 @@ const runStreamed = (options: Options): Promise<number> => {
   };
   return withLink(options, async (link) => {
     if (detach) {
-      const { run: number } = await link.runDetached(run);
+      const { run: number } = await link.ask({ action: 'run', detach: true, ...run });
       printLine(String(number));
       return 0;
     }
-    const ended = await follow(await link.run(run), { input: interactive, terminal: tty });
+    const ended = await follow(link.open({ action: 'run', ...run }), { input: interactive, terminal: tty });
     if (ended?.timed_out) throw new ForkdError('EXEC_TIMEOUT', { seconds: timeout ?? 0 });
     return exitCode(ended?.exit_code ?? 0);
   });

@@ -19,6 +19,8 @@ const loaders: Record<string, () => Promise<Command>> = {
   exec: async () => (await import('./exec.js')).exec,
   attach: async () => (await import('./attach.js')).attach,
   ps: async () => (await import('./ps.js')).ps,
+  cp: async () => (await import('./cp.js')).cp,
+  port: async () => (await import('./port.js')).port,
   eval: async () => (await import('./eval.js')).evaluate,
   ping: async () => (await import('./ping.js')).ping,
   images: async () => (await import('./images.js')).images,

@@ -12,7 +12,7 @@ export const ps: Command = {
   examples: ['forkd ps sb-6743b1c2-9f31c2aa'],
   run: (options) =>
     withLink(options, async (link) => {
-      const runs = await link.runs();
+      const { runs = [] } = await link.ask({ action: 'runs' });
       if (options.flag('json')) printJson(runs);
       else if (runs.length === 0) line('no commands in the background');
       else

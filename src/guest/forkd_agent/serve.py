@@ -184,6 +184,9 @@ class Server:
         if is_helper and self._idle_helpers == 0:
             # Main is busy and this thread may become so: someone must remain who reads.
             self._add_helper()
+        if kind in wire.OF_STREAMS:
+            # Of one that is over by now.
+            return None
         if kind != wire.REQUEST:
             return self._reply(ident, {'error': f'unknown frame type: {kind}', 'exit_code': 1})
         if payload is None:

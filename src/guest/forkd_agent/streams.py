@@ -176,7 +176,7 @@ class Streams:
 
     def take(self, kind: int, ident: int, payload: Any) -> bool:
         """A frame of a stream, in the order of the port. False when it is none of ours. One whose stream is over is nobody's."""
-        if kind not in (wire.DATA, wire.CREDIT, wire.END):
+        if kind not in wire.OF_STREAMS:
             return False
         stream = self._open.get(ident)
         if stream is None or not payload:

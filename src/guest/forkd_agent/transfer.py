@@ -190,7 +190,11 @@ def pack(transfer: Transfer, request: Dict[str, Any]) -> Dict[str, Any]:
     path = request['path']
     transfer.opened(facts(os.path.basename(path), os.lstat(path)))
     with tarfile.open(fileobj=transfer, mode='w|', format=tarfile.PAX_FORMAT, bufsize=BLOCK) as archive:
-        archive.add(path, arcname='.' if os.path.isdir(path) else os.path.basename(path))
+        if os.path.isdir(path):
+            # A link to a directory is that directory here: it was named itself.
+            archive.add(os.path.realpath(path), arcname='.')
+        else:
+            archive.add(path, arcname=os.path.basename(path))
     return {}
 
 

@@ -11,6 +11,7 @@ GENERATION = 2
 HELLO, REQUEST, REPLY = 0, 1, 2
 # Of streams (streams.py): they carry the id of the request that opened one.
 OPENED, DATA, CREDIT, END = 3, 4, 5, 6
+OF_STREAMS = (DATA, CREDIT, END)
 MAX_PAYLOAD = 64 * 1024 * 1024
 # Types a later generation may add. JSON text holds no byte below 0x20, so "FK" + such a type + zero flags inside a
 # payload is never taken for a header while the reader looks for the next frame.

@@ -20,6 +20,8 @@ export class AgentClient implements Carrier {
   readonly #socket: Socket;
   readonly #decoder = new FrameDecoder(true);
   readonly #takers = new Map<number, Taker>();
+  /** Settles when the connection is over. */
+  readonly closed: Promise<void>;
   #broken: ForkdError | undefined;
   /** What is to be sent later: see `quiet`. */
   #held: Uint8Array[] | undefined;
@@ -37,6 +39,7 @@ export class AgentClient implements Carrier {
     this.#socket.on('data', (data) => this.#read(data));
     this.#socket.on('error', (error) => this.#fail(this.#unreachable(error.message)));
     this.#socket.on('close', () => this.#fail(this.#unreachable('the sandbox has ended')));
+    this.closed = new Promise((resolve) => this.#socket.once('close', () => resolve()));
     this.#socket.unref();
   }
 

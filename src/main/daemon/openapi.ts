@@ -7,7 +7,7 @@ import { replySchemas, type ReplyName } from '../../contract/rest-replies.js';
 
 export interface Reply {
   /** Of its body; none for an empty one. */
-  schema?: ReplyName | 'text' | 'events' | 'any';
+  schema?: ReplyName | 'text' | 'events' | 'bytes' | 'any';
   isArray?: boolean;
 }
 
@@ -17,6 +17,8 @@ declare module 'fastify' {
     replies?: Record<number, Reply>;
     /** Answers without a token. */
     isOpen?: boolean;
+    /** The body is bytes, taken as they come. */
+    isBytes?: boolean;
   }
 }
 
@@ -34,7 +36,7 @@ export const describeApi = (app: FastifyInstance, version: string): (() => objec
     for (const method of [route.method].flat()) {
       // Every GET has its HEAD.
       if (method === 'HEAD') continue;
-      const path = route.url.replace(/:(\w+)/g, '{$1}');
+      const path = route.url.replace(/:(\w+)/g, '{$1}').replace('*', '{path}');
       paths[path] = { ...paths[path], [method.toLowerCase()]: operation(method, route) };
     }
   });
@@ -52,8 +54,8 @@ export const describeApi = (app: FastifyInstance, version: string): (() => objec
 
 const operation = (method: string, { url, schema = {}, config = {} }: RouteOptions): Operation => {
   const { body, querystring } = schema as Schemas;
-  const { summary = '', replies = {}, isOpen } = config;
-  const inPath = [...url.matchAll(/:(\w+)/g)].map(([, name]) => ({
+  const { summary = '', replies = {}, isOpen, isBytes } = config;
+  const inPath = [...url.replace('*', ':path').matchAll(/:(\w+)/g)].map(([, name]) => ({
     name,
     in: 'path',
     required: true,
@@ -70,6 +72,7 @@ const operation = (method: string, { url, schema = {}, config = {} }: RouteOptio
     summary,
     operationId: operationId(method, url),
     ...(parameters.length > 0 ? { parameters } : {}),
+    ...(isBytes && method !== 'GET' ? { requestBody: { content: BYTES } } : {}),
     ...(body ? { requestBody: { required: true, content: { 'application/json': { schema: body } } } } : {}),
     responses: { ...Object.fromEntries(told), default: { description: 'A failure.', ...json(ref('Error')) } },
     ...(isOpen ? { security: [] } : {}),
@@ -88,9 +91,12 @@ const response = ({ schema, isArray = false }: Reply): object => {
       description: 'Events, the data of each as JSON.',
       content: { 'text/event-stream': { schema: ref('Event') } },
     };
+  if (schema === 'bytes') return { description: 'The bytes.', content: BYTES };
   if (schema === 'any') return { description: 'A document.', ...json({ type: 'object' }) };
   return { description: schema, ...json(isArray ? { type: 'array', items: ref(schema) } : ref(schema)) };
 };
+
+const BYTES = { 'application/octet-stream': { schema: { type: 'string', format: 'binary' } } };
 
 const ref = (name: ReplyName): object => ({ $ref: `#/components/schemas/${name}` });
 

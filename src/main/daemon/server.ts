@@ -28,8 +28,10 @@ import { describeApi } from './openapi.js';
 import { Rate } from './rate.js';
 import { Registry } from './registry.js';
 import { pathOf, readBodies, tellFailures, tellFramework } from './reply.js';
+import { previewRoutes } from './preview.js';
 import { branchRoutes } from './routes/branch.js';
 import { closeEvents, eventRoutes } from './routes/events.js';
+import { fileRoutes } from './routes/files.js';
 import { sandboxRoutes } from './routes/sandboxes.js';
 import { serviceRoutes } from './routes/service.js';
 import { snapshotRoutes } from './routes/snapshots.js';
@@ -39,6 +41,7 @@ import { Snapshots } from './snapshots.js';
 import { Survivors, tieProblem } from './survivors.js';
 import { certProblem, readTls, type TlsFiles, type TlsPair } from './tls.js';
 import { tidy } from './tidy.js';
+import { Upgrades } from './upgrades.js';
 import { Workspaces } from './workspaces.js';
 
 export interface DaemonOptions {
@@ -81,11 +84,13 @@ export class Daemon {
     readonly journal: Journal,
     readonly survivors: Survivors,
     readonly options: DaemonOptions,
+    readonly upgrades: Upgrades,
     tls: TlsPair | undefined,
   ) {
     const route = (request: IncomingMessage, response: ServerResponse) => app.routing(request, response);
     this.#tcp = makeServer(route, PATIENCE, tls);
     this.#local = makeServer(route);
+    for (const server of [this.#tcp, this.#local]) server.on('upgrade', upgrades.handle);
     // A connection that is kept would hold up the end.
     app.addHook('onSend', async (_, reply) => {
       if (this.#draining) reply.header('connection', 'close');
@@ -118,14 +123,11 @@ export class Daemon {
     });
     const journal = new Journal(options.statePath);
     const connections = new Connections();
-    const { app, workspaces, survivors } = build(
-      engine,
-      audit,
-      { tokens, connections, rate: new Rate(options.rateLimit) },
-      journal,
-      options,
-    );
-    const daemon = new Daemon(engine, audit, app, journal, survivors, options, tls);
+    const guards = { tokens, connections, rate: new Rate(options.rateLimit) };
+    const { app, workspaces, context } = build(engine, audit, guards, journal, options);
+    const { survivors } = context;
+    const upgrades = new Upgrades(context, guards, audit);
+    const daemon = new Daemon(engine, audit, app, journal, survivors, options, upgrades, tls);
     connections.watch(daemon.#tcp);
     try {
       await app.ready();
@@ -186,6 +188,7 @@ export class Daemon {
     }, DRAIN_MS);
     const all = Promise.all(servers.map(ended));
     closeEvents(this.app);
+    this.upgrades.close();
     await all;
     clearTimeout(late);
     await this.app.close();
@@ -200,7 +203,7 @@ export class Daemon {
 /** A request id that a client may give itself; any other is replaced. */
 const REQUEST_ID = /^[A-Za-z0-9_.:-]{1,64}$/;
 
-interface Guards {
+export interface Guards {
   tokens: Tokens | undefined;
   connections: Connections;
   rate: Rate;
@@ -236,12 +239,14 @@ const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, o
   serviceRoutes(app, context, document);
   snapshotRoutes(app, context);
   sandboxRoutes(app, context);
+  fileRoutes(app, context);
+  previewRoutes(app, context);
   branchRoutes(app, context);
   eventRoutes(app, context);
   const workspaces = new Workspaces(context);
   workspaceRoutes(app, context, workspaces);
   app.addHook('onClose', async () => context.registry.close());
-  return { app, workspaces, survivors: context.survivors };
+  return { app, workspaces, context };
 };
 
 /** What every request has to pass, the cheapest first: those that are refused for their number should cost little. */

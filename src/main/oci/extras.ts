@@ -12,6 +12,7 @@ import type { GuestImage } from '../image/types.js';
 import { type Parent, withParent } from '../parent.js';
 import type { Pool } from '../pool.js';
 import type { VmmDriver } from '../vmm/driver.js';
+import { EMULATED_CPU } from '../make-snapshot.js';
 import { kernelArgs } from '../vmm/kernel-args.js';
 
 /** A name as apt, apk and dnf have them, with a version; never an option. */
@@ -91,7 +92,7 @@ export const installExtras = async (
     isolation,
     memoryMib: MEMORY_MIB,
     vcpus: 1,
-    cpuModel: isolation === 'kvm' ? 'host' : 'max,la57=off,pku=off',
+    cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
     volumes: [],
     builds: { loopback: allowedLoopback() },
   };

@@ -9,12 +9,20 @@
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError } from '../../contract/errors.js';
-import type { ForkReceipt, GuestReply, GuestRequest } from '../../contract/guest.js';
+import {
+  type ForkReceipt,
+  type GuestReply,
+  type GuestRequest,
+  type PlainReply,
+  type StreamRequest,
+  STREAMS_GENERATION,
+} from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js';
 import { type ExitStatus, native } from '../../native/binding.js';
 import { AgentClient } from '../agent/client.js';
+import type { AgentStream } from '../agent/stream.js';
 import { takeLoss } from '../memory/lazy.js';
 import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
 
@@ -45,6 +53,9 @@ export interface Birth {
   /** Descriptor numbers inside it, when it was hot-forked: those of its template. */
   numbers?: Omit<TemplatePort, 'controlFd'>;
 }
+
+/** A directory of 100,000 files, in a guest under emulation on a busy host. */
+const ASK_MS = 60_000;
 
 /** Time between a VM's last word and its end: QEMU closes its sockets while it exits. */
 const DEATH_WAIT_MS = 2000;
@@ -150,6 +161,25 @@ export class Sandbox {
   get agent(): AgentClient {
     this.#agent ??= new AgentClient(this.vmm.agentFd, this.id, this.markPath);
     return this.#agent;
+  }
+
+  /**
+   * Opens a stream: a program whose output is heard while it runs, a connection to a service inside, a file or a directory on its
+   * way. Throws GUEST_OUTDATED, VMM_DIED; whether it could be opened, `opened` tells.
+   */
+  stream(request: StreamRequest): AgentStream {
+    this.requireGeneration(STREAMS_GENERATION, request.action);
+    return this.agent.open(request);
+  }
+
+  /** Asks about files, or about programs in the background. Throws GUEST_OUTDATED, AGENT_ERROR and what `call` throws. */
+  async ask<T extends PlainReply>(request: GuestRequest, timeoutMs = ASK_MS): Promise<T> {
+    this.requireGeneration(STREAMS_GENERATION, request.action);
+    try {
+      return await this.agent.ask<T>(request, timeoutMs);
+    } catch (error) {
+      throw await this.explain(ForkdError.from(error));
+    }
   }
 
   /** Throws GUEST_OUTDATED when its agent is older, VMM_DIED when it has ended. */

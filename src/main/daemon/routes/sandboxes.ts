@@ -1,6 +1,13 @@
 import type { FastifyInstance } from 'fastify';
 import { ForkdError, reasonOf } from '../../../contract/errors.js';
-import type { EvalReply, ExecReply, GuestReply, GuestRequest } from '../../../contract/guest.js';
+import {
+  type EvalReply,
+  type ExecReply,
+  type GuestReply,
+  type GuestRequest,
+  type PlainReply,
+  STREAMS_GENERATION,
+} from '../../../contract/guest.js';
 import { limits } from '../../../contract/limits.js';
 import {
   type EvalBody,
@@ -9,6 +16,8 @@ import {
   execSchema,
   type LabelQuery,
   labelQuerySchema,
+  type RunBody,
+  runSchema,
   type SpawnBody,
   spawnSchema,
 } from '../../../contract/rest.js';
@@ -104,11 +113,36 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     { schema: { body: execSchema }, config: { summary: 'Run a program in it.', replies: { 200: { schema: 'Exec' } } } },
     async ({ params, body }) => {
       registry.get(params.id);
-      const { args, timeout_secs: timeout } = body;
+      const { args, timeout_secs: timeout, env, cwd, user, stdin } = body;
       if (args.length === 0) throw refused('args must not be empty');
       if (timeout > limits.execMaxSecs) throw refused(`timeout_secs must be at most ${limits.execMaxSecs}`);
-      const reply = await call(params.id, { action: 'exec', args, timeout }, timeout * 1000 + EXEC_GRACE_MS);
+      // An agent that does not know it would run the program as somebody else.
+      if (user != null) registry.get(params.id).sandbox.requireGeneration(STREAMS_GENERATION, 'exec as another user');
+      const request = { action: 'exec' as const, args, timeout, ...present({ env, cwd, user, stdin }) };
+      const reply = await call(params.id, request, timeout * 1000 + EXEC_GRACE_MS);
       return execBody(reply as ExecReply);
+    },
+  );
+
+  app.get<WithId>(
+    '/v1/sandboxes/:id/runs',
+    { config: { summary: 'Programs in its background.', replies: { 200: { schema: 'Run', isArray: true } } } },
+    async ({ params }) =>
+      (await registry.active(params.id, ({ sandbox }) => sandbox.ask<PlainReply>({ action: 'runs' }))).runs,
+  );
+
+  app.post<WithId & { Body: RunBody }>(
+    '/v1/sandboxes/:id/runs',
+    {
+      schema: { body: runSchema },
+      config: { summary: 'Run a program in its background.', replies: { 201: { schema: 'RunBegun' } } },
+    },
+    async ({ params, body }, reply) => {
+      const { args, tty, stdin, timeout_secs: timeout, env, cwd, user } = body;
+      const more = present({ timeout, env, cwd, user });
+      const request = { action: 'run' as const, detach: true as const, args, tty, stdin, ...more };
+      const { run, pid } = await registry.active(params.id, ({ sandbox }) => sandbox.ask<PlainReply>(request));
+      return reply.code(201).send({ run, pid });
     },
   );
 
@@ -128,6 +162,12 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     ({ params }) => call(params.id, { action: 'ping' }, PING_MS),
   );
 };
+
+/** Keys that were given a value. */
+const present = <T extends object>(keys: T): { [K in keyof T]?: NonNullable<T[K]> } =>
+  Object.fromEntries(Object.entries(keys).filter(([, value]) => value != null)) as {
+    [K in keyof T]?: NonNullable<T[K]>;
+  };
 
 /** What went wrong in the guest is also in `stderr`, where clients of the reference look. */
 const execBody = ({ stdout = '', stderr = '', exit_code, error, timed_out }: ExecReply): object => ({

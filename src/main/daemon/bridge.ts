@@ -1,0 +1,59 @@
+/**
+ * A stream of a guest in a WebSocket. Binary messages are a byte for the channel and then data; text messages are JSON
+ * (contract/rest.ts). Whoever is slow is waited for: the guest is granted no more than the WebSocket has taken, and the WebSocket is
+ * not read while the guest has no room.
+ */
+import type { RawData, WebSocket } from 'ws';
+import { ForkdError } from '../../contract/errors.js';
+import { Channel } from '../../contract/guest.js';
+import type { StreamCommand, StreamNews } from '../../contract/rest.js';
+import type { AgentStream } from '../agent/stream.js';
+import { bodyOfError } from './reply.js';
+
+/** RFC 6455, 7.4.1: how a stream that failed is closed; the reason is in the last text message. */
+const CLOSE_FAILED = 1011;
+
+/** Until the stream has ended. Does not throw: a failure is told to the client. Resolves to it. */
+export const bridge = async (socket: WebSocket, stream: AgentStream): Promise<ForkdError | undefined> => {
+  const tell = (news: StreamNews) => send(socket, JSON.stringify(news));
+  socket.on('message', (data, isBinary) => {
+    if (!isBinary) return void command(stream, asBuffer(data)).catch(() => stream.close());
+    const bytes = asBuffer(data);
+    if (bytes[0] !== Channel.input) return stream.close();
+    socket.pause();
+    // The program may have ended, or closed its input: then nobody waits for this.
+    const go = () => socket.resume();
+    stream.write(bytes.subarray(1)).then(go, go);
+  });
+  socket.on('close', () => stream.close());
+  try {
+    await tell({ opened: await stream.opened });
+    for await (const { channel, data } of stream) {
+      if (data.length === 0) await tell({ end: channel });
+      else await send(socket, Buffer.concat([Buffer.of(channel), data]));
+    }
+    await tell({ ended: await stream.ended });
+    socket.close();
+    return undefined;
+  } catch (error) {
+    const failure = ForkdError.from(error);
+    await tell({ error: bodyOfError(failure) });
+    socket.close(CLOSE_FAILED);
+    return failure;
+  }
+};
+
+const command = async (stream: AgentStream, data: Buffer): Promise<void> => {
+  const said = JSON.parse(data.toString('utf8')) as StreamCommand;
+  if ('end' in said) stream.end();
+  // One that came too late is no failure of the stream.
+  else if ('signal' in said || 'rows' in said) await stream.control(said).catch(() => undefined);
+  else throw new TypeError('not a command');
+};
+
+/** When it has left this process. A client that is gone takes nothing, and the stream is told by `close`. */
+const send = (socket: WebSocket, data: string | Buffer): Promise<void> =>
+  new Promise((resolve) => socket.send(data, () => resolve()));
+
+export const asBuffer = (data: RawData): Buffer =>
+  Array.isArray(data) ? Buffer.concat(data) : Buffer.isBuffer(data) ? data : Buffer.from(data);
