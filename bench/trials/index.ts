@@ -7,8 +7,10 @@ import { coldRestore } from './cold-restore.js';
 import { daemonBench } from './daemon.js';
 import { density } from './density.js';
 import { evalBench } from './eval.js';
+import { execStream } from './exec-stream.js';
 import { fanOut } from './fan-out.js';
 import { fault } from './fault.js';
+import { files } from './files.js';
 import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
@@ -33,6 +35,8 @@ export const benches: Bench<any>[] = [
   packBench,
   pullBench,
   wpBench,
+  execStream,
+  files,
   daemonBench,
 ];
 

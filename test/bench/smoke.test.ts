@@ -39,6 +39,8 @@ const KEYS: Record<string, string[]> = {
   lazy: ['eager_ms', 'lazy_ms', 'prefetch_ms', 'read_share', 'failed'],
   chain: ['depth', 'ready_ms_depth0', 'ready_ms', 'ratio', 'disk_over_written', 'failed'],
   daemon: ['spawn1_ratio', 'spawn3_ratio', 'eval_overhead_ms', 'evals_per_s', 'errors', 'many', 'cycles'],
+  'exec-stream': ['mb_per_s', 'all_mb_per_s', 'growth_mib', 'eval_beside_flood_ms', 'failed'],
+  files: ['up_mb_per_s', 'down_mb_per_s', 'growth_mib', 'failed'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
