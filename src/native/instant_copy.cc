@@ -54,6 +54,7 @@ SysError InstantCopy::Make(Uffd uffd, pid_t pid, const std::vector<Regions::Regi
     copy->pages_ += run.bytes / kPageBytes;
   }
   copy->states_ = std::make_unique<std::atomic<uint8_t>[]>(copy->units_.size());
+  copy->taken_in_ = std::make_unique<std::atomic<uint32_t>[]>(copy->units_.size());
   *made = std::move(copy);
   return {};
 }
@@ -155,7 +156,9 @@ bool InstantCopy::Take(size_t first, size_t count, std::vector<uint8_t>* buffer)
     Fail(error);
     return false;
   }
+  uint32_t round = round_;
   for (size_t unit = first; unit < first + count; unit++) {
+    taken_in_[unit].store(round, std::memory_order_relaxed);
     states_[unit].store(kTaken, std::memory_order_release);
   }
   return true;
@@ -170,6 +173,7 @@ void InstantCopy::Serve() {
       return Fail(SysError::Last("poll"));
     }
     if (watched[0].revents & (POLLERR | POLLHUP | POLLNVAL)) return Fail({"poll userfaultfd", EIO});
+    uint32_t round = ++round_;
     std::vector<UffdEvent> events;
     if (SysError error = ReadUffdEvents(uffd_.Get(), &events)) return Fail(error);
     std::erase_if(owed, [this](Range range) { return Release(range); });
@@ -181,7 +185,7 @@ void InstantCopy::Serve() {
         case UffdEvent::kFork:
           break;  // closing its userfaultfd takes the protection from the child
         default:
-          if (Untaken({event.start, event.end})) return Fail({"userfaultfd event", EBUSY});
+          if (Untaken({event.start, event.end}, round)) return Fail({"userfaultfd event", EBUSY});
       }
     }
     // Faults that were there before the end was told are answered by now.
@@ -206,11 +210,12 @@ void InstantCopy::Answer(uint64_t address, std::vector<Range>* owed) {
   if (!Release(range)) owed->push_back(range);
 }
 
-bool InstantCopy::Untaken(Range addresses) const {
+bool InstantCopy::Untaken(Range addresses, uint32_t round) const {
   return std::any_of(units_.begin(), units_.end(), [&](const Unit& unit) {
     size_t index = static_cast<size_t>(&unit - units_.data());
     return unit.address < addresses.end && addresses.begin < unit.address + unit.bytes &&
-           states_[index].load(std::memory_order_acquire) != kTaken;
+           (states_[index].load(std::memory_order_acquire) != kTaken ||
+            taken_in_[index].load(std::memory_order_relaxed) >= round);
   });
 }
 

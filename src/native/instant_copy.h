@@ -69,7 +69,8 @@ class InstantCopy {
   void Answer(uint64_t address, std::vector<Range>* owed);
   // Units [first, first + count), which are claimed and lie next to each other.
   bool Take(size_t first, size_t count, std::vector<uint8_t>* buffer);
-  bool Untaken(Range addresses) const;
+  // Whether a page of these was not taken for certain before the events of `round` were read.
+  bool Untaken(Range addresses, uint32_t round) const;
   // False when it must be tried again: the address space is changing.
   bool Release(Range addresses);
   void ReleaseAll();
@@ -80,6 +81,10 @@ class InstantCopy {
   std::vector<Regions::Region> runs_;
   std::vector<Unit> units_;  // by address
   std::unique_ptr<std::atomic<uint8_t>[]> states_;
+  // The server's round in which a unit was taken. Pages are dropped as soon as the event that tells of it is
+  // read: what was taken in that round or later may have been zeros by then.
+  std::unique_ptr<std::atomic<uint32_t>[]> taken_in_;
+  std::atomic<uint32_t> round_{0};
   uint64_t pages_ = 0;
   uint64_t image_bytes_ = 0;
   bool armed_ = false;

@@ -9,7 +9,7 @@ import { ALL_FEATURES, chunkIsZero, FEATURES, Faulter, makeImage, makeLayer, Ser
 import { exitOf, settledFdCount } from '../process.js';
 
 const PER = CHUNK_BYTES / 4096;
-const CHUNKS = 1024;
+const CHUNKS = 256;
 const PAGES = CHUNKS * PER;
 /** Longer than any thread waits for a processor. */
 const PATIENT_US = 60_000_000;
@@ -317,7 +317,10 @@ const scenarios: Record<string, () => Promise<void>> = {
     native.fdResize(source, 16 * CHUNK_BYTES);
     assert.equal(await reader.ask(`peek ${faulter.pid} ${base}`), 'ok');
     assert.match((await reader.ask(`peek ${faulter.pid} ${base + 20 * CHUNK_BYTES}`)) ?? '', /^fail process_vm_readv/);
-    assert.deepEqual(native.faultFailures(serving.handle), [
+    // It is written down after the reader was answered.
+    const failures: unknown[] = [];
+    await until('the failure is told', () => failures.push(...native.faultFailures(serving.handle)) > 0);
+    assert.deepEqual(failures, [
       { pid: null, chunk: 20, reason: 'the file has become shorter', outcome: 'poisoned' },
     ]);
     await faulter.must(`check 0 ${16 * PER} 1 1`);

@@ -1,12 +1,12 @@
 /** Copies of memory as it was at one instant, while wp-subject.c goes on writing. `instant.js PROGRAM SCENARIO`. */
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
 import * as assert from 'uvu/assert';
 import { CHUNK_BYTES } from '../../../src/contract/page-map.js';
 import { type FaultRegion, native } from '../../../src/native/binding.js';
 import { Faulter, Served } from '../faults.js';
 
 const PAGE = 4096;
-const CHUNKS = 128;
+const CHUNKS = 512;
 const BYTES = CHUNKS * CHUNK_BYTES;
 const PAGES = BYTES / PAGE;
 /** As in wp-subject.c. */
@@ -225,8 +225,13 @@ const scenarios: Record<string, () => Promise<void>> = {
     subject.waited();
     await subject.process.must('drop');
     const target = native.memfdCreate('target');
-    // The drop is told in its own time; until it is, there is nothing to see.
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    // One that stores, and one that drops: it waits until the event is read, which the copy does.
+    const waiting = () =>
+      readdirSync(`/proc/${subject.process.pid}/task`).filter((thread) =>
+        readFileSync(`/proc/${subject.process.pid}/task/${thread}/wchan`, 'utf8').includes('userfault'),
+      ).length;
+    for (const end = Date.now() + PATIENCE_MS; waiting() < 2; await new Promise((resolve) => setTimeout(resolve, 1)))
+      if (Date.now() > end) throw new Error('nobody drops');
     assert.is(
       code(() => native.instantTake(copy, target, 1)),
       'EBUSY',
