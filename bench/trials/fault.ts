@@ -2,12 +2,13 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { faultCounts, faultLatenciesNs } from '../../src/contract/fault-stats.js';
+import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { native } from '../../src/native/binding.js';
 import { compileFaulter, Faulter, makeImage, makeLayer, Served } from '../../test/native/faults.js';
 import type { Bench, Parameters } from '../bench.js';
 import { median, percentile, round } from '../stats.js';
 
-const PAGES_PER_CHUNK = 16;
+const PAGES_PER_CHUNK = CHUNK_BYTES / 4096;
 /** No chunk is taken over: what is measured is serving, not the host's scheduler. */
 const PATIENCE_US = 60_000_000;
 

@@ -1,4 +1,4 @@
-/** Every bench runs with its smallest parameters, so that none rots. What it measures is not looked at: only that all is right. */
+/** The benches run with their smallest parameters, so that none rots. What it measures is not looked at: only that all is right. */
 import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
@@ -44,6 +44,10 @@ const KEYS: Record<string, string[]> = {
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
+/** These take half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
+const LONG = ['daemon', 'build'];
+const all = process.env['FORKD_TEST_ALL_BENCHES'] !== undefined;
+
 bench.before((context) => {
   context.world = makeWorld(true);
   cpSync(join(context.world.snapshots, BASE_TAG), join(context.world.snapshots, BENCH_TAG), { recursive: true });
@@ -53,7 +57,7 @@ bench.after(({ world }) => {
   world.close();
 });
 
-for (const { name } of benches) {
+for (const { name } of benches.filter((one) => all || !LONG.includes(one.name))) {
   bench(`${name}: one line of JSON with its keys, and nothing failed`, async ({ world }) => {
     const runner = join(import.meta.dirname, '../../bench/run.js');
     const drawing = join(world.root, 'ready.svg');

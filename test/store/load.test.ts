@@ -24,9 +24,9 @@ const load = suite<Context>('loading memory');
 /** What is done to the next worker threads, in the order in which they start. */
 const fates: ((worker: Worker) => unknown)[] = [];
 process.on('worker', (worker) => fates.shift()?.(worker));
-/** `ms` after it runs. */
+/** `ms` after it has said that it is ready: Node aborts when a thread is ended while it still loads its modules. */
 const endAfter = (ms: number) => (worker: Worker) =>
-  worker.once('online', () =>
+  worker.once('message', () =>
     setTimeout(() => {
       if (loading) ended++;
       void worker.terminate();

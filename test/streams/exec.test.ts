@@ -61,7 +61,7 @@ exec('output comes while the program waits for input', async () => {
 exec('bytes come as they were sent, in both directions', async () => {
   const bytes = Buffer.alloc(1_500_000, Buffer.from('\x00\xff\x80FK\x02\x00{', 'latin1'));
   const stream = open({ args: ['cat'], stdin: true });
-  await stream.opened;
+  // Before it is open: what is written waits, and is not forgotten.
   const written = stream.write(bytes).then(() => stream.end());
   const parts: Uint8Array[] = [];
   for await (const { data } of stream) parts.push(data);

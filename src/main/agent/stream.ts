@@ -82,6 +82,8 @@ export class AgentStream implements AsyncIterable<Piece> {
   take(frame: Frame): boolean {
     if (frame.type === FrameType.opened) {
       this.#room = INPUT_WINDOW;
+      // What was written before waited for this.
+      this.#write();
       this.#settle.opened(parsePayload(frame));
     } else if (frame.type === FrameType.data) {
       this.#pieces.push({ channel: frame.payload[0] ?? 0, data: frame.payload.subarray(1) });

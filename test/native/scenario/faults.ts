@@ -320,9 +320,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     // It is written down after the reader was answered.
     const failures: unknown[] = [];
     await until('the failure is told', () => failures.push(...native.faultFailures(serving.handle)) > 0);
-    assert.deepEqual(failures, [
-      { pid: null, chunk: 20, reason: 'the file has become shorter', outcome: 'poisoned' },
-    ]);
+    assert.deepEqual(failures, [{ pid: null, chunk: 20, reason: 'the file has become shorter', outcome: 'poisoned' }]);
     await faulter.must(`check 0 ${16 * PER} 1 1`);
     faulter.tell(`check ${20 * PER} 1 1 1`);
     assert.equal((await exitOf(faulter.pidfd)).signal, SIGBUS);
