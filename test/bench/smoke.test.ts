@@ -44,8 +44,8 @@ const KEYS: Record<string, string[]> = {
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
-/** These take half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
-const LONG = ['daemon', 'build'];
+/** These take up to half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
+const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream'];
 const all = process.env['FORKD_TEST_ALL_BENCHES'] !== undefined;
 
 bench.before((context) => {
