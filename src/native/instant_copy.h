@@ -53,7 +53,7 @@ class InstantCopy {
   uint64_t pages_by_copiers() const { return by_copiers_; }
 
  private:
-  // What is claimed at once by whoever is waited for: not larger than a chunk, so that a fault is short.
+  // What is claimed at once by whoever is waited for: 64 KiB, so that a fault is short.
   struct Unit {
     uint64_t address;
     uint32_t bytes;

@@ -60,8 +60,8 @@ export const readPackManifest = (path: string, text: Buffer): PackManifest => {
 const FIRECRACKER = 'it holds device state of Firecracker, which QEMU cannot load';
 
 const HASH = /^[0-9a-f]{64}$/;
-/** Of each link, in this order. */
-export const LINK_FILES = [
+/** Of each link, in this order: all that is small, then the layer. */
+export const SMALL_LINK_FILES = [
   'snapshot.json',
   'vmstate',
   'memory.pages',
@@ -69,8 +69,8 @@ export const LINK_FILES = [
   'working-set',
   'memory.runs',
   'memory.first',
-  'memory.layer',
 ] as const;
+export const LINK_FILES = [...SMALL_LINK_FILES, 'memory.layer'] as const;
 type LinkFile = (typeof LINK_FILES)[number];
 const MAY_BE_EMPTY: readonly LinkFile[] = ['memory.pages', 'disk.blocks', 'working-set'];
 /** Parts of the layer, and known by what the layer is known by. */

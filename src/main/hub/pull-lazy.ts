@@ -28,7 +28,7 @@ import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { firstBytesToRuns, HEAD_RUNS, inOrder, totalOf as totalBytes } from './first.js';
-import { diskPath, invalid, linkPath, type PackFile, type PackManifest } from './format.js';
+import { diskPath, invalid, linkPath, type PackFile, type PackManifest, SMALL_LINK_FILES } from './format.js';
 import type { PullHooks } from './pull.js';
 import type { PackSource } from './registry.js';
 import { bytesToRuns } from './shared-pages.js';
@@ -247,7 +247,7 @@ class Making {
     const { createHash } = await import('node:crypto');
     const found: Record<string, Buffer> = {};
     let name = firstName;
-    for (const file of SMALL_FILES) {
+    for (const file of SMALL_LINK_FILES) {
       const entry = manifest.files.find(({ path }) => path === linkPath(manifest.tag, file)) as PackFile;
       if (name !== entry.path) throw new Error(`entry ${JSON.stringify(name)} is not ${entry.path}`);
       const parts: Buffer[] = [];
@@ -289,16 +289,7 @@ class Making {
   }
 }
 
-const SMALL_FILES = [
-  'snapshot.json',
-  'vmstate',
-  'memory.pages',
-  'disk.blocks',
-  'working-set',
-  'memory.runs',
-  'memory.first',
-] as const;
-type Small = Record<(typeof SMALL_FILES)[number], Buffer>;
+type Small = Record<(typeof SMALL_LINK_FILES)[number], Buffer>;
 
 const DISK_FILES = ['rootfs.ext4', 'kernel', 'initrd'] as const;
 
