@@ -64,9 +64,10 @@ cli.help();
 const { options } = cli.parse(process.argv, { run: false });
 const bench = findBench(process.argv[2]);
 
+if (options['help']) process.exit(0);
 if (!bench) {
-  if (!options['help']) cli.outputHelp();
-  process.exit(options['help'] ? 0 : 2);
+  cli.outputHelp();
+  process.exit(2);
 }
 const plotFile: unknown = options['plot'];
 if (plotFile !== undefined && (typeof plotFile !== 'string' || !bench.plot)) {
