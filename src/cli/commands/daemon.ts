@@ -59,7 +59,7 @@ export const daemon: Command = {
     const snapshotRoot = options.string('snapshot-root', { env: 'FORKD_SNAPSHOT_ROOT' });
     const served = await Daemon.start({
       bind: options.string('bind', { env: 'FORKD_BIND' }) ?? '127.0.0.1:8889',
-      socketPath: options.string('socket', { env: 'FORKD_SOCKET' }) ?? beside(snapshotRoot, 'controller.sock'),
+      socketPath: resolve(options.string('socket', { env: 'FORKD_SOCKET' }) ?? beside(snapshotRoot, 'controller.sock')),
       auditLog: options.string('audit-log', { env: 'FORKD_AUDIT_LOG' }) ?? '/var/log/forkd/audit.log',
       branchConcurrency: wholeNumber(options, 'branch-concurrency', 'FORKD_BRANCH_CONCURRENCY', '4'),
       rateLimit: wholeNumber(options, 'rate-limit', 'FORKD_RATE_LIMIT', String(limits.requestsPerSecond)),
@@ -70,7 +70,8 @@ export const daemon: Command = {
       ...(tokenFile === undefined ? {} : { tokenFile }),
       ...(tls === undefined ? {} : { tls }),
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
-      statePath: options.string('state', { env: 'FORKD_STATE' }) ?? beside(snapshotRoot, 'state.json'),
+      // Absolute: `forkd cleanup`, wherever it is run, finds it by the command line of the keeper.
+      statePath: resolve(options.string('state', { env: 'FORKD_STATE' }) ?? beside(snapshotRoot, 'state.json')),
       logLevel: options.string('log-level', { env: 'FORKD_LOG' }) ?? 'info',
       onProblem: warn,
     });

@@ -85,6 +85,7 @@ static void child_begin(void* argument) {
   control.threads_exist = false;
   control.children = 0;
   if (!fds_take_control(&birth->sources)) sys(SYS_exit_group, CHILD_FAILED_STATUS);
+  control.copy = true;
   control.tied = birth->tied;
   if (control.tied) {
     // A later engine is not its ancestor, and reads the memory of its copies: Yama has to be told (EINVAL

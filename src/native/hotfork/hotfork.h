@@ -206,6 +206,8 @@ struct control {
   /** The parked threads exist as kernel threads here (false in a child that was born frozen). */
   bool threads_exist;
   /** Ends with its control socket, not with its engine. */
+  /** Made by a fork, not started as a program. */
+  bool copy;
   bool tied;
   bool clock_available;
   uintptr_t tcb;
