@@ -64,7 +64,8 @@ try {
     for (let lane = 0; lane < lanes; lane++) copyParent(made, laneData(lane));
   };
   await runInLanes(found, lanes, getReady(), async (suite, lane) => {
-    const env = { ...process.env, FORKD_TEST_DATA: laneData(lane) };
+    // Barely warmed templates answer as rightly as others, and are there a second sooner.
+    const env = { FORKD_WARM_ROUNDS: '3', ...process.env, FORKD_TEST_DATA: laneData(lane) };
     const outcome = await runSuite(suite, join(here, suite), env);
     console.log(outcome.report);
     passed += outcome.passed;

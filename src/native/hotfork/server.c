@@ -386,8 +386,9 @@ void control_loop(void* unused) {
     handle((size_t)bytes);
     for (uint32_t i = 0; i < given_count; i++) sys(SYS_close, given[i]);
   }
-  // Nobody can ever release a frozen process whose engine is gone, and nobody may even know of a copy: the other
-  // end was on its way to whoever asked for it. The program itself goes on; it just cannot be forked any more.
+  // Nobody can ever release a frozen process whose engine is gone, and nobody may even know of a copy: the
+  // other end was on its way to whoever asked for it. The program itself goes on; it just cannot be forked
+  // any more.
   if (control.phase == HF_PHASE_FROZEN || control.copy) sys(SYS_exit_group, 0);
   for (;;) sys(SYS_pause);
 }
