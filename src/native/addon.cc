@@ -24,6 +24,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterArrivals(env, exports);
   forkd::RegisterFault(env, exports);
   forkd::RegisterThreadPriority(env, exports);
+  forkd::RegisterHeapTrim(env, exports);
   forkd::RegisterDatagram(env, exports);
   forkd::RegisterSamePages(env, exports);
   forkd::RegisterInstant(env, exports);

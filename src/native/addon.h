@@ -23,6 +23,7 @@ void RegisterTsc(Napi::Env env, Napi::Object exports);
 void RegisterArrivals(Napi::Env env, Napi::Object exports);
 void RegisterFault(Napi::Env env, Napi::Object exports);
 void RegisterThreadPriority(Napi::Env env, Napi::Object exports);
+void RegisterHeapTrim(Napi::Env env, Napi::Object exports);
 void RegisterDatagram(Napi::Env env, Napi::Object exports);
 void RegisterSamePages(Napi::Env env, Napi::Object exports);
 void RegisterInstant(Napi::Env env, Napi::Object exports);

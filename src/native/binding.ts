@@ -325,6 +325,8 @@ export interface Native {
   ): WpTimes;
   /** sched_setscheduler(2) of this thread: SCHED_IDLE or SCHED_OTHER. Going back may need privileges: EPERM. */
   threadIdlePriority(on: boolean): void;
+  /** malloc_trim(3) of the whole process: free pages of the C heap go back to the kernel. False when there were none. */
+  heapTrim(): boolean;
   /** socket(2) and sendto(2) of one datagram to a Unix socket; a path that begins with `@` is in the abstract namespace. Does not block: EAGAIN. */
   datagramSend(path: string, text: string): void;
 

@@ -1,4 +1,5 @@
 /** Where a piscina worker starts: picks the task, and turns what it throws into data, which a structured clone keeps whole. */
+import { setImmediate } from 'node:timers/promises';
 import type { MessagePort } from 'node:worker_threads';
 import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
@@ -57,12 +58,20 @@ export interface RoleJob {
   port: MessagePort;
 }
 
+/**
+ * Between two tasks piscina waits without turning the event loop, and a port whose other end was closed goes only when the loop turns:
+ * without this a busy worker keeps the port of every task that it ever had.
+ */
+const TASKS_A_TURN = 64;
+let tasks = 0;
+
 export default async <T extends TaskName>(job: Job<T> | RoleJob): Promise<Outcome<T> | undefined> => {
   if ('role' in job) {
     await (job.role === 'memory' ? serveMemory(job.port) : serveRemote(job.port));
     return undefined;
   }
   const { task, input, port } = job;
+  if (++tasks % TASKS_A_TURN === 0) await setImmediate();
   try {
     return { ok: true, value: handlers[task](input, (event) => port?.postMessage(event)) };
   } catch (error) {

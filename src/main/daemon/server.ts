@@ -13,6 +13,7 @@ import fastify, {
 } from 'fastify';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import { native } from '../../native/binding.js';
 import { Engine } from '../engine.js';
 import { Audit, type AuditLine } from './audit.js';
 import { Tokens } from './auth.js';
@@ -200,6 +201,8 @@ export class Daemon {
   }
 }
 
+const TRIM_MS = 60_000;
+
 /** A request id that a client may give itself; any other is replaced. */
 const REQUEST_ID = /^[A-Za-z0-9_.:-]{1,64}$/;
 
@@ -246,6 +249,9 @@ const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, o
   const workspaces = new Workspaces(context);
   workspaceRoutes(app, context, workspaces);
   app.addHook('onClose', async () => context.registry.close());
+  // Requests of all sizes leave the C heap in pieces; in a process that runs for months what is free goes back now and then.
+  const trim = setInterval(() => native.heapTrim(), TRIM_MS).unref();
+  app.addHook('onClose', async () => clearInterval(trim));
   return { app, workspaces, context };
 };
 
