@@ -7,7 +7,7 @@ export const HOTFORK_VERSION = 1;
 export const HOTFORK_PACKET_MAX = 16_384;
 
 /** What the engine asks. */
-export const Ask = { freeze: 1, fork: 2, release: 3, branch: 4, status: 5 } as const;
+export const Ask = { freeze: 1, fork: 2, release: 3, branch: 4, status: 5, jail: 6 } as const;
 
 /** What the shim says. */
 export const Say = {
@@ -18,6 +18,7 @@ export const Say = {
   released: 132,
   state: 133,
   refused: 134,
+  jailed: 135,
 } as const;
 
 export const FREEZE_TRIM = 1;
@@ -26,6 +27,18 @@ export const FORK_FROZEN = 1;
 export const FORK_PIN = 2;
 /** No death signal: the child, and every copy of it, lives as long as somebody holds the other end of its control socket. */
 export const FORK_TIED = 4;
+
+/** An empty root; the process was started in a mount namespace of its own. */
+export const JAIL_ROOT = 1;
+/** Another user, and no capability. */
+export const JAIL_USER = 2;
+
+/** What JAIL asks for. A filter of system calls and no_new_privs are always part of it. */
+export interface JailTerms {
+  flags: number;
+  uid: number;
+  gid: number;
+}
 
 /** What to do with a descriptor: `replace` needs an entry in every FORK and BRANCH. */
 export const Disposition = { refuse: 0, share: 1, recreate: 2, replace: 3 } as const;

@@ -100,4 +100,18 @@ export const limits = {
   imageLayersMax: 500,
   /** Device state, bytes: tens of KiB, since it has no RAM. It is packed from memory. */
   packStateMaxBytes: 256 * 1024 * 1024,
+  /**
+   * User ids of jails: 2^28 that nobody hands out. systemd's list of ranges (UIDS-GIDS) calls 1879048192 to 2147483647 unused; above it
+   * programs take ids for negative.
+   */
+  jailUidFirst: 1_879_048_192,
+  jailUids: 268_435_456,
+  /** Where a user namespace does not map those: as many of the last that it does map. */
+  jailUidsMapped: 4096,
+  /** Processes and threads of one jail, all children of a template together: the most children, of some 8 threads each. */
+  jailTasks: 65_536,
+  /** Descriptors of a VMM: some 25, and two for each disk and volume; the shim lists at most 512. */
+  jailDescriptors: 1024,
+  /** Bytes that a VMM in jail may write into one file, its console: a guest could print until the disk is full. Device state is some 60 KiB. */
+  jailFileBytes: 64 * 1024 * 1024,
 } as const;

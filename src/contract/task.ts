@@ -11,9 +11,15 @@
  * Errors cross as data (contract/errors).
  */
 import type { ErrorData } from './errors.js';
-import type { TemplatePort } from './hotfork.js';
+import type { JailTerms, TemplatePort } from './hotfork.js';
 import type { LayerName } from './layer-damage.js';
 import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
+
+/** What a VMM is confined by from before its first instruction; the binding's SpawnOptions say how. */
+export interface Confinement {
+  unshare?: number;
+  limits: [resource: number, value: number][];
+}
 
 /** How to start one VMM process; the worker adds the socket ends. */
 export interface VmmStart {
@@ -28,6 +34,7 @@ export interface VmmStart {
   /** File that takes the serial console and the VMM's own messages. */
   consolePath: string;
   netnsPath?: string;
+  confinement?: Confinement;
   cgroupProcs: string[];
   /**
    * It lives as long as somebody holds the other end of a socket, not as long as its engine: `library` is preloaded and sees to it
@@ -141,6 +148,8 @@ export interface Tasks {
       stateFd: number;
       stateTarget: number;
       rehearsal: Omit<ForkRequest, 'clock_ns'>;
+      /** Asked of the shim before device state is loaded. */
+      jail?: JailTerms;
       rounds: number;
       firstEval?: string;
       answerMs: number;

@@ -20,6 +20,7 @@ import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
 import { removeCgroupOf } from './host/cgroup.js';
+import { makeJail } from './host/jail.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { tscKhz } from './host/tsc.js';
 import { WorkDir } from './host/workdir.js';
@@ -100,6 +101,8 @@ export interface EngineOptions {
   eager?: boolean;
   /** Sandboxes live as long as somebody holds their descriptors (sandbox/keeper.ts), not as long as this process. */
   tied?: boolean;
+  /** VMMs go to jail unless this is false (host/jail.ts): only a measurement of what that costs wants it otherwise. */
+  jail?: boolean;
   /** With the servers of tags that were pulled lazily. */
   patience?: Partial<Patience>;
   /** Where the tags are; the user's own directory when absent. */
@@ -368,6 +371,7 @@ export class Engine {
           rounds: warmRounds(request.n, this.options.resident ?? false),
           width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
           firstEval,
+          ...(this.options.jail === false ? {} : { jail: makeJail() }),
           ...(signal ? { signal } : {}),
         });
         this.#keepSpares(template, firstEval);

@@ -21,6 +21,13 @@ export interface SpawnOptions {
   fds: [source: number, target: number][];
   /** Network namespace to enter before exec: an open descriptor of it (setns(2), CLONE_NEWNET). */
   netns?: number;
+  /**
+   * Namespaces of its own (unshare(2), an OR of CLONE_NEW*), after `netns` has been entered. With CLONE_NEWNS its mounts are private
+   * to it (mount(2), MS_PRIVATE).
+   */
+  unshare?: number;
+  /** Most of a resource, soft and hard (setrlimit(2)), RLIMIT_* numbers; a lower one stays. */
+  limits?: [resource: number, value: number][];
   /** Open `cgroup.procs` descriptors; the child writes itself into each before exec, so nothing runs outside its limits. */
   cgroups?: number[];
   /**
@@ -361,7 +368,7 @@ export interface Native {
   /**
    * clone(2) with CLONE_PIDFD | CLONE_VM | CLONE_VFORK, then execve(2). The child leads its own process group, with default
    * signal handlers and nothing blocked. Returns when the program runs; a step that failed before throws here, named by
-   * `syscall`: 'execve', 'chdir', 'setns', 'fcntl' or 'dup3' (a bad `fds` source), 'write cgroup.procs', 'write oom_score_adj'.
+   * `syscall`: 'execve', 'chdir', 'setns', 'unshare', 'mount', 'setrlimit', 'fcntl' or 'dup3' (a bad `fds` source), 'write cgroup.procs', 'write oom_score_adj'.
    */
   spawn(options: SpawnOptions): { pid: number; pidfd: number };
   /** pidfd_open(2). */

@@ -29,6 +29,23 @@ std::vector<FdMapping> ReadFds(Args& args, Napi::Value value) {
   return fds;
 }
 
+std::vector<ResourceLimit> ReadLimits(Args& args, Napi::Value value) {
+  std::vector<ResourceLimit> limits;
+  Napi::Array pairs = args.ToArray(value, "limits");
+  for (uint32_t i = 0; args.Ok() && i < pairs.Length(); i++) {
+    Napi::Array pair = args.ToArray(pairs.Get(i), "limits");
+    int resource = args.ToInt(pair.Get(0u), "limits", 0, RLIM_NLIMITS - 1);
+    Napi::Value most = pair.Get(1u);
+    double number = most.IsNumber() ? most.As<Napi::Number>().DoubleValue() : -1;
+    if (!(number >= 0 && number <= 9007199254740991)) {
+      args.Refuse("limits", "[resource, value] pairs");
+      break;
+    }
+    limits.push_back({resource, static_cast<rlim_t>(number)});
+  }
+  return limits;
+}
+
 std::vector<char*> Pointers(std::vector<std::string>& texts) {
   std::vector<char*> pointers;
   for (std::string& text : texts) pointers.push_back(text.data());
@@ -46,6 +63,8 @@ SpawnPlan ReadPlan(Args& args, Napi::Object options) {
   if (given("cwd")) plan.cwd = args.ToText(options.Get("cwd"), "cwd");
   plan.fds = ReadFds(args, options.Get("fds"));
   if (given("netns")) plan.netns = args.ToFd(options.Get("netns"), "netns");
+  if (given("unshare")) plan.unshare = args.ToInt(options.Get("unshare"), "unshare", 0, INT32_MAX);
+  if (given("limits")) plan.limits = ReadLimits(args, options.Get("limits"));
   if (given("cgroups")) plan.cgroups = args.ToFds(options.Get("cgroups"), "cgroups");
   if (given("dieWithParent"))
     plan.die_with_parent = args.ToBool(options.Get("dieWithParent"), "dieWithParent");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <optional>
@@ -21,6 +22,11 @@ struct FdMapping {
   int moved = -1;  // scratch of the child: the source, out of the targets' way
 };
 
+struct ResourceLimit {
+  int resource;
+  rlim_t value;  // soft and hard
+};
+
 // Complete before the clone: the child may allocate nothing.
 struct SpawnPlan {
   std::string file;
@@ -29,6 +35,8 @@ struct SpawnPlan {
   std::optional<std::string> cwd;
   std::vector<FdMapping> fds;  // ascending, distinct targets
   int netns = -1;
+  int unshare = 0;  // CLONE_NEW*
+  std::vector<ResourceLimit> limits;
   std::vector<int> cgroups;
   bool die_with_parent = false;
   std::string oom_score_adj;  // decimal, empty = inherit

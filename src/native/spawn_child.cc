@@ -4,7 +4,9 @@
 #include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -33,6 +35,28 @@ SysError DieWithParent(pid_t parent) {
 SysError JoinCgroups(const std::vector<int>& cgroups) {
   for (int fd : cgroups) {
     if (!WriteAll(fd, "0", 1)) return SysError::Last("write cgroup.procs");
+  }
+  return {};
+}
+
+// A mount namespace begins as a copy, and mounts made in it would appear outside: private, before anything is
+// mounted.
+SysError Unshare(int namespaces) {
+  if (namespaces == 0) return {};
+  if (unshare(namespaces) != 0) return SysError::Last("unshare");
+  if ((namespaces & CLONE_NEWNS) == 0) return {};
+  if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return SysError::Last("mount");
+  return {};
+}
+
+SysError SetLimits(const std::vector<ResourceLimit>& limits) {
+  for (const ResourceLimit& limit : limits) {
+    rlimit now;
+    if (getrlimit(limit.resource, &now) != 0) return SysError::Last("getrlimit");
+    // One that is lower already stays: only with a capability could it be raised.
+    rlim_t most = limit.value < now.rlim_max ? limit.value : now.rlim_max;
+    rlimit next = {most < now.rlim_cur ? most : now.rlim_cur, most};
+    if (setrlimit(limit.resource, &next) != 0) return SysError::Last("setrlimit");
   }
   return {};
 }
@@ -100,7 +124,9 @@ SysError RunChild(SpawnPlan& plan) {
     if (SysError error = SetOomScore(plan.oom_score_adj)) return error;
   }
   if (plan.netns >= 0 && setns(plan.netns, CLONE_NEWNET) != 0) return SysError::Last("setns");
+  if (SysError error = Unshare(plan.unshare)) return error;
   if (SysError error = PlaceFds(plan.fds)) return error;
+  if (SysError error = SetLimits(plan.limits)) return error;
   if (plan.cwd && chdir(plan.cwd->c_str()) != 0) return SysError::Last("chdir");
   ResetSignals();
   execve(plan.file.c_str(), plan.argv.data(), plan.envp.data());

@@ -7,6 +7,7 @@ import { limits } from '../../contract/limits.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
 import type { SourcePort, StartedVmm, TaskEvent } from '../../contract/task.js';
 import { shimPath } from '../../native/binding.js';
+import type { Jail } from '../host/jail.js';
 import { WorkDir } from '../host/workdir.js';
 import type { LoadedSnapshot } from '../memory/loaded.js';
 import { end } from '../sandbox/end.js';
@@ -27,6 +28,8 @@ export interface TemplateOptions {
   /** Processors to fork on: that many frozen copies. */
   width: number;
   firstEval?: string;
+  /** Without one it runs as this process's own user, with all that is open to him. */
+  jail?: Jail;
   signal?: AbortSignal;
 }
 
@@ -64,7 +67,7 @@ export class Template {
 
   /** Starts, warms and freezes one; it owns `snapshot` from then on. Throws HOTFORK_REFUSED, HOTFORK_BROKEN and what a restore throws; then nothing is left. */
   static async start(options: TemplateOptions): Promise<Template> {
-    const { pool, driver, snapshot, rounds, width, firstEval, signal } = options;
+    const { pool, driver, snapshot, rounds, width, firstEval, jail, signal } = options;
     const { manifest, memory } = snapshot;
     const undo = new Undo();
     const vms: Sandbox[] = [];
@@ -91,7 +94,8 @@ export class Template {
       const { port, load_ms, warm_ms } = await pool.run(
         'template',
         {
-          vmm,
+          vmm: jail ? { ...vmm, confinement: jail.confinement } : vmm,
+          ...(jail ? { jail: jail.terms } : {}),
           controlTarget: VmmFd.control,
           stateFd: snapshot.stateFd,
           stateTarget: VmmFd.state,

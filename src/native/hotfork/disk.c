@@ -3,7 +3,6 @@
 // QEMU reads a disk with aio=threads by preadv64 and pread64, in threads of its own. The file has its full
 // size, with holes where nothing has come yet; what is read there would be zeros, so nobody may read there.
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -42,7 +41,7 @@ static _Noreturn void end_here(void) {
   const long pid = sys(SYS_getpid);
   const uint32_t at = __atomic_fetch_add(&asks->victims, 1, __ATOMIC_ACQ_REL);
   __atomic_store_n(&asks->victim[at % ARRIVAL_VICTIMS_MAX], (uint32_t)pid, __ATOMIC_RELEASE);
-  for (;;) sys(SYS_kill, pid, SIGKILL);
+  for (;;) sys(SYS_exit_group, CHILD_FAILED_STATUS);
 }
 
 static void wait_for(uint32_t item) {

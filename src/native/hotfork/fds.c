@@ -206,14 +206,15 @@ void fds_ignore(const int* given, uint32_t count) {
 }
 
 static bool is_ignored(int fd) {
+  if (fd == control.pagemap_fd) return true;
   for (uint32_t i = 0; i < ignored_count; i++) {
     if (ignored[i] == fd) return true;
   }
   return false;
 }
 
-/** Calls `visit` with each open descriptor but the one that lists them, and those that came with the request.
- */
+/** Calls `visit` with each open descriptor but the one that lists them, those that came with the request, and
+ * the shim's own that no copy gets. */
 static bool each_descriptor(bool (*visit)(int fd, struct refusal*), struct refusal* why) {
   char buffer[4096] __attribute__((aligned(8)));
   const int directory = open_ro("/proc/self/fd", O_DIRECTORY);
@@ -353,7 +354,9 @@ bool fds_make_sources(const struct hf_fork* request, const int* given, struct fd
         result = make_pair(request->entry[i].how, ends);
         break;
       case HF_NULL:
-        result = ends[0] = (int)sys(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+        result = ends[0] = control.null_fd >= 0
+                               ? (int)sys(SYS_fcntl, control.null_fd, F_DUPFD_CLOEXEC, 0)
+                               : (int)sys(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
         break;
       default:
         break;

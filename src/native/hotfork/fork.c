@@ -16,6 +16,12 @@ bool fork_init(void) {
   return sys(SYS_prctl, PR_GET_PDEATHSIG, &death_signal) == 0;
 }
 
+bool fork_die_with_engine(void) {
+  if (death_signal == 0) return true;
+  // The engine may have died before this takes effect; then nobody will send the signal.
+  return sys(SYS_prctl, PR_SET_PDEATHSIG, death_signal) == 0 && sys(SYS_getppid) == engine_pid;
+}
+
 // The registers carry the function over the system call, not the new stack: writing to that here would copy a
 // page of the template for each child.
 __attribute__((naked, noinline)) static long clone_raw(
@@ -91,11 +97,12 @@ static void child_begin(void* argument) {
     // A later engine is not its ancestor, and reads the memory of its copies: Yama has to be told (EINVAL
     // where there is none).
     sys(SYS_prctl, PR_SET_PTRACER, PR_SET_PTRACER_ANY);
-  } else if (death_signal != 0) {
-    // The engine may have died before this took effect; then nobody will send the signal.
-    sys(SYS_prctl, PR_SET_PDEATHSIG, death_signal);
-    if (sys(SYS_getppid) != engine_pid) sys(SYS_exit_group, CHILD_FAILED_STATUS);
+  } else if (!fork_die_with_engine()) {
+    sys(SYS_exit_group, CHILD_FAILED_STATUS);
   }
+  // It would show the memory of the process that went to jail, whatever becomes of this one.
+  if (control.pagemap_fd >= 0) sys(SYS_close, control.pagemap_fd);
+  control.pagemap_fd = -1;
   // A group of its own: a signal to the engine's terminal, or kill(-group), must not reach all children.
   sys(SYS_setpgid, 0, 0);
   // Where the template's heap or translation buffer ends, a child's first write would clear 2 MiB to use 4

@@ -13,6 +13,8 @@
 //   memory.c    makes the next forks cheap
 //   ram.c       guest memory: shared in QEMU's eyes, private in truth, filled on demand
 //   disk.c      a root disk that is still being fetched: reads wait for their blocks
+//   jail.c      an empty root, another user, no capability
+//   seccomp.c   the system calls that are left
 //   intercept.c calls of the host program that would break all this
 #ifndef FORKD_HOTFORK_HOTFORK_H_
 #define FORKD_HOTFORK_HOTFORK_H_
@@ -162,6 +164,8 @@ struct birth {
   int pidfd;
 };
 HF_INTERNAL bool fork_init(void);
+/** Sets this process's death signal again, when it had one. False: its engine is gone. */
+HF_INTERNAL bool fork_die_with_engine(void);
 /** Makes one child of `birth`. Returns its pid, or -errno. */
 HF_INTERNAL long fork_child(struct birth* birth);
 HF_INTERNAL long clone_on_stack(unsigned long flags, uintptr_t stack, int* parent_tid, int* child_tid,
@@ -198,6 +202,15 @@ HF_INTERNAL bool ram_init(void);
  */
 HF_INTERNAL bool disk_init(void);
 
+// jail.c
+/** Before the program's own threads: gives up for good what an exec could give back. */
+HF_INTERNAL void jail_init(void);
+/** Goes to jail, all threads. */
+HF_INTERNAL bool jail_enter(const struct hf_jail* request, struct refusal* why);
+
+// seccomp.c
+HF_INTERNAL bool seccomp_install(uint32_t flags, struct refusal* why);
+
 // server.c
 struct control {
   int fd;
@@ -205,6 +218,9 @@ struct control {
   enum hf_phase phase;
   /** The parked threads exist as kernel threads here (false in a child that was born frozen). */
   bool threads_exist;
+  /** From outside the jail, or -1: /dev/null, and /proc/self/pagemap of the process that was jailed. */
+  int null_fd;
+  int pagemap_fd;
   /** Ends with its control socket, not with its engine. */
   /** Made by a fork, not started as a program. */
   bool copy;

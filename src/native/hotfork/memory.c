@@ -119,7 +119,9 @@ void memory_trim(void) {
   static char buffer[8192];
   // A trim that fails costs time in later forks and nothing else.
   const int maps = open_ro("/proc/self/maps", 0);
-  const int pagemap = open_ro("/proc/self/pagemap", 0);
+  // In a jail it cannot be opened any more.
+  const bool kept = control.pagemap_fd >= 0;
+  const int pagemap = kept ? control.pagemap_fd : open_ro("/proc/self/pagemap", 0);
   size_t held = 0;
   long bytes;
   while (maps >= 0 && pagemap >= 0 &&
@@ -135,5 +137,5 @@ void memory_trim(void) {
     memmove(buffer, line, held);
   }
   if (maps >= 0) sys(SYS_close, maps);
-  if (pagemap >= 0) sys(SYS_close, pagemap);
+  if (pagemap >= 0 && !kept) sys(SYS_close, pagemap);
 }

@@ -18,6 +18,7 @@ enum hf_type {
   HF_RELEASE = 3,
   HF_BRANCH = 4,
   HF_STATUS = 5,
+  HF_JAIL = 6,
   // shim -> engine
   HF_HELLO = 128,
   HF_FROZEN = 129,
@@ -26,6 +27,7 @@ enum hf_type {
   HF_RELEASED = 132,
   HF_STATE = 133,
   HF_REFUSED = 134,
+  HF_JAILED = 135,
 };
 
 struct hf_header {
@@ -101,6 +103,24 @@ struct hf_descriptor {
   uint16_t reserved;
   /** O_* as fcntl F_GETFL tells. */
   uint32_t flags;
+};
+
+/** Of a running process, once and for all. Refused half way, it is of no more use. */
+struct hf_jail {
+  struct hf_header header;
+  /** HF_JAIL_* */
+  uint32_t flags;
+  uint32_t uid;
+  uint32_t gid;
+};
+
+enum {
+  /** An empty root. The process was started in a mount namespace of its own. */
+  HF_JAIL_ROOT = 1,
+  /** `uid` and `gid` from now on, and no capability. */
+  HF_JAIL_USER = 2,
+  /** The filter lets clone3 pass, for HF_CGROUP_INTO. */
+  HF_JAIL_CLONE3 = 4,
 };
 
 struct hf_frozen {

@@ -21,6 +21,7 @@ union packet {
   struct hf_header header;
   struct hf_freeze freeze;
   struct hf_fork fork;
+  struct hf_jail jail;
   struct hf_frozen frozen;
   struct hf_refused refused;
   uint8_t bytes[HF_PACKET_MAX];
@@ -312,6 +313,18 @@ static void on_release(uint32_t id) {
     run_on_stack(nursery_top(), rebuild_all, NULL);  // comes back to control_loop in a new thread
 }
 
+static void on_jail(uint32_t id, size_t bytes) {
+  const struct hf_jail request = packet.jail;
+  struct refusal why = {HF_MALFORMED, 0, "JAIL: wrong length"};
+  if (bytes == sizeof request && control.phase == HF_PHASE_RUNNING && jail_enter(&request, &why)) {
+    const struct hf_header jailed = header_for(HF_JAILED, id);
+    send_packet(&jailed, sizeof jailed, NULL, 0);
+    return;
+  }
+  if (control.phase != HF_PHASE_RUNNING) why = (struct refusal){HF_WRONG_PHASE, 0, "JAIL: frozen"};
+  refuse(id, &why, 0);
+}
+
 static void handle(size_t bytes) {
   const struct hf_header* header = &packet.header;
   struct refusal why = {HF_MALFORMED, 0, "not a packet of this protocol version"};
@@ -329,6 +342,9 @@ static void handle(size_t bytes) {
       return;
     case HF_STATUS:
       send_state(HF_STATE, id);
+      return;
+    case HF_JAIL:
+      on_jail(id, bytes);
       return;
     case HF_FORK:
     case HF_BRANCH:
@@ -435,6 +451,8 @@ __attribute__((constructor)) static void start(void) {
   fcntl(control.fd, F_SETFD, FD_CLOEXEC);
   control.pid = getpid();
   control.threads_exist = true;
+  control.null_fd = control.pagemap_fd = -1;
+  jail_init();
   control.clock_available = clock_init();
   sched_getaffinity(0, sizeof control.affinity, &control.affinity);
   if (!ram_init() || !disk_init() || !fork_init() || !park_init() || !start_control_thread()) {

@@ -70,7 +70,8 @@ const startTemplate = (
   } finally {
     native.fdClose(memoryFd);
   }
-  loadState(vmm.qmpFd, start.name, stateTarget, deadline);
+  const { jail } = input;
+  loadState(vmm.qmpFd, start.name, stateTarget, deadline, () => jail && shim.jail(jail, deadline));
   const loaded = performance.now();
 
   const agent = new AgentPort(vmm.agentFd, start.name);

@@ -1,5 +1,5 @@
 /** The control socket of one shim, blocking, for worker threads. */
-import { readlinkSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import {
   Ask,
@@ -9,6 +9,7 @@ import {
   HOTFORK_MAGIC,
   HOTFORK_PACKET_MAX,
   HOTFORK_VERSION,
+  type JailTerms,
   Say,
 } from '../../contract/hotfork.js';
 import { native } from '../../native/binding.js';
@@ -55,6 +56,12 @@ export class HotforkControl {
   hello(deadline: Deadline): { control: number } {
     const { body } = this.#expect(Say.hello, deadline);
     return { control: body.getInt32(24, true) };
+  }
+
+  /** All threads, and all children from then on. */
+  jail({ flags, uid, gid }: JailTerms, deadline: Deadline): void {
+    this.#send(Ask.jail, u32(flags, uid, gid), [], deadline);
+    this.#expect(Say.jailed, deadline);
   }
 
   freeze(trim: boolean, deadline: Deadline): Frozen {
@@ -197,7 +204,12 @@ export const sortDescriptors = (
 ) => {
   const numbers = frozen.descriptors.filter((d) => d.disposition === Disposition.replace).map((d) => d.fd);
   const rest = numbers.filter((fd) => fd !== known.control && fd !== known.qmp && fd !== known.agent);
-  const isConsole = (fd: number) => readlinkSync(`/proc/${pid}/fd/${fd}`) === consolePath;
+  // Not by its path: that of a file in a mount namespace that nothing is left of is cut short.
+  const console = statSync(consolePath);
+  const isConsole = (fd: number) => {
+    const { dev, ino } = statSync(`/proc/${pid}/fd/${fd}`);
+    return dev === console.dev && ino === console.ino;
+  };
   return { consoles: rest.filter(isConsole), others: rest.filter((fd) => !isConsole(fd)) };
 };
 

@@ -7,11 +7,18 @@ export interface LoadTimes {
   up: number;
 }
 
-/** Waits for QEMU's first word, loads device state from a descriptor that it inherited, and lets the guest run. */
-export const loadState = (qmpFd: number, name: string, stateTarget: number, deadline: Deadline): LoadTimes => {
+/** Waits for QEMU's first word, loads device state from a descriptor that it inherited, and lets the guest run. `beforeLoad` is called when QEMU has opened all its files. */
+export const loadState = (
+  qmpFd: number,
+  name: string,
+  stateTarget: number,
+  deadline: Deadline,
+  beforeLoad?: () => void,
+): LoadTimes => {
   const qmp = new Qmp(qmpFd, name, deadline);
   qmp.negotiate();
   const up = performance.now();
+  beforeLoad?.();
   qmp.prepareMigration();
   qmp.run('migrate-incoming', { uri: `fd:${stateTarget}` });
   const { status } = qmp.event('MIGRATION', ({ status: s }) => s === 'completed' || s === 'failed');

@@ -46,6 +46,7 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
         ...(tether?.fds ?? []),
       ],
       ...(start.netnsPath ? { netns: openNetns(start.netnsPath, open) } : {}),
+      ...(start.confinement ?? {}),
       cgroups: start.cgroupProcs.map((path) => open(path, 'w')),
       dieWithParent: tether === undefined,
       oomScoreAdj: OOM_SCORE_ADJ,

@@ -1,0 +1,102 @@
+// The monitor goes to jail, between the moment when it has opened all that it will ever open and the moment
+// when the first byte from outside (device state, guest code) reaches it. Its children are born inside.
+//
+// In the order that each step allows: an empty root while there are capabilities, then another user, which
+// takes them away, then the filter of system calls (seccomp.c), which forbids the steps before it. libc makes
+// the change of user in every thread.
+#include <grp.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hotfork.h"
+#include "sys.h"
+
+enum { LAST_CAPABILITY = 63 };
+
+static bool fine(long result, const char* step, struct refusal* why) {
+  if (result == 0) return true;
+  *why = (struct refusal){HF_SYSCALL, errno, step};
+  return false;
+}
+
+void jail_init(void) {
+  // No other thread exists yet, so all will have it. What is held now is given up in jail_enter; this is what
+  // an exec could give back. An ordinary user has none to lose.
+  for (int one = 0; one <= LAST_CAPABILITY; one++) prctl(PR_CAPBSET_DROP, one, 0, 0, 0);
+  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+}
+
+/** The shim reads it. Where the kernel can (5.8), it names no process but the reader's own. */
+static int mount_proc(const char* target) {
+  const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY;
+  if (mount("proc", target, "proc", flags, "subset=pid,hidepid=ptraceable") == 0) return 0;
+  if (mount("proc", target, "proc", flags, NULL) == 0) return 0;
+  // In a container whose /proc is partly hidden, only the very one that is there can be had.
+  return mount("/proc", target, NULL, MS_BIND, NULL);
+}
+
+/**
+ * A root with nothing in it but /proc, and read-only. What is open stays open.
+ *
+ * It is a directory below the root of its mount. To the kernel that is a changed root, inside which nobody
+ * may make a user namespace, and come by capabilities that way.
+ */
+static bool empty_root(struct refusal* why) {
+  // Any directory that is there would do: what the mount hides is not needed again.
+  static const char place[] = "/dev";
+  const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  const mode_t mask = umask(022);
+  const bool made =
+      fine(mount("forkd-jail", place, "tmpfs", flags, "size=64k,nr_inodes=16,mode=755"), "jail: tmpfs",
+           why) &&
+      fine(mkdir("/dev/root", 0755), "jail: mkdir", why) &&
+      fine(mkdir("/dev/root/proc", 0755), "jail: mkdir", why) &&
+      fine(mount_proc("/dev/root/proc"), "jail: mount /proc", why) &&
+      fine(chdir(place), "jail: chdir", why) &&
+      // The old root comes to lie on the new one, in the same place, and is taken off again.
+      fine(syscall(SYS_pivot_root, ".", "."), "jail: pivot_root", why) &&
+      fine(umount2(".", MNT_DETACH), "jail: umount", why) &&
+      fine(mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY | flags, NULL), "jail: remount", why) &&
+      fine(chroot("/root"), "jail: chroot", why) && fine(chdir("/"), "jail: chdir", why);
+  umask(mask);
+  return made;
+}
+
+static bool other_user(unsigned uid, unsigned gid, struct refusal* why) {
+  // The dumpable flag falls with the change: from here on no process of this user, sibling or not, may look
+  // into this one.
+  return fine(setgroups(0, NULL), "jail: setgroups", why) &&
+         fine(setresgid(gid, gid, gid), "jail: setresgid", why) &&
+         fine(setresuid(uid, uid, uid), "jail: setresuid", why) &&
+         fine(prctl(PR_SET_DUMPABLE, 0), "jail: undumpable", why);
+}
+
+/** Directories lead out of any root. */
+static bool no_directories(struct refusal* why) {
+  if (!fds_scan(why)) return false;
+  for (uint32_t i = 0; i < descriptors.count; i++) {
+    if (descriptors.descriptor[i].kind != HF_KIND_DIRECTORY) continue;
+    *why = (struct refusal){HF_DESCRIPTOR, descriptors.descriptor[i].fd, "jail: an open directory leads out"};
+    return false;
+  }
+  return true;
+}
+
+bool jail_enter(const struct hf_jail* request, struct refusal* why) {
+  // What is behind a path that will be gone, and is needed then: children's /dev/null; and what only the
+  // owner of the process may open. That one shows this very process, so no copy may have it (fork_child).
+  control.null_fd = (int)sys(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
+  control.pagemap_fd = open_ro("/proc/self/pagemap", 0);
+  if (!fine(control.null_fd < 0 ? (errno = -control.null_fd, -1) : 0, "jail: open /dev/null", why))
+    return false;
+  if ((request->flags & HF_JAIL_ROOT) != 0 && !(no_directories(why) && empty_root(why))) return false;
+  if ((request->flags & HF_JAIL_USER) != 0 && !other_user(request->uid, request->gid, why)) return false;
+  // A change of user takes the death signal away; it can be any thread's.
+  *why = (struct refusal){HF_SYSCALL, ESRCH, "jail: the engine is gone"};
+  if (!fork_die_with_engine()) return false;
+  // libc sets it in this thread; the filter brings it to all.
+  if (!fine(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "jail: no_new_privs", why)) return false;
+  return seccomp_install(request->flags, why);
+}

@@ -1,0 +1,91 @@
+/** Who has taken over a VMM in jail: what he tries is refused, or ends the VMM he holds. The jail is the one of QEMU, the program is not. */
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { limits } from '../../src/contract/limits.js';
+import { Hostile, type Outcome } from './hostile.js';
+
+const hostile = suite<{ inside: Hostile }>('hostile');
+
+hostile.before((context) => {
+  context.inside = new Hostile();
+});
+hostile.after(({ inside }) => inside.close());
+
+/** Numbers of hostile.c. */
+const DEADLY: Record<string, number> = {
+  'its own memory by way of /proc, to write': 5,
+  'a new file': 6,
+  "a sibling's memory, by process_vm_readv": 9,
+  'a sibling, by ptrace': 10,
+  'SIGKILL to a sibling': 11,
+  'SIGKILL to a thread of a sibling': 12,
+  'signals to a sibling by F_SETOWN': 14,
+  'a pidfd of a sibling': 15,
+  'an Internet socket': 16,
+  'a Unix socket': 17,
+  'a connection': 18,
+  'another user': 19,
+  'unshare of a user namespace': 20,
+  'clone of a user namespace': 21,
+  'another program': 23,
+  'a mount': 24,
+  'another root': 25,
+  bpf: 26,
+  io_uring: 27,
+  perf_event_open: 28,
+  keyctl: 29,
+  setns: 30,
+  'a call of the x32 table': 31,
+  'a call by the gate of 32-bit programs': 32,
+  'to be dumpable again': 33,
+  'higher limits': 34,
+  userfaultfd: 35,
+};
+
+for (const [title, what] of Object.entries(DEADLY)) {
+  hostile(`${title}: ends it with SIGSYS`, async ({ inside }) => {
+    const victim = inside.copy();
+    assert.equal(await inside.attempt(what, victim.pid), { signal: 'SIGSYS' });
+    victim.kill();
+    assert.is((await victim.ended).signal, 9, 'the sibling lived on');
+  });
+}
+
+hostile('what it sees: an empty root, of /proc only itself, a user that nobody has', async ({ inside }) => {
+  const read = async (what: number) => (await inside.attempt(what)) as Exclude<Outcome, { signal: string }>;
+  assert.is((await read(1)).text, 'proc ');
+  const self = inside.copy();
+  const { text } = (await inside.attempt(2, 0, self)) as { text: string };
+  assert.equal(text.trim().split(' ').sort(), [String(self.pid), 'self', 'thread-self'].sort());
+  assert.ok((await read(0)).result >= limits.jailUidFirst);
+  for (const what of [3, 4]) assert.is((await read(what)).error, 'ENOENT');
+});
+
+hostile(
+  "a sibling's files in /proc: not there; a signal that it takes for a stray one: it lives on",
+  async ({ inside }) => {
+    const victim = inside.copy();
+    for (const what of [7, 8]) {
+      const { error } = (await inside.attempt(what, victim.pid)) as { error: string };
+      assert.ok(['ENOENT', 'EACCES', 'EPERM'].includes(error), error);
+    }
+    victim.kill();
+    await victim.ended;
+  },
+);
+
+hostile('clone3, whose arguments no filter can see, is not there', async ({ inside }) => {
+  assert.equal(await inside.attempt(22), { result: -1, error: 'ENOSYS', text: '' });
+});
+
+hostile('and where it is needed, it makes no user namespace', async ({ inside }) => {
+  const { confinement, terms } = inside.jail;
+  const open = new Hostile({ confinement, terms: { ...terms, flags: terms.flags | 4 } });
+  try {
+    assert.equal(await open.attempt(22), { result: -1, error: 'EPERM', text: '' });
+  } finally {
+    await open.close();
+  }
+});
+
+hostile.run();

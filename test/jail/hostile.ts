@@ -1,0 +1,124 @@
+/** A program in the place of QEMU, in jail, whose copies each try one thing (hostile.c). */
+import { execFileSync } from 'node:child_process';
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { How, Say } from '../../src/contract/hotfork.js';
+import { makeJail } from '../../src/main/host/jail.js';
+import { type ExitStatus, native, shimPath } from '../../src/native/binding.js';
+import { Deadline } from '../../src/workers/deadline.js';
+import { childOf, HotforkControl } from '../../src/workers/vmm/hotfork.js';
+
+const source = join(import.meta.dirname, '../../../test/jail/hostile.c');
+
+const CONTROL = 11;
+const COMMAND = 10;
+const ANSWER_BYTES = 512;
+const WAIT_MS = 20_000;
+
+interface Copy {
+  pid: number;
+  commandFd: number;
+  ended: Promise<ExitStatus>;
+  kill: () => void;
+}
+
+/** What came of an attempt: what the call returned, or the signal that it ended the process with. */
+export type Outcome = { result: number; error: string; text: string } | { signal: string };
+
+export class Hostile {
+  readonly #directory: string;
+  readonly #shim: HotforkControl;
+  readonly #pidfd: number;
+  readonly #fds: number[];
+  #index = 0;
+
+  constructor(readonly jail = makeJail()) {
+    this.#directory = mkdtempSync(join(tmpdir(), 'hostile-'));
+    const program = join(this.#directory, 'hostile');
+    execFileSync('gcc', ['-D_GNU_SOURCE', '-std=gnu11', '-O1', '-o', program, source, '-lpthread']);
+    const [control, controlTheirs] = native.socketPair('seqpacket');
+    const [command, commandTheirs] = native.socketPair('stream');
+    const devNull = openSync('/dev/null', 'r+');
+    const { pidfd } = native.spawn({
+      file: program,
+      args: [program],
+      env: [`LD_PRELOAD=${shimPath}`, `FORKD_HOTFORK_FD=${CONTROL}`],
+      fds: [0, 1, 2]
+        .map((fd): [number, number] => [devNull, fd])
+        .concat([
+          [commandTheirs, COMMAND],
+          [controlTheirs, CONTROL],
+        ]),
+      dieWithParent: true,
+      ...this.jail.confinement,
+    });
+    for (const fd of [controlTheirs, commandTheirs]) native.fdClose(fd);
+    closeSync(devNull);
+    this.#pidfd = pidfd;
+    this.#fds = [control, command];
+    this.#shim = new HotforkControl(control, 'hostile');
+    this.#shim.hello(new Deadline(WAIT_MS));
+    this.#shim.jail(this.jail.terms, new Deadline(WAIT_MS));
+    this.#shim.freeze(false, new Deadline(WAIT_MS));
+  }
+
+  /** A copy that waits for what it is to try. */
+  copy(): Copy {
+    const deadline = new Deadline(WAIT_MS);
+    const entries = [
+      { fd: CONTROL, how: How.pairSeqpacket },
+      { fd: COMMAND, how: How.pairStream },
+    ];
+    this.#shim.requestFork(this.#index++, 0, entries, [], deadline);
+    const { pid, fds } = childOf(this.#shim.receive(deadline));
+    while (this.#shim.receive(deadline).type !== Say.done);
+    const [pidfd, controlFd, commandFd] = fds as [number, number, number];
+    // A pidfd watch does not keep the process alive; this does.
+    const hold = setInterval(() => undefined, 60_000);
+    const ended = new Promise<ExitStatus>((resolve) => {
+      native.pidfdWatch(pidfd, (status) => {
+        clearInterval(hold);
+        for (const fd of [pidfd, controlFd, commandFd]) native.fdClose(fd);
+        resolve(status);
+      });
+    });
+    return { pid, commandFd, ended, kill: () => native.pidfdSignal(pidfd, constants.signals.SIGKILL) };
+  }
+
+  /** Lets a copy try number `what` against process `victim`. */
+  async attempt(what: number, victim = 0, copy = this.copy()): Promise<Outcome> {
+    const words = new Int32Array([what, victim]);
+    writeSync(copy.commandFd, new Uint8Array(words.buffer));
+    if (native.pollReadable([copy.commandFd], WAIT_MS).length === 0) throw new Error(`attempt ${what}: no answer`);
+    const answer = Buffer.alloc(ANSWER_BYTES);
+    const bytes = readSync(copy.commandFd, answer);
+    if (bytes === 0) {
+      const { signal, code } = await copy.ended;
+      return { signal: signalName(signal) ?? `exit code ${code}` };
+    }
+    copy.kill();
+    await copy.ended;
+    const error = answer.readInt32LE(4);
+    return {
+      result: answer.readInt32LE(0),
+      error: errnoName(error),
+      text: answer.toString('utf8', 8).split('\0')[0] ?? '',
+    };
+  }
+
+  async close(): Promise<void> {
+    native.pidfdSignal(this.#pidfd, constants.signals.SIGKILL);
+    const hold = setInterval(() => undefined, 60_000);
+    await new Promise<void>((resolve) => native.pidfdWatch(this.#pidfd, () => resolve()));
+    clearInterval(hold);
+    for (const fd of [this.#pidfd, ...this.#fds]) native.fdClose(fd);
+    rmSync(this.#directory, { recursive: true });
+  }
+}
+
+const nameIn = (table: Record<string, number>, number: number | null): string | undefined =>
+  Object.entries(table).find(([, value]) => value === number)?.[0];
+
+const signalName = (signal: number | null) => nameIn(constants.signals, signal);
+const errnoName = (error: number) => (error === 0 ? '' : (nameIn(constants.errno, error) ?? String(error)));
