@@ -20,11 +20,13 @@ import type {
   ExecOptions,
   ExecResult,
   FileEntry,
+  LimitOptions,
   ListOptions,
   PingResult,
   RunFacts,
   RunOptions,
   SandboxInfo,
+  SandboxUsage,
   SnapshotDetail,
   SnapshotInfo,
   SpawnOptions,
@@ -101,12 +103,16 @@ export class Controller {
   /** The body has every boolean that was given, false too. */
   spawnSandboxes(options: SpawnOptions): Promise<SandboxInfo[]> {
     const { snapshotTag, n = 1, perChildNetns = false, memoryLimitMib, prewarm, liveFork, hugepages } = options;
-    const { labels, ttlSecs, idleSecs } = options;
+    const { labels, ttlSecs, idleSecs, cpus, ioMibPerS, pids, strict } = options;
     return this.#json('POST', '/v1/sandboxes', {
       snapshot_tag: snapshotTag,
       n,
       per_child_netns: perChildNetns,
       memory_limit_mib: memoryLimitMib,
+      cpus,
+      io_mib_per_s: ioMibPerS,
+      pids,
+      strict,
       prewarm,
       live_fork: liveFork,
       hugepages,
@@ -122,6 +128,17 @@ export class Controller {
 
   getSandbox(id: string): Promise<SandboxInfo> {
     return this.#json('GET', sandboxPath(id));
+  }
+
+  /** While it runs. Null lifts a limit; what is absent stays. */
+  limitSandbox(id: string, { cpus, memoryLimitMib, ioMibPerS, pids }: LimitOptions): Promise<SandboxInfo> {
+    const body = { cpus, memory_limit_mib: memoryLimitMib, io_mib_per_s: ioMibPerS, pids };
+    return this.#json('PATCH', sandboxPath(id), body);
+  }
+
+  /** What it uses, and where it met its limits. */
+  sandboxUsage(id: string): Promise<SandboxUsage> {
+    return this.#json('GET', `${sandboxPath(id)}/usage`);
   }
 
   async killSandbox(id: string): Promise<void> {

@@ -1,4 +1,5 @@
 /** What the client takes and gives: names of the reference's TypeScript SDK, bodies of `contract/rest.ts`. */
+import type { ResourceUsage } from '../contract/resources.js';
 import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
 
 export type { FileEntry, RunFacts, StreamRequest } from '../contract/guest.js';
@@ -34,6 +35,7 @@ export type { Labels } from '../contract/rest.js';
 export type EventInfo = EventBody;
 export type WorkspaceInfo = WorkspaceBody;
 export type SandboxInfo = SandboxBody;
+export type SandboxUsage = ResourceUsage;
 export type SnapshotInfo = SnapshotBody;
 export type BranchMode = 'full' | 'diff' | 'live';
 
@@ -43,6 +45,12 @@ export interface SpawnOptions {
   n?: number;
   perChildNetns?: boolean;
   memoryLimitMib?: number;
+  /** Processors' worth of time, 0.5 for half of one; MiB read and written a second; processes and threads of the VM. */
+  cpus?: number;
+  ioMibPerS?: number;
+  pids?: number;
+  /** Refuse where the daemon's host cannot enforce the whole jail and every limit. */
+  strict?: boolean;
   prewarm?: boolean;
   liveFork?: boolean;
   hugepages?: boolean;
@@ -51,6 +59,13 @@ export interface SpawnOptions {
   /** Seconds from birth, and seconds without a call, after which it is ended (default: never). */
   ttlSecs?: number;
   idleSecs?: number;
+}
+
+export interface LimitOptions {
+  cpus?: number | null;
+  memoryLimitMib?: number | null;
+  ioMibPerS?: number | null;
+  pids?: number | null;
 }
 
 export interface CreateSnapshotOptions {

@@ -179,8 +179,28 @@ export const catalogue = {
   ),
   CGROUP_FAILED: row(
     409,
-    'cannot set the memory limit: {reason}',
-    'Run as root on a host whose cgroup memory controller can be written to, or ask for no memory limit.',
+    'cannot set the limit: {reason}',
+    'Run as root on a host whose cgroup controllers can be written to (`forkd doctor` shows them), or ask for no limit.',
+  ),
+  STRICT_REFUSED: row(
+    409,
+    'strict: this host cannot enforce {missing}',
+    'Run as root on a host that can (`forkd doctor` shows each), or do without --strict.',
+  ),
+  LIMITS_IMPOSSIBLE: row(
+    409,
+    "sandbox '{id}' is in no control group, so it cannot be limited",
+    'Run as root on a host with cgroups, and make a new sandbox: `forkd doctor` shows what is there.',
+  ),
+  LIMIT_EXCEEDED: row(
+    500,
+    '{vm}: the host ended it because it exceeded its limit ({limit})',
+    'Give it more: --memory-limit-mib, or `forkd limit` while it runs.',
+  ),
+  JAIL_BROKEN: row(
+    500,
+    '{vm}: ended because it made a system call that its jail forbids{console}',
+    'The kernel log names the call (`dmesg`, audit type=1326). If nobody broke out of the guest there, report it.',
   ),
   PERMISSION_DENIED: row(403, 'permission denied: {reason}', 'Run as root or give this user access.'),
   PACKAGES_MISSING: row(

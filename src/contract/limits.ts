@@ -10,6 +10,14 @@ export const limits = {
   execMaxSecs: 86_400,
   /** MiB of a sandbox's limit: 1 TiB, more than any host here has, and its bytes are still exact in a double. */
   memoryLimitMaxMib: 1024 * 1024,
+  /** Processors, MiB a second, and processes and threads of a sandbox's limits: beyond any host. */
+  cpusMax: 1024,
+  ioMaxMibPerS: 1024 * 1024,
+  pidsMax: 4_194_304,
+  /** QEMU's thread pool grows to 64, a guest has up to 16 processors; QEMU ends itself where it cannot have a thread. */
+  pidsMin: 96,
+  /** Processes and threads of a VM when nothing else was asked for: QEMU's thread pool has at most 64, a guest 16 processors. */
+  vmTasks: 256,
   /** Seconds that a sandbox may be given to live, or to be idle: a year. */
   lifetimeMaxSecs: 365 * 86_400,
   /** Labels of one thing, and characters of a label's value: they are for looking things up, not for storing them. */

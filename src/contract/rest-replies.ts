@@ -22,6 +22,8 @@ const object = (always: Record<string, object>, maybe: Record<string, object> = 
   properties: { ...always, ...maybe },
 });
 
+const numberOrNull = { type: ['number', 'null'], minimum: 0 } as const;
+
 export const replySchemas = {
   Error: object({ error: text, code: text, hint: text }),
   Health: object({ ok: yesNo }),
@@ -34,6 +36,12 @@ export const replySchemas = {
     created_at_unix: whole,
     pid: wholeOrNull,
     memory_limit_mib: wholeOrNull,
+    limits: object({
+      cpus: numberOrNull,
+      memory_limit_mib: wholeOrNull,
+      io_mib_per_s: numberOrNull,
+      pids: wholeOrNull,
+    }),
     has_branched: yesNo,
     last_branch_memory_path: textOrNull,
     branch_count: whole,
@@ -44,6 +52,16 @@ export const replySchemas = {
     expires_at_unix: wholeOrNull,
     idle_secs: wholeOrNull,
     last_active_unix: whole,
+  }),
+  Usage: object({
+    cpu_ms: wholeOrNull,
+    cpu_throttled_periods: wholeOrNull,
+    cpu_throttled_ms: wholeOrNull,
+    memory_bytes: wholeOrNull,
+    memory_refused: wholeOrNull,
+    memory_kills: wholeOrNull,
+    pids: wholeOrNull,
+    pids_refused: wholeOrNull,
   }),
   Snapshot: object(
     { tag: text, dir: text, created_at_unix: whole, status: { enum: ['writing', 'ready', 'failed'] }, bootable: yesNo },

@@ -1,6 +1,7 @@
 /** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
 import type { StreamReply } from './guest.js';
 import { limits } from './limits.js';
+import type { LimitsBody } from './resources.js';
 import type { Isolation } from './snapshot.js';
 
 export interface ErrorBody {
@@ -19,6 +20,7 @@ export interface SandboxBody {
   created_at_unix: number;
   pid: number | null;
   memory_limit_mib: number | null;
+  limits: LimitsBody;
   has_branched: boolean;
   last_branch_memory_path: string | null;
   branch_count: number;
@@ -87,6 +89,10 @@ export interface SpawnBody {
   n: number;
   per_child_netns: boolean;
   memory_limit_mib?: number | null;
+  cpus?: number | null;
+  io_mib_per_s?: number | null;
+  pids?: number | null;
+  strict: boolean;
   prewarm: boolean;
   live_fork: boolean;
   hugepages: boolean;
@@ -205,6 +211,7 @@ const unsigned = { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER
 const textsOrNull = { type: ['object', 'null'], additionalProperties: text } as const;
 
 const unsignedOrNull = { ...unsigned, type: ['integer', 'null'] } as const;
+const amountOrNull = { type: ['number', 'null'], exclusiveMinimum: 0 } as const;
 const lifetime = { type: ['integer', 'null'], minimum: 1, maximum: limits.lifetimeMaxSecs } as const;
 
 /** A few short texts. Their keys go into a query, so they have no `=` and no blanks. */
@@ -223,12 +230,31 @@ export const spawnSchema = {
     n: { ...unsigned, default: 1 },
     per_child_netns: no,
     memory_limit_mib: unsignedOrNull,
+    cpus: amountOrNull,
+    io_mib_per_s: amountOrNull,
+    pids: unsignedOrNull,
+    strict: no,
     prewarm: no,
     live_fork: no,
     hugepages: no,
     labels: labelsSchema,
     ttl_secs: lifetime,
     idle_secs: lifetime,
+  },
+} as const;
+
+/** A change of what it may use: null lifts a limit, what is absent stays. */
+export type LimitBody = Partial<LimitsBody>;
+
+export const limitSchema = {
+  type: 'object',
+  minProperties: 1,
+  additionalProperties: false,
+  properties: {
+    cpus: amountOrNull,
+    memory_limit_mib: unsignedOrNull,
+    io_mib_per_s: amountOrNull,
+    pids: unsignedOrNull,
   },
 } as const;
 

@@ -15,13 +15,14 @@ import type {
 } from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
+import type { LimitsChange } from '../contract/resources.js';
 import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { removeCgroupOf } from './host/cgroup.js';
 import { makeJail } from './host/jail.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
+import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
 import { WorkDir } from './host/workdir.js';
 import type { GuestImage, Progress } from './image/index.js';
@@ -101,8 +102,10 @@ export interface EngineOptions {
   eager?: boolean;
   /** Sandboxes live as long as somebody holds their descriptors (sandbox/keeper.ts), not as long as this process. */
   tied?: boolean;
-  /** VMMs go to jail unless this is false (host/jail.ts): only a measurement of what that costs wants it otherwise. */
+  /** VMMs go to jail (host/jail.ts), each in a group of its own, unless this is false: only a measurement of what that costs wants it otherwise. */
   jail?: boolean;
+  /** Nothing is forked where a part of that cannot be enforced. */
+  strict?: boolean;
   /** With the servers of tags that were pulled lazily. */
   patience?: Partial<Patience>;
   /** Where the tags are; the user's own directory when absent. */
@@ -260,6 +263,7 @@ export class Engine {
 
   /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
   async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
+    if (request.strict || this.options.strict) requireStrict();
     const began = performance.now();
     const branch = this.#unwritten.get(request.tag);
     if (branch)
@@ -307,8 +311,8 @@ export class Engine {
   ): Promise<ForkResult> {
     const { snapshot } = template;
     const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
-    // A spare was born without limits: those are set at birth.
-    const spares = plan.memoryLimitMib === undefined ? template.spares : undefined;
+    // A spare was born without these limits, and has used what it has used.
+    const spares = Object.keys(plan.limits).length === 0 ? template.spares : undefined;
     const origin = { lanes: template.lanes, ...(spares ? { spares } : {}), ...(cold ? { cold } : {}) };
     // Who would load what is missing, once this process is gone? It would read as zeros.
     await (this.options.tied ? snapshot?.memory.complete() : snapshot?.memory.beforeFork());
@@ -340,6 +344,7 @@ export class Engine {
       pool: this.pool,
       origin,
       tied: this.options.tied ?? false,
+      unlimited: this.options.jail === false && Object.keys(plan.limits).length === 0,
       onEnd: (sandbox) => this.#forget(sandbox),
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
@@ -385,7 +390,8 @@ export class Engine {
 
   #keepSpares(template: Template, firstEval: string): void {
     const { spares: count = 0, resident = false, tied = false } = this.options;
-    if (resident && count > 0) template.keepSpares({ count, pool: this.pool, firstEval, tied });
+    if (resident && count > 0)
+      template.keepSpares({ count, pool: this.pool, firstEval, tied, unlimited: this.options.jail === false });
   }
 
   /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */
@@ -509,10 +515,7 @@ export class Engine {
     const taken = await takeOver(claims, {
       pool: this.pool,
       manifestOf: (record) => this.#manifestOf(record),
-      onEnd: (sandbox) => {
-        if (sandbox.birth.memoryLimitMib !== undefined) removeCgroupOf(sandbox.id);
-        this.#forget(sandbox);
-      },
+      onEnd: (sandbox) => this.#forget(sandbox),
     });
     const folders = new Map<string, { sandboxes: Sandbox[]; workDir: WorkDir }>();
     for (const one of taken) {
@@ -586,6 +589,11 @@ export class Engine {
   /** Runs a program whose output is heard while it runs. It ends with the stream. */
   execStream(id: string, options: RunOptions): AgentStream {
     return this.stream(id, { action: 'run', ...options });
+  }
+
+  /** Changes what a sandbox may use of this host, while it runs. Throws SANDBOX_NOT_FOUND, LIMITS_IMPOSSIBLE, CGROUP_FAILED, VMM_DIED. */
+  limit(id: string, change: LimitsChange): void {
+    this.sandbox(id).limit(change);
   }
 
   /** Asks about files, or about programs in the background. Throws GUEST_OUTDATED, AGENT_ERROR and what `call` of a sandbox throws. */

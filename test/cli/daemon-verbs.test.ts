@@ -56,6 +56,21 @@ verbs('spawn, ls, exec, eval, ping, kill', async () => {
   assert.match((await run('kill', '--all')).stderr, 'no sandboxes match');
 });
 
+verbs('limit: shown, changed while it runs, lifted; nonsense is refused', async () => {
+  const limited: SandboxBody = JSON.parse(await good('spawn', '--tag', BASE_TAG, '--cpus', '0.5', '--json'))[0];
+  assert.is(limited.limits.cpus, 0.5);
+  const { id } = limited;
+  assert.match(await good('limit', id), /^cpus: +0\.5\nmemory_limit_mib: +none\n/);
+  const changed = JSON.parse(await good('limit', id, '--cpus', 'none', '--memory-limit-mib', '600', '--json'));
+  assert.equal(changed.limits, { cpus: null, memory_limit_mib: 600, io_mib_per_s: null, pids: null });
+  assert.ok(changed.usage.pids > 0);
+  const refused = await run('limit', id, '--cpus', '0');
+  assert.is(refused.code, 2);
+  assert.match(refused.stderr, /--cpus cpus must be between 0.01 and/);
+  await good('kill', id);
+  assert.is((await run('limit', id, '--pids', '128')).code, 1);
+});
+
 verbs('snapshot --from-sandbox, and what is made of it', async () => {
   const { id } = await spawned();
   assert.match(await good('snapshot', '--from-sandbox', id, '--tag', 'cut', '--diff'), /branched_from: +sb-/);

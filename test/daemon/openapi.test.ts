@@ -111,8 +111,11 @@ openapi('what the client sends is in the document', async () => {
   await spy.deleteSnapshot('x', { force: true });
   const flags = { perChildNetns: true, prewarm: true, liveFork: true, hugepages: true };
   await spy.spawnSandboxes({ snapshotTag: 'x', n: 2, memoryLimitMib: 9, ...flags, labels, ttlSecs: 1, idleSecs: 1 });
+  await spy.spawnSandboxes({ snapshotTag: 'x', cpus: 0.5, ioMibPerS: 1, pids: 128, strict: true });
   await spy.listSandboxes({ labels });
   await spy.getSandbox('x');
+  await spy.limitSandbox('x', { cpus: 0.5, memoryLimitMib: null, ioMibPerS: 1, pids: 128 });
+  await spy.sandboxUsage('x');
   await spy.killSandbox('x');
   await spy.branchSandbox('x', { tag: 'y', mode: 'live', wait: false, labels });
   await spy.branchSandbox('x', { diff: true, measure_diff: true, parentTag: 'z' });

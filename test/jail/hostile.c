@@ -74,6 +74,20 @@ static long old_gate(void) {
   return result;
 }
 
+/** Processes until there are no more to be had. Their number; errno tells why. */
+static long bomb(void) {
+  for (int made = 0;; made++) {
+    const long pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (pid < 0) {
+      snprintf(answer.text, sizeof answer.text, "%d %d", made, errno);
+      return made;
+    }
+    if (pid == 0) {
+      for (;;) pause();
+    }
+  }
+}
+
 static long attempt(int what, int victim) {
   static char* const none[] = {NULL};
   switch (what) {
@@ -149,6 +163,8 @@ static long attempt(int what, int victim) {
       return syscall(SYS_prlimit64, 0, 7, &answer, NULL);
     case 35:
       return syscall(SYS_userfaultfd, 0);
+    case 36:
+      return bomb();
     default:
       errno = EINVAL;
       return -1;

@@ -1,7 +1,10 @@
 /** Who has taken over a VMM in jail: what he tries is refused, or ends the VMM he holds. The jail is the one of QEMU, the program is not. */
+import { existsSync } from 'node:fs';
+import { constants } from 'node:os';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
+import { Cgroup } from '../../src/main/host/cgroup.js';
 import { Hostile, type Outcome } from './hostile.js';
 
 const hostile = suite<{ inside: Hostile }>('hostile');
@@ -73,6 +76,22 @@ hostile(
     await victim.ended;
   },
 );
+
+hostile('a fork bomb: held by the limit of its group, counted, and gone with it', async ({ inside }) => {
+  const cgroup = Cgroup.create('sb-00000000-0000b0b0', { pids: 100 });
+  if (!cgroup) throw new Error('this host has no cgroups');
+  const bomb = inside.copy({ cgroupProcs: cgroup.procs });
+  const { result, text } = (await inside.attempt(36, 0, bomb)) as { result: number; text: string };
+  // Two of its own threads are counted too.
+  assert.ok(result >= 90 && result < 100, text);
+  assert.match(text, new RegExp(` ${constants.errno.EAGAIN}$`));
+  const { pids, pids_refused: refused } = cgroup.usage();
+  assert.ok((pids ?? 0) >= 90, 'its processes outlive it');
+  assert.ok((refused ?? 0) > 0);
+  const dir = cgroup.procs[0]?.replace(/\/cgroup.procs$/, '') ?? '';
+  cgroup.remove();
+  assert.not(existsSync(dir));
+});
 
 hostile('clone3, whose arguments no filter can see, is not there', async ({ inside }) => {
   assert.equal(await inside.attempt(22), { result: -1, error: 'ENOSYS', text: '' });

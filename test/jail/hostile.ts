@@ -4,6 +4,7 @@ import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'n
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { How, Say } from '../../src/contract/hotfork.js';
+import type { CgroupPlaces } from '../../src/contract/task.js';
 import { makeJail } from '../../src/main/host/jail.js';
 import { type ExitStatus, native, shimPath } from '../../src/native/binding.js';
 import { Deadline } from '../../src/workers/deadline.js';
@@ -64,13 +65,16 @@ export class Hostile {
   }
 
   /** A copy that waits for what it is to try. */
-  copy(): Copy {
+  copy({ cgroupProcs }: CgroupPlaces = { cgroupProcs: [] }): Copy {
     const deadline = new Deadline(WAIT_MS);
     const entries = [
       { fd: CONTROL, how: How.pairSeqpacket },
       { fd: COMMAND, how: How.pairStream },
     ];
-    this.#shim.requestFork(this.#index++, 0, entries, [], deadline);
+    const groups = cgroupProcs.map((path) => openSync(path, 'w'));
+    const joins = groups.map(() => ({ fd: -1, how: How.cgroupProcs }));
+    this.#shim.requestFork(this.#index++, 0, [...entries, ...joins], groups, deadline);
+    for (const fd of groups) closeSync(fd);
     const { pid, fds } = childOf(this.#shim.receive(deadline));
     while (this.#shim.receive(deadline).type !== Say.done);
     const [pidfd, controlFd, commandFd] = fds as [number, number, number];

@@ -31,6 +31,7 @@ export const daemon: Command = {
       'trace, debug, info, warn, error or silent: JSON lines on stderr (env FORKD_LOG; default info)',
     ],
     ['--eager', 'Load and check all of the memory of a tag first, instead of each part when it is touched'],
+    ['--strict', 'Make no sandbox where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
     ['--branch-concurrency <N>', 'Branches under way at once (env FORKD_BRANCH_CONCURRENCY; default 4)'],
     [
       '--rate-limit <N>',
@@ -65,6 +66,7 @@ export const daemon: Command = {
       rateLimit: wholeNumber(options, 'rate-limit', 'FORKD_RATE_LIMIT', String(limits.requestsPerSecond)),
       spares: wholeNumber(options, 'spares', 'FORKD_SPARES', '4'),
       eager: options.flag('eager'),
+      strict: options.flag('strict'),
       leaveRunning: options.flag('leave-running') || process.env['FORKD_LEAVE_RUNNING'] === '1',
       version: VERSION,
       ...(tokenFile === undefined ? {} : { tokenFile }),

@@ -3,6 +3,7 @@ import type { ExecReply } from '../../contract/guest.js';
 import type { CallResult, Engine, ForkResult } from '../../main/engine.js';
 import type { Sandbox } from '../../main/sandbox/sandbox.js';
 import type { Command } from '../command.js';
+import { limitOptions, readLimits } from '../limit-options.js';
 import type { Options } from '../options.js';
 import { Bar, line, warn } from '../progress.js';
 import { printJson, printLine, printRaw } from '../render.js';
@@ -25,7 +26,8 @@ export const fork: Command = {
     ['--timeout-secs <N>', `Longest run of CMD, seconds (default ${DEFAULT_TIMEOUT_SECS})`],
     ['--settle-secs <N>', `Keep the children alive this long, seconds (default ${DEFAULT_SETTLE_SECS}; 0 with CMD)`],
     ['--per-child-netns', 'Child i runs in the network namespace forkd-child-<i>'],
-    ['--memory-limit-mib <N>', 'Memory limit of each child, MiB (cgroup; root)'],
+    ...limitOptions,
+    ['--strict', 'Refuse to run where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
     ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
     ['--hugepages', 'Put the memory image on 2 MiB pages where the host has them (needs --live-fork)'],
     ['--eager', 'Load and check all of the memory first, instead of each part when it is touched'],
@@ -68,6 +70,10 @@ interface Job {
     eager: boolean;
     cold: boolean;
     memoryLimitMib?: number;
+    cpus?: number;
+    ioMibPerS?: number;
+    pids?: number;
+    strict: boolean;
     require?: 'kvm' | 'tcg';
   };
   command: string[];
@@ -87,7 +93,7 @@ const readJob = (options: Options): Job => {
   const command = options.rest;
   if (lines && command.length === 0) throw options.wrong('--input', 'needs a command after --');
   if (options.flag('hugepages') && !options.flag('live-fork')) throw options.wrong('--hugepages', 'needs --live-fork');
-  const memoryLimitMib = options.count('memory-limit-mib');
+  const { memoryMib, ...otherLimits } = readLimits(options);
   const require = options.requireIsolation();
   return {
     request: {
@@ -96,8 +102,10 @@ const readJob = (options: Options): Job => {
       perChildNetns: options.flag('per-child-netns'),
       hugePages: options.flag('hugepages'),
       eager: options.flag('eager'),
+      strict: options.flag('strict'),
       cold: options.flag('cold'),
-      ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
+      ...(memoryMib === undefined ? {} : { memoryLimitMib: memoryMib }),
+      ...otherLimits,
       ...(require ? { require } : {}),
     },
     command,

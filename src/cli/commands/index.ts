@@ -14,6 +14,7 @@ const loaders: Record<string, () => Promise<Command>> = {
   fork: async () => (await import('./fork.js')).fork,
   spawn: async () => (await import('./spawn.js')).spawn,
   ls: async () => (await import('./ls.js')).ls,
+  limit: async () => (await import('./limit.js')).limit,
   kill: async () => (await import('./kill.js')).kill,
   workspace: async () => (await import('./workspace.js')).workspace,
   exec: async () => (await import('./exec.js')).exec,

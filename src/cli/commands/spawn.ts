@@ -1,5 +1,6 @@
 import { askDaemon, daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
+import { limitOptions, readLimits } from '../limit-options.js';
 import { printJson, printLine } from '../render.js';
 
 /** The reference's: many children take longer than other requests. */
@@ -12,8 +13,9 @@ export const spawn: Command = {
     ['--tag <TAG>', 'The snapshot'],
     ['-n <N>', 'How many (default 1); all are made, or none'],
     ['--per-child-netns', 'Each in its own namespace forkd-child-K'],
-    ['--memory-limit-mib <N>', 'Cap on the memory of each, MiB'],
+    ...limitOptions,
     ['--prewarm', 'Accepted for compatibility: every child is forked from a warmed template'],
+    ['--strict', 'Refuse where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
     ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
     ['--hugepages', 'With --live-fork: memory in 2 MiB pages'],
     ['--json', 'Print the array of sandboxes'],
@@ -26,15 +28,17 @@ export const spawn: Command = {
     if (n < 1) throw options.wrong('-n', 'must be at least 1');
     const [liveFork, hugepages] = [options.flag('live-fork'), options.flag('hugepages')];
     if (hugepages && !liveFork) throw options.wrong('--hugepages', 'needs --live-fork');
-    const memoryLimitMib = options.count('memory-limit-mib');
+    const { memoryMib, ...otherLimits } = readLimits(options);
     const request = {
       snapshotTag,
       n,
       perChildNetns: options.flag('per-child-netns'),
       prewarm: options.flag('prewarm'),
       liveFork,
+      strict: options.flag('strict'),
       hugepages,
-      ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
+      ...(memoryMib === undefined ? {} : { memoryLimitMib: memoryMib }),
+      ...otherLimits,
     };
     const sandboxes = await askDaemon(options, (controller) => controller.spawnSandboxes(request), TIMEOUT_MS);
     if (options.flag('json')) printJson(sandboxes);

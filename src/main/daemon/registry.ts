@@ -1,4 +1,5 @@
 /** What the daemon knows of its sandboxes: also of those that ended, until they are deleted. */
+import { limitsBody } from '../../contract/resources.js';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import type { Labels, SandboxBody } from '../../contract/rest.js';
@@ -169,7 +170,8 @@ export const bodyOf = (entry: Entry): SandboxBody => {
     guest_addr: `unix:${sandbox.socketPath}`,
     created_at_unix: sandbox.createdAt,
     pid: dead ? null : vmm.pid,
-    memory_limit_mib: birth.memoryLimitMib ?? null,
+    memory_limit_mib: birth.cgroup?.limits.memoryMib ?? null,
+    limits: limitsBody(birth.cgroup?.limits),
     has_branched: branches > 0,
     last_branch_memory_path: lastBranchMemory,
     branch_count: branches,

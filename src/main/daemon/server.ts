@@ -59,6 +59,8 @@ export interface DaemonOptions {
   version: string;
   /** All of a tag's memory is loaded and checked before anything runs from it. */
   eager?: boolean;
+  /** Nothing is forked where a part of the jail or of the limits cannot be enforced. */
+  strict?: boolean;
   /** When it is told to end, sandboxes run on for the next daemon to take back. */
   leaveRunning?: boolean;
   tokenFile?: string;
@@ -119,6 +121,7 @@ export class Daemon {
       resident: true,
       spares,
       eager: options.eager ?? false,
+      strict: options.strict ?? false,
       tied: problem === undefined,
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
     });

@@ -1,15 +1,28 @@
 /** Sandboxes for a request: all of them or none. */
 import { ForkdError } from '../../contract/errors.js';
-import { limits } from '../../contract/limits.js';
+import { type LimitsBody, type LimitsChange, limitsOfBody, resourceProblem } from '../../contract/resources.js';
 import type { ForkRequest } from '../planner/plan.js';
 import type { Context } from './context.js';
 import { type Entry, newEntry, type Wishes } from './registry.js';
 
 /** Throws REQUEST_REFUSED. */
-export const requireMemoryLimit = (mib: number | null | undefined): void => {
-  if (mib == null || (mib >= 1 && mib <= limits.memoryLimitMaxMib)) return;
-  const reason = `memory_limit_mib must be between 1 and ${limits.memoryLimitMaxMib}, not ${mib}`;
-  throw new ForkdError('REQUEST_REFUSED', { reason });
+export const requireLimits = (change: LimitsChange): LimitsChange => {
+  for (const [what, value] of Object.entries(change) as [keyof LimitsChange, number | null][]) {
+    const problem = value === null ? undefined : resourceProblem(what, value);
+    if (problem !== undefined) throw new ForkdError('REQUEST_REFUSED', { reason: problem });
+  }
+  return change;
+};
+
+/** As a request for a new one has them: null is none. Throws REQUEST_REFUSED. */
+export const limitsOfRequest = (body: Partial<LimitsBody>) => {
+  const { memoryMib, cpus, ioMibPerS, pids } = requireLimits(limitsOfBody(body));
+  return {
+    ...(memoryMib == null ? {} : { memoryLimitMib: memoryMib }),
+    ...(cpus == null ? {} : { cpus }),
+    ...(ioMibPerS == null ? {} : { ioMibPerS }),
+    ...(pids == null ? {} : { pids }),
+  };
 };
 
 /**

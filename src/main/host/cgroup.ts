@@ -1,68 +1,355 @@
 /**
- * A memory limit for each child: `<hierarchy>/forkd/<id>`, in cgroup v2 when it has the memory controller, else in v1.
- * The child writes itself into `cgroup.procs` before it becomes QEMU, so nothing of it runs unlimited.
+ * The group of one VM: `<hierarchy>/forkd/<name>`, in cgroup v2 for the controllers that it has, else in the hierarchies of v1. A
+ * VM is born in it, or writes itself into it before it becomes QEMU, so nothing of it runs unlimited.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
+import { limits as maxima } from '../../contract/limits.js';
+import type { LimitsChange, ResourceLimits, ResourceUsage } from '../../contract/resources.js';
+import type { CgroupPlaces } from '../../contract/task.js';
 import { MiB } from '../../contract/units.js';
 
-interface Hierarchy {
+export const CONTROLLERS = ['cpu', 'memory', 'io', 'pids'] as const;
+export type Controller = (typeof CONTROLLERS)[number];
+
+export interface Hierarchy {
   version: 1 | 2;
   root: string;
-  limitFile: string;
 }
 
 const GROUP = 'forkd';
+/** Microseconds over which a share of the processors is counted: the kernel's own default. */
+const PERIOD_US = 100_000;
 
-/** Where a memory limit can be set on this host, or undefined. */
-export const memoryHierarchy = (): Hierarchy | undefined => {
-  const mounts = readFileSync('/proc/self/mounts', 'utf8')
-    .split('\n')
-    .map((line) => line.split(' '));
+const OF: Record<keyof ResourceLimits, Controller> = {
+  cpus: 'cpu',
+  memoryMib: 'memory',
+  ioMibPerS: 'io',
+  pids: 'pids',
+};
+
+let known: Partial<Record<Controller, Hierarchy>> | undefined;
+
+/** Where each controller is on this host; one that is nowhere is absent. */
+export const hierarchies = (): Partial<Record<Controller, Hierarchy>> => {
+  known ??= findHierarchies(readFileSync('/proc/self/mounts', 'utf8'));
+  return known;
+};
+
+const findHierarchies = (text: string): Partial<Record<Controller, Hierarchy>> => {
+  const mounts = text.split('\n').map((line) => line.split(' '));
   const v2 = mounts.find(([, , type]) => type === 'cgroup2')?.[1];
-  if (v2 && controllers(v2).includes('memory')) return { version: 2, root: v2, limitFile: 'memory.max' };
-  const v1 = mounts.find(([, , type, options]) => type === 'cgroup' && options?.split(',').includes('memory'))?.[1];
-  return v1 ? { version: 1, root: v1, limitFile: 'memory.limit_in_bytes' } : undefined;
-};
-
-const controllers = (root: string): string[] => {
-  try {
-    return readFileSync(join(root, 'cgroup.controllers'), 'utf8').trim().split(' ');
-  } catch {
-    return [];
+  const inV2 = v2 === undefined ? [] : words(join(v2, 'cgroup.controllers'));
+  const found: Partial<Record<Controller, Hierarchy>> = {};
+  for (const controller of CONTROLLERS) {
+    const name = controller === 'io' ? 'blkio' : controller;
+    const v1 = mounts.find(([, , type, options]) => type === 'cgroup' && options?.split(',').includes(name))?.[1];
+    if (v2 !== undefined && inV2.includes(controller)) found[controller] = { version: 2, root: v2 };
+    else if (v1 !== undefined) found[controller] = { version: 1, root: v1 };
   }
+  return found;
 };
 
-/** Makes the child's group and returns its directory. Throws CGROUP_FAILED. */
-export const createCgroup = (id: string, memoryLimitMib: number): string => {
-  const hierarchy = memoryHierarchy();
-  if (!hierarchy) throw new ForkdError('CGROUP_FAILED', { reason: 'this host has no cgroup memory controller' });
-  const parent = join(hierarchy.root, GROUP);
-  const dir = groupOf(hierarchy, id);
+/** Why limits of a controller cannot be set here, or undefined. Nothing is changed to find out. */
+export const cgroupProblem = (controller: Controller): string | undefined => {
+  const hierarchy = hierarchies()[controller];
+  if (!hierarchy) return `this host has no cgroup controller '${controller}'`;
+  const { version, root } = hierarchy;
   try {
-    mkdirSync(parent, { recursive: true });
-    if (hierarchy.version === 2) {
-      writeFileSync(join(hierarchy.root, 'cgroup.subtree_control'), '+memory');
-      writeFileSync(join(parent, 'cgroup.subtree_control'), '+memory');
-    }
-    mkdirSync(dir);
-    writeFileSync(join(dir, hierarchy.limitFile), String(memoryLimitMib * MiB));
-    return dir;
+    accessSync(root, constants.W_OK);
+    const passedOn = join(root, 'cgroup.subtree_control');
+    if (version === 2 && !words(passedOn).includes(controller)) accessSync(passedOn, constants.W_OK);
+    return undefined;
   } catch (error) {
-    throw new ForkdError('CGROUP_FAILED', { reason: reasonOf(error) }, error);
+    return `${root} cannot be written to (${errnoOf(error)})`;
   }
 };
 
-const groupOf = ({ root }: Hierarchy, id: string): string => join(root, GROUP, id);
-
-/** Removes the group of a child that has been reaped, if it has one. */
-export const removeCgroupOf = (id: string): void => {
-  const hierarchy = memoryHierarchy();
-  if (hierarchy) removeCgroup(groupOf(hierarchy, id));
+/** v2 gives a group the controllers that its parent has passed on. */
+const enable = (root: string, controllers: Controller[]): void => {
+  for (const dir of [root, join(root, GROUP)]) {
+    const file = join(dir, 'cgroup.subtree_control');
+    const missing = controllers.filter((controller) => !words(file).includes(controller));
+    if (missing.length > 0) writeFileSync(file, missing.map((controller) => `+${controller}`).join(' '));
+  }
 };
 
-/** The group must be empty: its process has been reaped. */
+/**
+ * Memory is accounted to the group that a page was first used in, so the group has to be there from birth; what one VM starts of
+ * threads is limited always. The other controllers come when they are asked for: each costs every birth some 0.1 ms.
+ */
+const ALWAYS: Controller[] = ['memory', 'pids'];
+
+export class Cgroup {
+  #limits: ResourceLimits = {};
+
+  private constructor(
+    readonly name: string,
+    /** Where its disk lies: io is limited for that device. */
+    readonly disk: string | undefined,
+  ) {}
+
+  /** Throws CGROUP_FAILED when a limit cannot be set. Undefined when none is asked for and this host, or this user, can have no groups. */
+  static create(name: string, wanted: ResourceLimits, disk?: string): Cgroup | undefined {
+    const cgroup = new Cgroup(name, disk);
+    const needed = controllersOf(wanted);
+    try {
+      for (const controller of new Set([...ALWAYS, ...needed])) {
+        try {
+          cgroup.#make(controller);
+        } catch (error) {
+          if (needed.includes(controller)) throw error;
+        }
+      }
+      if (cgroup.#dirs.length === 0) return undefined;
+      cgroup.change({ pids: maxima.vmTasks, ...wanted }, wanted);
+      return cgroup;
+    } catch (error) {
+      cgroup.remove();
+      throw failure(error);
+    }
+  }
+
+  /** One that another process has made. */
+  static open(name: string, wanted: ResourceLimits, disk?: string): Cgroup {
+    const cgroup = new Cgroup(name, disk);
+    cgroup.#limits = wanted;
+    return cgroup;
+  }
+
+  get limits(): ResourceLimits {
+    return this.#limits;
+  }
+
+  /** Where it is to be born: v2 has a directory for that (clone3(2), CLONE_INTO_CGROUP). */
+  get places(): CgroupPlaces {
+    const v2 = Object.values(hierarchies()).find(({ version }) => version === 2);
+    const into = v2 && this.#dirs.find((dir) => dir === this.#dir(v2));
+    const cgroupProcs = this.#dirs.filter((dir) => dir !== into).map((dir) => join(dir, 'cgroup.procs'));
+    return { cgroupProcs, ...(into === undefined ? {} : { cgroupInto: into }) };
+  }
+
+  /** The same for a VM that is not forked, and writes itself into all of them. */
+  get procs(): string[] {
+    return this.#dirs.map((dir) => join(dir, 'cgroup.procs'));
+  }
+
+  /** Sets, changes and lifts limits. `told` is what was asked for, where that is less. Throws CGROUP_FAILED; those before the one that failed are set. */
+  change(change: LimitsChange, told: LimitsChange = change): void {
+    try {
+      for (const [key, value] of Object.entries(change) as [keyof ResourceLimits, number | null][]) {
+        const controller = OF[key];
+        const hierarchy = hierarchies()[controller];
+        const dir = hierarchy && this.#dir(hierarchy);
+        if (!dir || !existsSync(dir)) {
+          if (!(key in told)) continue;
+          throw new Error(hierarchy ? `it has no group in ${hierarchy.root}` : `no controller '${controller}' here`);
+        }
+        WRITE[key](dir, hierarchy.version, value, this.disk);
+      }
+    } catch (error) {
+      throw failure(error);
+    }
+    const merged: LimitsChange = { ...this.#limits, ...told };
+    this.#limits = Object.fromEntries(Object.entries(merged).filter(([, value]) => value !== null));
+  }
+
+  /** The same for a VM that runs: it joins the groups that it was not born in. */
+  changeRunning(pid: number, change: LimitsChange): void {
+    try {
+      for (const controller of controllersOf(change)) {
+        const hierarchy = hierarchies()[controller];
+        if (hierarchy && existsSync(this.#dir(hierarchy))) continue;
+        writeFileSync(join(this.#make(controller), 'cgroup.procs'), String(pid));
+      }
+    } catch (error) {
+      throw failure(error);
+    }
+    this.change(change);
+  }
+
+  usage(): ResourceUsage {
+    const cpu = this.#read('cpu', 'cpu.stat');
+    const { cpu: cpuHierarchy, memory: memoryHierarchy } = hierarchies();
+    const cpuOld = cpuHierarchy?.version === 1;
+    const memoryOld = memoryHierarchy?.version === 1;
+    const memory = this.#read('memory', memoryOld ? 'memory.oom_control' : 'memory.events');
+    return {
+      // v1 counts it in a hierarchy of its own.
+      cpu_ms: cpuOld ? null : scaled(pick(cpu, 'usage_usec'), 1000),
+      cpu_throttled_periods: pick(cpu, 'nr_throttled'),
+      cpu_throttled_ms: cpuOld ? scaled(pick(cpu, 'throttled_time'), 1e6) : scaled(pick(cpu, 'throttled_usec'), 1000),
+      memory_bytes: this.#number('memory', memoryOld ? 'memory.usage_in_bytes' : 'memory.current'),
+      memory_refused: memoryOld ? this.#number('memory', 'memory.failcnt') : pick(memory, 'max'),
+      memory_kills: pick(memory, 'oom_kill'),
+      pids: this.#number('pids', 'pids.current'),
+      pids_refused: pick(this.#read('pids', 'pids.events'), 'max'),
+    };
+  }
+
+  /** The limit that it was ended for, when the kernel ended it for one. */
+  exceeded(): string | undefined {
+    const { memory_kills: kills } = this.usage();
+    const { memoryMib } = this.#limits;
+    if (!kills) return undefined;
+    return memoryMib === undefined ? "this host's memory" : `memory, ${memoryMib} MiB`;
+  }
+
+  /** Its VM has been reaped. What that has left behind, against the rules of its jail, is ended. */
+  remove(): void {
+    for (const dir of this.#dirs) {
+      for (let tries = 0; !isRemoved(dir, tries === END_TRIES); tries++) {
+        writeWhereItIs(this.#path('pids', 'pids.max') ?? '', '0');
+        for (const pid of words(join(dir, 'cgroup.procs')).map(Number)) endProcess(pid);
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, END_MS);
+      }
+    }
+  }
+
+  /** One for each hierarchy in which it is. */
+  get #dirs(): string[] {
+    const all = Object.values(hierarchies()).map((hierarchy) => this.#dir(hierarchy));
+    return [...new Set(all)].filter((dir) => existsSync(dir));
+  }
+
+  #dir({ root }: Hierarchy): string {
+    return join(root, GROUP, this.name);
+  }
+
+  #make(controller: Controller): string {
+    const hierarchy = hierarchies()[controller];
+    if (!hierarchy) throw new Error(`this host has no cgroup controller '${controller}'`);
+    mkdirSync(join(hierarchy.root, GROUP), { recursive: true });
+    if (hierarchy.version === 2) enable(hierarchy.root, [controller]);
+    const dir = this.#dir(hierarchy);
+    mkdirSync(dir, { recursive: true });
+    return dir;
+  }
+
+  #path(controller: Controller, file: string): string | undefined {
+    const hierarchy = hierarchies()[controller];
+    return hierarchy && join(this.#dir(hierarchy), file);
+  }
+
+  #read(controller: Controller, file: string): string {
+    return textOf(this.#path(controller, file));
+  }
+
+  #number(controller: Controller, file: string): number | null {
+    const text = this.#read(controller, file).trim();
+    return /^\d+$/.test(text) ? Number(text) : null;
+  }
+}
+
+/** A process takes a moment to die. */
+const END_TRIES = 50;
+const END_MS = 2;
+
+/** Throws EBUSY when it must be. */
+const isRemoved = (dir: string, must: boolean): boolean => {
+  try {
+    removeCgroup(dir);
+    return true;
+  } catch (error) {
+    if (must || errnoOf(error) !== 'EBUSY') throw error;
+    return false;
+  }
+};
+
+const endProcess = (pid: number): void => {
+  try {
+    if (pid > 0) process.kill(pid, 'SIGKILL');
+  } catch {
+    // Gone by itself.
+  }
+};
+
+const failure = (error: unknown): ForkdError =>
+  error instanceof ForkdError ? error : new ForkdError('CGROUP_FAILED', { reason: reasonOf(error) }, error);
+
+const controllersOf = (change: LimitsChange): Controller[] =>
+  (Object.keys(change) as (keyof ResourceLimits)[]).map((key) => OF[key]);
+
+type Write = (dir: string, version: 1 | 2, value: number | null, disk: string | undefined) => void;
+
+const WRITE: Record<keyof ResourceLimits, Write> = {
+  cpus: (dir, version, cpus) => {
+    const quota = cpus === null ? undefined : Math.round(cpus * PERIOD_US);
+    if (version === 2) return writeFileSync(join(dir, 'cpu.max'), `${quota ?? 'max'} ${PERIOD_US}`);
+    writeFileSync(join(dir, 'cpu.cfs_period_us'), String(PERIOD_US));
+    writeFileSync(join(dir, 'cpu.cfs_quota_us'), String(quota ?? -1));
+  },
+  memoryMib: (dir, version, mib) => {
+    const bytes = mib === null ? undefined : mib * MiB;
+    if (version === 2) {
+      writeFileSync(join(dir, 'memory.max'), String(bytes ?? 'max'));
+      writeWhereItIs(join(dir, 'memory.swap.max'), bytes === undefined ? 'max' : '0');
+      return;
+    }
+    // Memory and swap together are never less than memory alone: which is written first depends on the way it goes.
+    const both = join(dir, 'memory.memsw.limit_in_bytes');
+    const memory = join(dir, 'memory.limit_in_bytes');
+    const rises = bytes === undefined || bytes > Number(textOf(memory));
+    for (const file of rises ? [both, memory] : [memory, both]) {
+      if (file === memory) writeFileSync(file, String(bytes ?? -1));
+      else writeWhereItIs(file, String(bytes ?? -1));
+    }
+  },
+  ioMibPerS: (dir, version, mib, disk) => {
+    const device = disk === undefined ? undefined : wholeDevice(statSync(disk).dev);
+    if (device === undefined) throw new Error('its disk is on no block device whose rate the kernel can limit');
+    const rate = mib === null ? undefined : Math.round(mib * MiB);
+    if (version === 2)
+      return writeFileSync(join(dir, 'io.max'), `${device} rbps=${rate ?? 'max'} wbps=${rate ?? 'max'}`);
+    for (const way of ['read', 'write'])
+      writeFileSync(join(dir, `blkio.throttle.${way}_bps_device`), `${device} ${rate ?? 0}`);
+  },
+  pids: (dir, _version, pids) => writeFileSync(join(dir, 'pids.max'), String(pids ?? 'max')),
+};
+
+/** Swap is not accounted on every host. */
+const writeWhereItIs = (path: string, value: string): void => {
+  if (existsSync(path)) writeFileSync(path, value);
+};
+
+/** `major:minor` of the disk that a file system's device is, or is a partition of; undefined for one that the kernel makes up. */
+const wholeDevice = (dev: number): string | undefined => {
+  const number = `${(dev >> 8) & 0xfff}:${(dev & 0xff) | ((dev >> 12) & 0xfff00)}`;
+  const dir = `/sys/dev/block/${number}`;
+  if (!existsSync(dir)) return undefined;
+  return existsSync(`${dir}/partition`) ? readFileSync(`${dir}/../dev`, 'utf8').trim() : number;
+};
+
+const textOf = (path: string | undefined): string => {
+  try {
+    return path === undefined ? '' : readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+};
+
+const words = (path: string): string[] => textOf(path).trim().split(/\s+/);
+
+/** The number in the line of `key` of a file of `key number` lines. */
+const pick = (text: string, key: string): number | null => {
+  const found = new RegExp(`^${key} (\\d+)$`, 'm').exec(text)?.[1];
+  return found === undefined ? null : Number(found);
+};
+
+const scaled = (value: number | null, by: number): number | null => (value === null ? null : Math.round(value / by));
+
+/** The group must be empty. */
 export const removeCgroup = (dir: string): void => {
   try {
     rmdirSync(dir);
@@ -71,13 +358,15 @@ export const removeCgroup = (dir: string): void => {
   }
 };
 
-/** Groups of children that no longer run. */
+/** Groups of VMs that no longer run. */
 export const emptyCgroups = (): string[] => {
-  const hierarchy = memoryHierarchy();
-  const parent = hierarchy && join(hierarchy.root, GROUP);
-  if (!parent || !existsSync(parent)) return [];
-  return readdirSync(parent, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory())
-    .map((entry) => join(parent, entry.name))
-    .filter((dir) => readFileSync(join(dir, 'cgroup.procs'), 'utf8').trim() === '');
+  const parents = [...new Set(Object.values(hierarchies()).map(({ root }) => join(root, GROUP)))];
+  return parents
+    .filter((parent) => existsSync(parent))
+    .flatMap((parent) =>
+      readdirSync(parent, { withFileTypes: true })
+        .filter((entry) => entry.isDirectory())
+        .map((entry) => join(parent, entry.name)),
+    )
+    .filter((dir) => textOf(join(dir, 'cgroup.procs')).trim() === '');
 };

@@ -4,12 +4,14 @@
  */
 import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
+import { JAIL_CLONE3, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
 import { limits } from '../../contract/limits.js';
 import type { Confinement } from '../../contract/task.js';
+import { hierarchies } from './cgroup.js';
 
 /** The parts, in the order in which `forkd doctor` lists them. */
-export type JailPart = 'namespaces' | 'user' | 'seccomp';
+export const JAIL_PARTS = ['namespaces', 'user', 'seccomp'] as const;
+export type JailPart = (typeof JAIL_PARTS)[number];
 
 export interface JailAbility {
   /** Why a part cannot be had, by part; a part that is not here can. */
@@ -76,12 +78,16 @@ export const makeJail = ({ ownNetwork = true } = {}): Jail => {
       ],
     },
     terms: {
-      flags: (missing.namespaces === undefined ? JAIL_ROOT : 0) | (range ? JAIL_USER : 0),
+      flags:
+        (missing.namespaces === undefined ? JAIL_ROOT : 0) | (range ? JAIL_USER : 0) | (hasUnified() ? JAIL_CLONE3 : 0),
       uid,
       gid: uid,
     },
   };
 };
+
+/** Children are born in groups of cgroup v2. */
+const hasUnified = (): boolean => Object.values(hierarchies()).some(({ version }) => version === 2);
 
 /**
  * User ids that belong to nobody: one is taken at random for each template, so that no list has to be kept of those in use. Where

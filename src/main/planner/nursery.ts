@@ -1,11 +1,10 @@
 /** The children of one fan-out, from planned to ready: turns what workers tell into sandboxes that the main thread owns. */
 import { randomBytes } from 'node:crypto';
-import { join } from 'node:path';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply, ForkRequest as IdentityRequest } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
-import type { StartedVmm, TaskEvent } from '../../contract/task.js';
-import { removeCgroup } from '../host/cgroup.js';
+import type { CgroupPlaces, StartedVmm, TaskEvent } from '../../contract/task.js';
+import type { Cgroup } from '../host/cgroup.js';
 import type { WorkDir } from '../host/workdir.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
@@ -24,13 +23,13 @@ export class Nursery {
   readonly firstResults = new Map<number, EvalReply>();
   readonly #born = new Map<number, Sandbox>();
   readonly #planned: Map<number, PlannedChild>;
-  readonly #cgroups: Map<number, string>;
+  readonly #cgroups: Map<number, Cgroup>;
   #ready = 0;
 
   constructor(
     readonly plan: Plan,
     readonly workDir: WorkDir,
-    cgroups: Map<number, string>,
+    cgroups: Map<number, Cgroup>,
     /** Descriptor numbers inside hot-forked children. */
     readonly numbers: Omit<TemplatePort, 'controlFd'> | undefined,
     readonly hooks: { signal?: AbortSignal; onReady?: (ready: number) => void; onEnd?: (sandbox: Sandbox) => void },
@@ -50,15 +49,9 @@ export class Nursery {
   #adopt(vmm: StartedVmm): void {
     const child = this.#planned.get(vmm.index);
     if (!child) return;
-    const birth = { ...this.#birth(child), consolePath: this.consoleOf(child.index) };
-    this.#own(
-      child,
-      new Sandbox(birth, vmm, (ended) => {
-        const group = this.#cgroups.get(child.index);
-        if (group) removeCgroup(group);
-        this.hooks.onEnd?.(ended);
-      }),
-    );
+    const cgroup = this.#cgroups.get(child.index);
+    const birth = { ...this.#birth(child), consolePath: this.consoleOf(child.index), ...(cgroup ? { cgroup } : {}) };
+    this.#own(child, new Sandbox(birth, vmm, (ended) => this.hooks.onEnd?.(ended)));
   }
 
   /** A spare becomes this child. */
@@ -73,7 +66,7 @@ export class Nursery {
   }
 
   #birth(child: PlannedChild) {
-    const { tag, isolation, memoryLimitMib, snapshot } = this.plan;
+    const { tag, isolation, snapshot } = this.plan;
     return {
       id: child.id,
       index: child.index,
@@ -82,7 +75,6 @@ export class Nursery {
       isolation,
       snapshot,
       ...(child.netns ? { netns: child.netns } : {}),
-      ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
       ...(this.numbers ? { numbers: this.numbers } : {}),
     };
   }
@@ -91,9 +83,12 @@ export class Nursery {
     return this.workDir.file(`child-${index}.console`);
   }
 
-  cgroupProcs(index: number): string[] {
-    const group = this.#cgroups.get(index);
-    return group ? [join(group, 'cgroup.procs')] : [];
+  groups(index: number): CgroupPlaces {
+    return this.#cgroups.get(index)?.places ?? { cgroupProcs: [] };
+  }
+
+  procsOf(index: number): string[] {
+    return this.#cgroups.get(index)?.procs ?? [];
   }
 
   /** What makes the child unique, made for it alone and used once. */

@@ -1,6 +1,7 @@
 /** Turns a request and the host's state into a plan. Pure: nothing is started, opened or asked here. */
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import { type ResourceLimits, resourceProblem } from '../../contract/resources.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import { type HostResources, requireRoom } from './admission.js';
 
@@ -11,6 +12,12 @@ export interface ForkRequest {
   require?: Isolation;
   perChildNetns?: boolean;
   memoryLimitMib?: number;
+  /** See contract/resources.ts. */
+  cpus?: number;
+  ioMibPerS?: number;
+  pids?: number;
+  /** Refuse where this host cannot enforce the whole jail and every limit. */
+  strict?: boolean;
   hugePages?: boolean;
   /** Load and check all of the memory before anything runs, instead of when it is touched. */
   eager?: boolean;
@@ -54,7 +61,7 @@ export interface Plan {
   isolation: Isolation;
   snapshot: SnapshotManifest;
   children: PlannedChild[];
-  memoryLimitMib?: number;
+  limits: ResourceLimits;
 }
 
 /** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, MEMORY_SHORT. */
@@ -82,8 +89,18 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
     isolation: snapshot.isolation,
     snapshot,
     children,
-    ...(request.memoryLimitMib === undefined ? {} : { memoryLimitMib: request.memoryLimitMib }),
+    limits: limitsOf(request),
   };
+};
+
+/** Throws ARGUMENT_INVALID. */
+const limitsOf = ({ memoryLimitMib: memoryMib, cpus, ioMibPerS, pids }: ForkRequest): ResourceLimits => {
+  const wanted = Object.entries({ memoryMib, cpus, ioMibPerS, pids }).filter(([, value]) => value !== undefined);
+  for (const [what, value] of wanted) {
+    const problem = resourceProblem(what as keyof ResourceLimits, value as number);
+    if (problem !== undefined) throw new ForkdError('REQUEST_REFUSED', { reason: problem });
+  }
+  return Object.fromEntries(wanted);
 };
 
 /** A hot fork wherever it can be had; else the reason why not. */

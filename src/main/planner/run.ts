@@ -3,10 +3,11 @@ import { join } from 'node:path';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
-import { createCgroup, removeCgroup } from '../host/cgroup.js';
+import { Cgroup } from '../host/cgroup.js';
 import { WorkDir } from '../host/workdir.js';
 import type { LoadedSnapshot } from '../memory/loaded.js';
 import type { Pool } from '../pool.js';
+import { end } from '../sandbox/end.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 import type { Lane } from '../template/lane.js';
 import type { Spares } from '../template/spares.js';
@@ -38,6 +39,8 @@ export interface RunContext {
   origin: Origin;
   /** The children live as long as somebody holds their descriptors, not as long as this process. */
   tied?: boolean;
+  /** No groups for the children, not even those that every child has. */
+  unlimited?: boolean;
   signal?: AbortSignal;
   onReady?: (ready: number) => void;
   onEnd?: (sandbox: Sandbox) => void;
@@ -67,7 +70,10 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     signal?.throwIfAborted();
     const workDir = WorkDir.create('fork', plan.tag);
     undo.push(() => workDir.close());
-    const cgroups = makeCgroups(plan, undo);
+    const spares = origin.spares?.take(plan.children.length) ?? [];
+    undo.push(() => end(spares));
+    const rest = plan.children.slice(spares.length);
+    const cgroups = context.unlimited ? new Map() : makeCgroups(plan, rest, undo);
     const children = new Nursery(plan, workDir, cgroups, origin.lanes?.[0]?.port, {
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
@@ -80,11 +86,9 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     const job = { request, context, nursery: children, cancel };
     undo.push(() => children.returnAll());
     const forkUs: number[] = [];
-    const spares = origin.spares?.take(plan.children.length) ?? [];
     spares.forEach((spare, i) => {
       children.adoptSpare(plan.children[i] as PlannedChild, spare);
     });
-    const rest = plan.children.slice(spares.length);
     let failures = await settleBatches(
       [...spareBatches(plan.children, spares, job), ...freshBatches(rest, job)],
       children,
@@ -118,13 +122,14 @@ interface Job {
   cancel: Int32Array;
 }
 
-const makeCgroups = (plan: Plan, undo: Undo): Map<number, string> => {
-  const cgroups = new Map<number, string>();
-  for (const child of plan.children) {
-    if (plan.memoryLimitMib === undefined) break;
-    const dir = createCgroup(child.id, plan.memoryLimitMib);
-    cgroups.set(child.index, dir);
-    undo.push(() => removeCgroup(dir));
+/** Spares have theirs. */
+const makeCgroups = (plan: Plan, children: PlannedChild[], undo: Undo): Map<number, Cgroup> => {
+  const cgroups = new Map<number, Cgroup>();
+  for (const child of children) {
+    const cgroup = Cgroup.create(child.id, plan.limits, plan.snapshot.rootfs);
+    if (!cgroup) break;
+    cgroups.set(child.index, cgroup);
+    undo.push(() => cgroup.remove());
   }
   return cgroups;
 };
@@ -184,7 +189,7 @@ const hotBatches = (children: PlannedChild[], lanes: Lane[], job: Job): Batch[] 
       index: child.index,
       name: `child ${child.index}`,
       consolePath: nursery.consoleOf(child.index),
-      cgroupProcs: nursery.cgroupProcs(child.index),
+      ...nursery.groups(child.index),
       identity: nursery.identity(child, request.env),
     }));
     const outcome = (lanes[w] as Lane).take((port) =>
@@ -211,7 +216,7 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
           name: `child ${child.index}`,
           consolePath: nursery.consoleOf(child.index),
           memfd: cold.snapshot.memory.memfd,
-          cgroupProcs: nursery.cgroupProcs(child.index),
+          cgroupProcs: nursery.procsOf(child.index),
           ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
         }),
         ...(context.tied ? { tether: { library: tetherPath, target: VmmFd.tether } } : {}),

@@ -18,11 +18,13 @@ import {
   STREAMS_GENERATION,
 } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
+import { type LimitsBody, type LimitsChange, limitsBody, type ResourceUsage } from '../../contract/resources.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js';
 import { type ExitStatus, native } from '../../native/binding.js';
 import { AgentClient } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
+import type { Cgroup } from '../host/cgroup.js';
 import { takeLoss } from '../memory/lazy.js';
 import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
 
@@ -35,6 +37,7 @@ export interface SandboxInfo {
   pid: number;
   netns: string | null;
   memory_limit_mib: number | null;
+  limits: LimitsBody;
   created_at_unix: number;
   receipt: ForkReceipt | null;
 }
@@ -47,7 +50,8 @@ export interface Birth {
   isolation: Isolation;
   consolePath: string;
   netns?: string;
-  memoryLimitMib?: number;
+  /** Where its limits are set. */
+  cgroup?: Cgroup;
   /** The snapshot that it comes from. */
   snapshot?: SnapshotManifest;
   /** Descriptor numbers inside it, when it was hot-forked: those of its template. */
@@ -79,6 +83,8 @@ export class Sandbox {
   #lastWords: { panic?: string | undefined; console: string } = { console: '' };
   #status: ExitStatus | undefined;
   #loss: ForkdError | undefined;
+  /** The limit that the kernel ended it for. */
+  #exceeded: string | undefined;
 
   constructor(
     birth: Birth,
@@ -95,6 +101,7 @@ export class Sandbox {
         native.fdClose(vmm.pidfd);
         this.loss();
         if (!this.#killed) this.#lastWords = lastWordsOf(this.#birth.consolePath);
+        this.#exceeded = this.#leaveGroup();
         this.#closeWhenUnused();
         this.#onEnd?.(this);
         resolve(status);
@@ -111,6 +118,32 @@ export class Sandbox {
     this.state = 'dead';
     this.#closed = true;
     return { code: null, signal: null };
+  }
+
+  /** The group is empty now. What it was ended for is read first. */
+  #leaveGroup(): string | undefined {
+    const { cgroup } = this.#birth;
+    const exceeded = this.#killed ? undefined : cgroup?.exceeded();
+    try {
+      cgroup?.remove();
+    } catch {
+      // Somebody else has put a process there; `forkd cleanup` tells of it.
+    }
+    return exceeded;
+  }
+
+  /** Changes what it may use. Throws LIMITS_IMPOSSIBLE, CGROUP_FAILED, VMM_DIED. */
+  limit(change: LimitsChange): void {
+    if (this.state === 'dead') throw this.death();
+    if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
+    this.#birth.cgroup.changeRunning(this.vmm.pid, change);
+  }
+
+  /** Throws VMM_DIED, LIMITS_IMPOSSIBLE. */
+  usage(): ResourceUsage {
+    if (this.state === 'dead') throw this.death();
+    if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
+    return this.#birth.cgroup.usage();
   }
 
   get birth(): Birth {
@@ -146,9 +179,10 @@ export class Sandbox {
     this.times = times;
   }
 
-  /** A spare gets the name of the child that was asked for. Its own console stays. It is starting again, lent to a worker until `returned`. */
-  becomes(birth: Omit<Birth, 'consolePath'>, onEnd?: (sandbox: Sandbox) => void): void {
-    this.#birth = { ...birth, consolePath: this.#birth.consolePath };
+  /** A spare gets the name of the child that was asked for. Its own console stays, and its group. It is starting again, lent to a worker until `returned`. */
+  becomes(birth: Omit<Birth, 'consolePath' | 'cgroup'>, onEnd?: (sandbox: Sandbox) => void): void {
+    const { consolePath, cgroup } = this.#birth;
+    this.#birth = { ...birth, consolePath, ...(cgroup ? { cgroup } : {}) };
     this.#onEnd = onEnd;
     this.#borrowers++;
     this.createdAt = now();
@@ -227,6 +261,8 @@ export class Sandbox {
     if (this.#loss) return this.#loss;
     const vm = `child ${this.birth.index}`;
     const { panic, console } = this.#lastWords;
+    if (this.#exceeded !== undefined) return new ForkdError('LIMIT_EXCEEDED', { vm, limit: this.#exceeded });
+    if (this.#status?.signal === constants.signals.SIGSYS) return new ForkdError('JAIL_BROKEN', { vm, console });
     if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic });
     return new ForkdError('VMM_DIED', { vm, how: describe(this.#status), console });
   }
@@ -264,7 +300,7 @@ export class Sandbox {
   }
 
   info(): SandboxInfo {
-    const { id, index, tag, hostname, isolation, netns, memoryLimitMib } = this.birth;
+    const { id, index, tag, hostname, isolation, netns, cgroup } = this.birth;
     return {
       id,
       index,
@@ -273,7 +309,8 @@ export class Sandbox {
       isolation,
       pid: this.vmm.pid,
       netns: netns ?? null,
-      memory_limit_mib: memoryLimitMib ?? null,
+      memory_limit_mib: cgroup?.limits.memoryMib ?? null,
+      limits: limitsBody(cgroup?.limits),
       created_at_unix: this.createdAt,
       receipt: this.receipt ?? null,
     };

@@ -3,8 +3,16 @@ import { dirname } from 'node:path';
 import { reasonOf } from '../../contract/errors.js';
 import type { ForkReceipt } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
+import {
+  type LimitsBody,
+  type LimitsChange,
+  limitsBody,
+  limitsOfBody,
+  type ResourceLimits,
+} from '../../contract/resources.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
+import { Cgroup } from '../host/cgroup.js';
 import { identify, isRunning, type ProcessIdentity } from '../host/process.js';
 import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
@@ -23,6 +31,9 @@ export interface SandboxRecord {
   console_path: string;
   netns: string | null;
   memory_limit_mib: number | null;
+  /** Its group and what it is limited to there; records of older daemons have none. */
+  cgroup?: string | null;
+  limits?: LimitsBody;
   /** Which snapshot of that tag it comes from. */
   snapshot: { created_at_unix: number; memory_root: string } | null;
   /** Descriptor numbers inside it, when it was hot-forked. */
@@ -31,7 +42,7 @@ export interface SandboxRecord {
 }
 
 export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRecord => {
-  const { index, tag, hostname, isolation, consolePath, netns, memoryLimitMib, snapshot, numbers } = birth;
+  const { index, tag, hostname, isolation, consolePath, netns, cgroup, snapshot, numbers } = birth;
   return {
     process: identify(vmm.pid) ?? null,
     created_at_unix: createdAt,
@@ -41,7 +52,9 @@ export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRe
     isolation,
     console_path: consolePath,
     netns: netns ?? null,
-    memory_limit_mib: memoryLimitMib ?? null,
+    memory_limit_mib: cgroup?.limits.memoryMib ?? null,
+    cgroup: cgroup?.name ?? null,
+    limits: limitsBody(cgroup?.limits),
     snapshot: snapshot ? { created_at_unix: snapshot.created_at_unix, memory_root: snapshot.memory_root } : null,
     numbers: numbers && vmm.controlFd !== undefined ? numbersOf(numbers) : null,
     receipt: receipt ?? null,
@@ -64,8 +77,14 @@ export const keptFdsOf = ({ state, vmm, birth }: Sandbox): KeptFds | undefined =
   return { life, qmp: vmm.qmpFd, agent: vmm.agentFd, lock };
 };
 
+const present = (limits: LimitsChange): ResourceLimits =>
+  Object.fromEntries(Object.entries(limits).filter(([, value]) => value !== null));
+
 const birthOf = (id: string, record: SandboxRecord, snapshot: SnapshotManifest | undefined): Birth => {
-  const { index, snapshot_tag: tag, hostname, isolation, console_path, netns, memory_limit_mib, numbers } = record;
+  const { index, snapshot_tag: tag, hostname, isolation, console_path, netns, numbers } = record;
+  // An older daemon named the group of a VM with a memory limit after it.
+  const { memory_limit_mib: memory, cgroup = memory === null ? null : id } = record;
+  const limits = present(limitsOfBody(record.limits ?? { memory_limit_mib: memory }));
   return {
     id,
     index,
@@ -74,7 +93,7 @@ const birthOf = (id: string, record: SandboxRecord, snapshot: SnapshotManifest |
     isolation,
     consolePath: console_path,
     ...(netns === null ? {} : { netns }),
-    ...(memory_limit_mib === null ? {} : { memoryLimitMib: memory_limit_mib }),
+    ...(cgroup == null ? {} : { cgroup: Cgroup.open(cgroup, limits, snapshot?.rootfs) }),
     ...(snapshot ? { snapshot } : {}),
     ...(numbers ? { numbers } : {}),
   };

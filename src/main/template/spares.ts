@@ -4,11 +4,14 @@
  * What a child pays in its first moments (copied pages, page tables, translated code) is paid by then.
  * docs/decisions/0025-spare-children.md has the reasons.
  */
+import { randomBytes } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import { sandboxId } from '../../contract/names.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
 import type { TaskEvent } from '../../contract/task.js';
+import { Cgroup } from '../host/cgroup.js';
 import { meminfo } from '../host/resources.js';
 import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
@@ -29,6 +32,8 @@ export interface SparesOptions {
   firstEval?: string;
   /** As RunContext.tied: one that waits is held by nobody else. */
   tied?: boolean;
+  /** As RunContext.unlimited. */
+  unlimited?: boolean;
 }
 
 export class Spares {
@@ -98,10 +103,14 @@ export class Spares {
     const { pool, firstEval, tied = false } = this.options;
     const index = ++this.#serial;
     const consolePath = this.#workDir.file(`child-${index}.console`);
-    const child = { index, name: `spare ${index}`, consolePath, cgroupProcs: [], identity: rehearsalIdentity() };
+    // Named as a sandbox, so that `cleanup` knows how old it is.
+    const name = sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE());
+    const cgroup = this.options.unlimited ? undefined : Cgroup.create(name, {}, this.options.manifest.rootfs);
+    const places = cgroup?.places ?? { cgroupProcs: [] };
+    const child = { index, name: `spare ${index}`, consolePath, ...places, identity: rehearsalIdentity() };
     const born: Sandbox[] = [];
     const onEvent = (event: TaskEvent) => {
-      if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath));
+      if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath, cgroup));
       if (event.type === 'ready') born[0]?.ready(event.receipt, event.times);
     };
     const input = {
@@ -124,16 +133,22 @@ export class Spares {
       await end(born);
       throw error;
     } finally {
+      if (born.length === 0) cgroup?.remove();
       for (const sandbox of born) sandbox.returned();
     }
   }
 
-  #adopt({ vmm }: Extract<TaskEvent, { type: 'spawned' }>, lane: Lane, consolePath: string): Sandbox {
+  #adopt(
+    { vmm }: Extract<TaskEvent, { type: 'spawned' }>,
+    lane: Lane,
+    consolePath: string,
+    cgroup: Cgroup | undefined,
+  ): Sandbox {
     const { manifest } = this.options;
     const { tag, isolation } = manifest;
     const { controlFd: _, ...numbers } = lane.port;
     const birth = { id: `spare of ${tag}`, index: vmm.index, tag, hostname: '', isolation, consolePath };
-    const sandbox = new Sandbox({ ...birth, snapshot: manifest, numbers }, vmm);
+    const sandbox = new Sandbox({ ...birth, snapshot: manifest, numbers, ...(cgroup ? { cgroup } : {}) }, vmm);
     this.#living.add(sandbox);
     void sandbox.ended.then(() => this.#buried(sandbox));
     return sandbox;

@@ -15,16 +15,19 @@ import {
   evalSchema,
   execSchema,
   type LabelQuery,
+  type LimitBody,
   labelQuerySchema,
+  limitSchema,
   type RunBody,
   runSchema,
   type SpawnBody,
   spawnSchema,
 } from '../../../contract/rest.js';
+import { limitsOfBody } from '../../../contract/resources.js';
 import type { Context } from '../context.js';
 import { labelFilter } from '../labels.js';
 import { bodyOf } from '../registry.js';
-import { requireMemoryLimit, spawn } from '../spawn.js';
+import { limitsOfRequest, requireLimits, spawn } from '../spawn.js';
 import { storedTag } from '../tags.js';
 
 type WithId = { Params: { id: string } };
@@ -51,9 +54,9 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     async (request, reply) => {
       const { body } = request;
       request.object = body.snapshot_tag;
-      const { n, memory_limit_mib, labels = {}, ttl_secs: ttlSecs = null, idle_secs: idleSecs = null } = body;
+      const { n, labels = {}, ttl_secs: ttlSecs = null, idle_secs: idleSecs = null } = body;
       if (n < 1 || n > limits.spawnMax) throw refused(`n must be between 1 and ${limits.spawnMax}, not ${n}`);
-      requireMemoryLimit(memory_limit_mib);
+      const wantedLimits = limitsOfRequest(body);
       const tag = storedTag(engine.store, body.snapshot_tag);
       snapshots.requireReady(tag);
       const wanted = {
@@ -61,7 +64,8 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
         n,
         perChildNetns: body.per_child_netns,
         hugePages: body.live_fork && body.hugepages,
-        ...(typeof memory_limit_mib === 'number' ? { memoryLimitMib: memory_limit_mib } : {}),
+        strict: body.strict,
+        ...wantedLimits,
       };
       const entries = await spawn(context, wanted, { labels, ttlSecs, idleSecs });
       for (const entry of entries) registry.add(entry);
@@ -82,6 +86,26 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     '/v1/sandboxes/:id',
     { config: { summary: 'One sandbox.', replies: { 200: { schema: 'Sandbox' } } } },
     ({ params }) => bodyOf(registry.get(params.id)),
+  );
+
+  app.patch<WithId & { Body: LimitBody }>(
+    '/v1/sandboxes/:id',
+    {
+      schema: { body: limitSchema },
+      config: { summary: 'Change its limits while it runs; null lifts one.', replies: { 200: { schema: 'Sandbox' } } },
+    },
+    async ({ params, body }) => {
+      const entry = registry.get(params.id);
+      engine.limit(params.id, requireLimits(limitsOfBody(body)));
+      await context.survivors.update(entry);
+      return bodyOf(entry);
+    },
+  );
+
+  app.get<WithId>(
+    '/v1/sandboxes/:id/usage',
+    { config: { summary: 'What it uses, and where it met its limits.', replies: { 200: { schema: 'Usage' } } } },
+    ({ params }) => registry.get(params.id).sandbox.usage(),
   );
 
   app.delete<WithId>(

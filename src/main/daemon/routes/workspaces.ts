@@ -9,7 +9,7 @@ import {
 } from '../../../contract/rest.js';
 import type { Context } from '../context.js';
 import { labelFilter } from '../labels.js';
-import { requireMemoryLimit } from '../spawn.js';
+import { limitsOfRequest } from '../spawn.js';
 import { newTag, storedTag } from '../tags.js';
 import type { Workspaces } from '../workspaces.js';
 
@@ -42,7 +42,7 @@ export const workspaceRoutes = (app: FastifyInstance, { engine }: Context, works
       const name = newTag(body.name);
       request.object = name;
       const tag = storedTag(engine.store, body.snapshot_tag);
-      requireMemoryLimit(body.memory_limit_mib);
+      limitsOfRequest({ memory_limit_mib: body.memory_limit_mib ?? null });
       return reply.code(201).send(await workspaces.create({ ...body, name, snapshot_tag: tag }));
     },
   );

@@ -2,6 +2,7 @@
 import { findQemu } from '../../vmm/find.js';
 import { type Check, type CheckResult, type Host, runCheck, type Status } from './check.js';
 import * as files from './files.js';
+import { jailChecks } from './jail.js';
 import * as machine from './machine.js';
 import * as network from './network.js';
 import * as vmm from './vmm.js';
@@ -28,7 +29,7 @@ const CHECKS: Check[] = [
   files.tempDirectory,
   machine.memory,
   machine.descriptors,
-  machine.cgroup,
+  ...jailChecks,
   machine.memfd,
   machine.pidfd,
   machine.userfaultfd,

@@ -3,7 +3,6 @@ import { closeSync, readdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { formatBytes, MiB } from '../../../contract/units.js';
 import { native } from '../../../native/binding.js';
-import { memoryHierarchy } from '../cgroup.js';
 import { hostResources, meminfo } from '../resources.js';
 import { type Check, fail, pass, readText, skip, warn } from './check.js';
 
@@ -27,19 +26,6 @@ export const hardwareVirtualisation: Check = {
     return skip('none; emulation needs none', {
       hint: 'For KVM: switch on VT-x or AMD-V in the BIOS, or nested virtualisation in the cloud.',
     });
-  },
-};
-
-export const cgroup: Check = {
-  name: 'cgroup v2',
-  run: () => {
-    const hierarchy = memoryHierarchy();
-    if (!hierarchy)
-      return warn('no memory controller: --memory-limit-mib is refused', { hint: 'Mount cgroup2 on /sys/fs/cgroup.' });
-    const rights = process.getuid?.() === 0 ? '' : '; limits need root';
-    if (hierarchy.version === 1)
-      return pass(`the memory controller of cgroup v1, ${hierarchy.root}, is used instead${rights}`);
-    return pass(`${readText(`${hierarchy.root}/cgroup.controllers`) ?? ''}${rights}`);
   },
 };
 

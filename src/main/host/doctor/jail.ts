@@ -1,0 +1,48 @@
+/** What of the jail and of the limits of a VM this host can enforce. `--strict` refuses to run without any of it. */
+import { CONTROLLERS, cgroupProblem, type Controller, hierarchies } from '../cgroup.js';
+import { JAIL_PARTS, jailAbility, type JailPart } from '../jail.js';
+import { type Check, pass, warn } from './check.js';
+
+const WORKS: Record<JailPart, string> = {
+  namespaces: 'VMs get mount, ipc, uts and network namespaces of their own, and an empty root',
+  user: 'each template and its children are a user that nobody has',
+  seccomp: 'VMs may make only the system calls that they need, and gain no privileges',
+};
+
+const MISSING: Record<JailPart, string> = {
+  namespaces: 'VMs see the files and networks that this user sees',
+  user: 'VMs run as this user',
+  seccomp: 'VMs may make any system call',
+};
+
+const LIMIT: Record<Controller, string> = {
+  cpu: '--cpus',
+  memory: '--memory-limit-mib',
+  io: '--io-mib-per-s',
+  pids: '--pids',
+};
+
+const partCheck = (part: JailPart): Check => ({
+  name: `jail ${part}`,
+  run: () => {
+    const reason = jailAbility().missing[part];
+    if (reason === undefined) return pass(WORKS[part]);
+    return warn(`${MISSING[part]}: ${reason}`, { hint: 'Run as root, with these capabilities.' });
+  },
+});
+
+const controllerCheck = (controller: Controller): Check => ({
+  // The reference's name for the one that it has.
+  name: controller === 'memory' ? 'cgroup v2' : `cgroup ${controller}`,
+  run: () => {
+    const reason = cgroupProblem(controller);
+    if (reason !== undefined)
+      return warn(`${LIMIT[controller]} is refused: ${reason}`, {
+        hint: 'Run as root; mount cgroup2 on /sys/fs/cgroup where nothing is.',
+      });
+    const found = hierarchies()[controller];
+    return pass(`the ${controller} controller of cgroup v${found?.version}, ${found?.root}`);
+  },
+});
+
+export const jailChecks: Check[] = [...JAIL_PARTS.map(partCheck), ...CONTROLLERS.map(controllerCheck)];

@@ -1,0 +1,124 @@
+/** Limits of real children: set at birth, changed while they run, and what exceeds them is held and named. */
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { ForkdError } from '../../src/contract/errors.js';
+import { Engine } from '../../src/main/engine.js';
+import { type Controller, hierarchies } from '../../src/main/host/cgroup.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
+import { CLI, start } from '../support/cli.js';
+import { BASE_TAG, sharedData } from '../support/world.js';
+
+process.env['XDG_DATA_HOME'] = sharedData();
+
+const limits = suite<{ engine: Engine }>('limits of children');
+
+limits.before((context) => {
+  context.engine = new Engine({ resident: true });
+});
+limits.after(({ engine }) => engine.close());
+
+/** A file of the child's group, in the words of v1 or of v2. */
+const fileOf = ({ birth }: Sandbox, controller: Controller, v1: string, v2: string): string => {
+  const found = hierarchies()[controller];
+  return join(found?.root ?? '', 'forkd', birth.cgroup?.name ?? '', found?.version === 1 ? v1 : v2);
+};
+const read = (path: string): string => readFileSync(path, 'utf8').trim();
+const CPU = ['cpu', 'cpu.cfs_quota_us', 'cpu.max'] as const;
+const MEMORY = ['memory', 'memory.limit_in_bytes', 'memory.max'] as const;
+const PIDS = ['pids', 'pids.max', 'pids.max'] as const;
+
+const one = async (engine: Engine, more: object = {}): Promise<Sandbox> =>
+  (await engine.fork({ tag: BASE_TAG, n: 1, ...more })).sandboxes[0] as Sandbox;
+
+limits('every child is in a group of its own, which goes with it', async ({ engine }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2 });
+  for (const child of sandboxes) {
+    assert.ok(
+      read(fileOf(child, 'pids', 'cgroup.procs', 'cgroup.procs'))
+        .split('\n')
+        .includes(String(child.vmm.pid)),
+    );
+    assert.is(read(fileOf(child, ...PIDS)), '256');
+  }
+  const groups = sandboxes.map((child) => fileOf(child, 'memory', '', ''));
+  assert.is(new Set(groups).size, 2);
+  await engine.kill(sandboxes);
+  assert.equal(groups.map(existsSync), [false, false]);
+});
+
+limits('set at birth, all of them; a cold restore too', async ({ engine }) => {
+  for (const cold of [false, true]) {
+    const child = await one(engine, { cpus: 0.5, memoryLimitMib: 600, pids: 128, ioMibPerS: 10, cold });
+    assert.match(read(fileOf(child, ...CPU)), /^50000( 100000)?$/);
+    assert.is(Number(read(fileOf(child, ...MEMORY))), 600 * 2 ** 20);
+    assert.is(read(fileOf(child, ...PIDS)), '128');
+    assert.match(read(fileOf(child, 'io', 'blkio.throttle.read_bps_device', 'io.max')), /10485760/);
+    for (const controller of ['cpu', 'memory', 'io', 'pids'] as const)
+      assert.is(read(fileOf(child, controller, 'cgroup.procs', 'cgroup.procs')), String(child.vmm.pid));
+    await engine.kill([child]);
+  }
+});
+
+limits(
+  'changed while it runs: a child that computes is throttled from then on, which is counted',
+  async ({ engine }) => {
+    const child = await one(engine);
+    engine.limit(child.id, { cpus: 0.1 });
+    await engine.exec(child.id, ['sh', '-c', 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'], 60);
+    const { cpu_throttled_periods: periods, cpu_throttled_ms: ms } = child.usage();
+    assert.ok((periods ?? 0) > 0 && (ms ?? 0) > 0, `${periods} ${ms}`);
+    engine.limit(child.id, { cpus: null, memoryMib: 700 });
+    assert.match(read(fileOf(child, ...CPU)), /^(-1|max 100000)$/);
+    assert.equal(child.info().limits, { cpus: null, memory_limit_mib: 700, io_mib_per_s: null, pids: null });
+    await engine.kill([child]);
+  },
+);
+
+limits('a memory bomb: it alone ends, and the limit is named', async ({ engine }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2, memoryLimitMib: 64 });
+  const [bomb, other] = sandboxes as [Sandbox, Sandbox];
+  const held = setInterval(() => undefined, 60_000);
+  const code = 'x = bytearray(300 * 2**20)\nfor i in range(0, len(x), 4096): x[i] = 1';
+  const failure = await engine.eval(bomb.id, code, 60_000).then(
+    () => undefined,
+    (error: unknown) => ForkdError.from(error),
+  );
+  await bomb.ended;
+  clearInterval(held);
+  assert.is(failure?.code, 'LIMIT_EXCEEDED', failure?.message);
+  assert.match(failure?.message ?? '', /memory, 64 MiB/);
+  assert.is((await engine.eval(other.id, '6 * 7')).result, '42');
+  await engine.kill([other]);
+});
+
+limits('--strict runs where all can be enforced, and refuses by name where it cannot', async () => {
+  const args = [CLI, 'fork', '--tag', BASE_TAG, '-n', '1', '--strict', '--', 'true'];
+  const whole = await start(process.execPath, args).ended;
+  assert.is(whole.code, 0, whole.stderr);
+  const weaker = ['--bounding-set', '-sys_admin', process.execPath, ...args];
+  const refused = await start('setpriv', weaker).ended;
+  assert.is(refused.code, 1);
+  assert.match(refused.stderr, /strict: this host cannot enforce jail namespaces \(needs CAP_SYS_ADMIN\)/);
+  // Without --strict, what can be enforced is.
+  const lax = await start(
+    'setpriv',
+    weaker.filter((word) => word !== '--strict'),
+  ).ended;
+  assert.is(lax.code, 0, lax.stderr);
+});
+
+limits('what is no limit is refused, and nothing is forked', async ({ engine }) => {
+  const before = engine.sandboxes.length;
+  for (const wrong of [{ cpus: 0 }, { pids: 2 }, { memoryLimitMib: 1.5 }, { ioMibPerS: -1 }]) {
+    const refused = await one(engine, wrong).then(
+      () => undefined,
+      (error: unknown) => ForkdError.from(error).code,
+    );
+    assert.is(refused, 'REQUEST_REFUSED');
+  }
+  assert.is(engine.sandboxes.length, before);
+});
+
+limits.run();
