@@ -11,6 +11,7 @@ import { execStream } from './exec-stream.js';
 import { fanOut } from './fan-out.js';
 import { fault } from './fault.js';
 import { files } from './files.js';
+import { isolation } from './isolation.js';
 import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
@@ -23,6 +24,7 @@ export const benches: Bench<any>[] = [
   coldRestore,
   evalBench,
   fanOut,
+  isolation,
   branch,
   density,
   lifecycle,
