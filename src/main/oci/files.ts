@@ -2,9 +2,9 @@
 import { closeSync, createReadStream, createWriteStream, fstatSync, lstatSync, openSync, readFileSync } from 'node:fs';
 import { join, posix } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import type { Readable } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 import { limits } from '../../contract/limits.js';
+import { fileParts } from '../file-parts.js';
 import { FileBytes, readTar } from './tar.js';
 
 const READ_BYTES = 1024 * 1024;
@@ -14,7 +14,8 @@ export interface Files {
   /** Throws an Error when it is not there or is larger than a JSON document of an image. */
   json(name: string): Promise<Buffer>;
   size(name: string): number;
-  open(name: string): Readable;
+  /** Each part is valid until the next is asked for. */
+  open(name: string): AsyncIterable<Buffer>;
   close(): void;
 }
 
@@ -48,9 +49,9 @@ export class DirFiles implements Files {
     return lstatSync(join(this.dir, safe(name))).size;
   }
 
-  open(name: string): Readable {
+  open(name: string): AsyncIterable<Buffer> {
     if (!this.has(name)) throw missing(name);
-    return createReadStream(join(this.dir, safe(name)), { highWaterMark: READ_BYTES });
+    return fileParts(join(this.dir, safe(name)));
   }
 
   close(): void {}
@@ -98,7 +99,7 @@ export class TarFiles implements Files {
   async json(name: string): Promise<Buffer> {
     requireSmall(name, this.size(name));
     const parts: Buffer[] = [];
-    for await (const part of this.open(name)) parts.push(part as Buffer);
+    for await (const part of this.open(name)) parts.push(Buffer.from(part));
     return Buffer.concat(parts);
   }
 
@@ -106,10 +107,9 @@ export class TarFiles implements Files {
     return this.#place(name).size;
   }
 
-  open(name: string): Readable {
+  open(name: string): AsyncIterable<Buffer> {
     const { offset, size } = this.#place(name);
-    if (size === 0) return createReadStream('/dev/null');
-    return createReadStream(this.path, { start: offset, end: offset + size - 1, highWaterMark: READ_BYTES });
+    return fileParts(this.path, { start: offset, size });
   }
 
   close(): void {}
@@ -135,7 +135,7 @@ export const sniff = async (
   for (let bytes = 0; bytes < 4; ) {
     const { value, done } = await iterator.next();
     if (done) break;
-    held.push(value);
+    held.push(Buffer.from(value));
     bytes += value.length;
   }
   const head = Buffer.concat(held).subarray(0, 4);
@@ -157,7 +157,8 @@ export async function* decompressed(source: AsyncIterable<Buffer>): AsyncGenerat
   const counted = async function* (parts: AsyncIterable<Buffer>) {
     for await (const part of parts) {
       packed += part.length;
-      yield part;
+      // The inflater has several at once.
+      yield Buffer.from(part);
     }
   };
   const { kind, whole } = await sniff(source);

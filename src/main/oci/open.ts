@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { createReadStream, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
+import { fileParts } from '../file-parts.js';
 import { commandEnv, mustRun } from '../image/command.js';
 import { type RegistryHooks, registryImage } from '../registry/image.js';
 import { parseReference } from '../registry/reference.js';
@@ -75,8 +76,8 @@ const single = (key: string, layer: Layer): Image => ({ key, config: NO_CONFIG, 
 /** A tar archive of a root file system. */
 const rootImage = async (path: string): Promise<Image> => {
   const hash = createHash('sha256');
-  for await (const part of createReadStream(path, { highWaterMark: 1024 * 1024 })) hash.update(part as Buffer);
-  const open = () => createReadStream(path, { highWaterMark: 1024 * 1024 });
+  for await (const part of fileParts(path)) hash.update(part);
+  const open = () => fileParts(path);
   return single(`tar ${hash.digest('hex')}`, { size: statSync(path).size, open });
 };
 

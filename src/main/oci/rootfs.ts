@@ -3,11 +3,12 @@
  * fails leaves nothing.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream, readFileSync, statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ForkdError } from '../../contract/errors.js';
 import { AGENT_GENERATION } from '../../contract/guest.js';
+import { fileParts } from '../file-parts.js';
 import { makeStaging } from '../image/cache.js';
 import { findPython, type ImageConfig, userIds, writeConfig } from './config.js';
 import { writeDisk } from './ext4.js';
@@ -201,6 +202,6 @@ const textOf = (tree: Tree, path: string): string | undefined => {
 
 const digestOf = async (path: string): Promise<string> => {
   const hash = createHash('sha256');
-  for await (const part of createReadStream(path, { highWaterMark: 1024 * 1024 })) hash.update(part as Buffer);
+  for await (const part of fileParts(path)) hash.update(part);
   return hash.digest('hex');
 };
