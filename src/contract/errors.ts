@@ -246,6 +246,21 @@ export const catalogue = {
     "cannot add {packages} to '{image}': {output}",
     'Try it by hand: `forkd run --image IMAGE -- sh`. The packages come from where the image says, through the network of this host.',
   ),
+  RECIPE_INVALID: row(
+    422,
+    "recipe '{name}' is refused: {reason}",
+    'What a recipe has is described in docs/reference/recipes.md; those in recipes/ are examples.',
+  ),
+  RECIPE_NOT_FOUND: row(
+    404,
+    "there is no recipe '{name}'",
+    '`forkd recipes` lists them. A directory of your own is named by a path with a slash: ./my-recipe.',
+  ),
+  RECIPE_FAILED: row(
+    500,
+    "the setup of recipe '{name}' failed: {output}",
+    'It runs as root in a VM of its root disk. `set -x` in it shows the command that failed.',
+  ),
   IMAGE_BUILD_FAILED: row(500, 'cannot build the guest image: {reason}', 'Run `forkd doctor`, then try again.'),
 
   // Transfers

@@ -49,6 +49,7 @@ import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
 import { reserveTag, type WriteBranchRequest, type WrittenBranch, writeBranch } from './write-branch.js';
 import { findQemu } from './vmm/find.js';
+import type { DiskContext } from './oci/disk-vm.js';
 import { installExtras } from './oci/extras.js';
 import { kernelArgs } from './vmm/kernel-args.js';
 import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
@@ -187,10 +188,15 @@ export class Engine {
     packages: string[],
     signal?: AbortSignal,
   ): Promise<string | undefined> {
+    return installExtras(disk, image, packages, await this.diskContext(signal));
+  }
+
+  /** What a VM needs that makes a root disk. */
+  async diskContext(signal?: AbortSignal): Promise<DiskContext> {
     const [driver, guest] = [await this.driver(), await this.image(undefined, signal)];
     const isolation = chooseIsolation(await this.kvm(signal ? { signal } : {}), undefined);
     const context = { pool: this.pool, driver, guest, isolation, tscKhz: await tscKhz(hostFile()) };
-    return installExtras(disk, image, packages, { ...context, ...(signal ? { signal } : {}) });
+    return { ...context, ...(signal ? { signal } : {}) };
   }
 
   /** Boots a parent, warms it and saves it under `request.tag`. Kernel, initramfs and root default to the embedded image. */

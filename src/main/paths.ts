@@ -30,6 +30,9 @@ export const imagesDir = (): string => join(cacheDir(), 'images');
 /** Root disks made of container images. */
 export const rootfsDir = (): string => join(cacheDir(), 'rootfs');
 
+/** Root disks made of recipes. */
+export const recipeDisksDir = (): string => join(cacheDir(), 'recipes');
+
 export const tempDir = (): string => tmpdir();
 
 /** Every directory that forkd makes in the temp dir starts so: `cleanup` removes no other. */

@@ -9,6 +9,8 @@ const loaders: Record<string, () => Promise<Command>> = {
   doctor: async () => (await import('./doctor.js')).doctor,
   snapshot: async () => (await import('./snapshot.js')).snapshot,
   'from-image': async () => (await import('./from-image.js')).fromImage,
+  recipes: async () => (await import('./recipes.js')).recipes,
+  'from-recipe': async () => (await import('./from-recipe.js')).fromRecipe,
   run: async () => (await import('./run.js')).run,
   parent: async () => (await import('./parent.js')).parent,
   fork: async () => (await import('./fork.js')).fork,

@@ -22,7 +22,15 @@ import { abandonedParts, removePart } from '../../http/part-file.js';
 import { blobsDir } from '../oci/rootfs.js';
 import { pullsDir } from '../hub/pull.js';
 import { STAGING_PREFIX } from '../image/cache.js';
-import { imagesDir, rootfsDir, sandboxesDir, snapshotsDir, tempDir, WORK_DIR_PREFIX } from '../paths.js';
+import {
+  imagesDir,
+  recipeDisksDir,
+  rootfsDir,
+  sandboxesDir,
+  snapshotsDir,
+  tempDir,
+  WORK_DIR_PREFIX,
+} from '../paths.js';
 import { stale } from '../sandbox/registry.js';
 import { type AbandonedHalf, abandonedHalves, removeHalf } from '../store/half-file.js';
 import { leftoverTag, Store } from '../store/store.js';
@@ -204,7 +212,7 @@ const removeStaging = (path: string): void => {
 const STAGED_IMAGE = new RegExp(`^\\${STAGING_PREFIX}(\\d+)-\\w{6}$`);
 
 const imageStagings = (): string[] =>
-  [imagesDir(), rootfsDir()]
+  [imagesDir(), rootfsDir(), recipeDisksDir()]
     .flatMap((dir) => names(dir).map((name) => join(dir, name)))
     .filter((path) => STAGED_IMAGE.test(basename(path)))
     .filter((path) => lstat(path)?.isDirectory() === true);

@@ -47,6 +47,27 @@ interface Trees {
   packages: Package[];
 }
 
+/** Packages beyond those of the default guest. What is named here stays, also if it is one that guests do without. */
+export interface MorePackages {
+  packages: string[];
+  /** Left out, though something says that it needs them. */
+  without: string[];
+}
+
+/** The root file system of the default guest with more packages in it: a directory below `staging`. Returns it with their versions. */
+export const buildTree = async (
+  staging: string,
+  more: MorePackages,
+  progress: Progress,
+  signal?: AbortSignal,
+): Promise<Pick<Trees, 'root' | 'packages'>> => {
+  const trees = await unpackPackages(staging, progress, signal, more);
+  progress('preparing the root file system', 0.5);
+  await finishTree(trees.root, signal);
+  await compileTree(trees.root, signal);
+  return trees;
+};
+
 const build = async (options: BuildOptions, staging: string): Promise<GuestImage> => {
   const progress = options.onProgress ?? (() => undefined);
   const trees = await unpackPackages(staging, progress, options.signal);
@@ -67,14 +88,25 @@ const build = async (options: BuildOptions, staging: string): Promise<GuestImage
   return image;
 };
 
-const unpackPackages = async (staging: string, progress: Progress, signal?: AbortSignal): Promise<Trees> => {
+/** With `more`, without a kernel. */
+const unpackPackages = async (
+  staging: string,
+  progress: Progress,
+  signal?: AbortSignal,
+  more?: MorePackages,
+): Promise<Trees> => {
+  const belongs = (name: string): boolean =>
+    (belongsInGuest(name) || more?.packages.includes(name) === true) && more?.without.includes(name) !== true;
   const trees = { root: join(staging, 'root'), kernel: join(staging, 'kernel') };
   const apt = await Apt.open(join(staging, 'apt'), signal);
   const { packages, files } = await apt.withFreshLists(async () => {
     progress('choosing packages', 0.02);
-    const [kernel, userland] = await Promise.all([apt.firstClosure(KERNEL_METAPACKAGES), apt.closure(USERLAND)]);
+    const [kernel, userland] = await Promise.all([
+      more ? [] : apt.firstClosure(KERNEL_METAPACKAGES),
+      apt.closure([...USERLAND, ...(more?.packages ?? [])]),
+    ]);
     const kernelPackages = kernel.filter(({ name }) => isKernelPackage(name));
-    const packages = [...kernelPackages, ...userland.filter(({ name }) => belongsInGuest(name))];
+    const packages = [...kernelPackages, ...userland.filter(({ name }) => belongs(name))];
     progress(`downloading ${packages.length} packages`, 0.1);
     return { packages, files: await apt.download(packages, join(staging, 'debs')) };
   });

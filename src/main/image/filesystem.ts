@@ -54,7 +54,8 @@ export const makeExt4 = async (
   );
 };
 
-const measure = async (tree: string): Promise<{ blocks: number; inodes: number }> => {
+/** What a file system of it needs. */
+export const measure = async (tree: string): Promise<{ blocks: number; inodes: number }> => {
   let blocks = 0;
   let inodes = 0;
   const visit = async (dir: string): Promise<void> => {

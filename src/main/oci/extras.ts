@@ -3,17 +3,9 @@
  * the host. The VM reaches the network through QEMU, as the user who runs it does, without a tap.
  */
 import { readFileSync } from 'node:fs';
-import { truncate } from 'node:fs/promises';
 import { ForkdError } from '../../contract/errors.js';
-import type { ExecReply } from '../../contract/guest.js';
-import type { Isolation } from '../../contract/snapshot.js';
-import { command, lastLines, mustRun } from '../image/command.js';
-import type { GuestImage } from '../image/types.js';
-import { type Parent, withParent } from '../parent.js';
-import type { Pool } from '../pool.js';
-import type { VmmDriver } from '../vmm/driver.js';
-import { EMULATED_CPU } from '../make-snapshot.js';
-import { kernelArgs } from '../vmm/kernel-args.js';
+import { lastLines } from '../image/command.js';
+import { type DiskContext, runInDisk, shrink } from './disk-vm.js';
 
 /** A name as apt, apk and dnf have them, with a version; never an option. */
 const PACKAGE = /^[A-Za-z0-9][A-Za-z0-9.+_:~=-]{0,127}$/;
@@ -28,17 +20,6 @@ export const requirePackages = (names: string[], commandName: string): void => {
     command: commandName,
   });
 };
-
-/** For packages, in a disk that is otherwise full: holes on the host until something is written, and cut off afterwards. */
-export const EXTRA_ROOM = { bytes: 4 * 1024 * 1024 * 1024, inodes: 262_144 };
-
-const INSTALL_SECS = 1800;
-/** Package managers hold their index in memory. */
-const MEMORY_MIB = 1024;
-const BOOT_SECS = 120;
-
-/** The address of QEMU's own network, by which the host is 10.0.2.2 and its resolver 10.0.2.3. */
-const NETWORK = ['ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off', 'forkd.dns=10.0.2.3'];
 
 /** Ends with a line that says whether there is a Python for the agent. */
 const SCRIPT = `
@@ -67,39 +48,16 @@ sync
 echo "python $found"
 `;
 
-export interface ExtrasContext {
-  pool: Pool;
-  driver: VmmDriver;
-  guest: Pick<GuestImage, 'kernel' | 'initrd'>;
-  isolation: Isolation;
-  tscKhz: number;
-  signal?: AbortSignal;
-}
-
 /** Adds packages to `disk`, which then is as small as it can be. Returns the path of a Python for the agent, if there is one. Throws EXTRAS_FAILED. */
 export const installExtras = async (
   disk: string,
   image: string,
   packages: string[],
-  context: ExtrasContext,
+  context: DiskContext,
 ): Promise<string | undefined> => {
-  const { pool, driver, guest, isolation, tscKhz, signal } = context;
-  const spec = {
-    kernel: guest.kernel,
-    initrd: guest.initrd,
-    rootfs: disk,
-    kernelArgs: [...kernelArgs(isolation, tscKhz), 'forkd.root=rw', ...NETWORK],
-    isolation,
-    memoryMib: MEMORY_MIB,
-    vcpus: 1,
-    cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
-    volumes: [],
-    builds: { loopback: allowedLoopback() },
-  };
-  const options = { pool, driver, name: 'extras', kind: 'parent' as const, waitMs: BOOT_SECS * 1000 };
-  const reply = await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, (parent) =>
-    exec(pool, parent, ['sh', '-c', SCRIPT, 'sh', ...packages]),
-  );
+  const { signal } = context;
+  const options = { env: proxies(), loopback: allowedLoopback() };
+  const reply = await runInDisk(disk, ['sh', '-c', SCRIPT, 'sh', ...packages], context, options);
   const python = /^python (\S*)$/m.exec(reply.stdout ?? '')?.[1];
   if (reply.error !== undefined || reply.exit_code !== 0 || python === undefined)
     throw new ForkdError('EXTRAS_FAILED', {
@@ -109,24 +67,6 @@ export const installExtras = async (
     });
   await shrink(disk, signal);
   return python === '' ? undefined : python;
-};
-
-const exec = async (pool: Pool, { sandbox }: Parent, args: string[]): Promise<ExecReply> => {
-  let outcome: ExecReply | ForkdError = new ForkdError('INTERNAL', { reason: 'no reply' });
-  const request = { action: 'exec', args, timeout: INSTALL_SECS, env: proxies() };
-  const call = {
-    index: 0,
-    name: 'the builder',
-    agentFd: sandbox.vmm.agentFd,
-    request,
-    timeoutMs: (INSTALL_SECS + 30) * 1000,
-  };
-  await pool.run('call', { calls: [call] }, (event) => {
-    if (event.type === 'reply') outcome = event.reply as ExecReply;
-    if (event.type === 'failed') outcome = ForkdError.fromData(event.error);
-  });
-  if (outcome instanceof ForkdError) throw outcome;
-  return outcome;
 };
 
 /** The host's own, whose loopback has another name in there. */
@@ -162,22 +102,3 @@ const readResolvers = (): string => {
     return '';
   }
 };
-
-/** It was not unmounted, but all was written. */
-const shrink = async (disk: string, signal?: AbortSignal): Promise<void> => {
-  const checked = await command('e2fsck', ['-fy', disk], { signal });
-  // 1: it put something right, the mark of an unmount at least.
-  if (checked.status === null || checked.status > 1)
-    throw new ForkdError('IMAGE_BUILD_FAILED', { reason: `e2fsck: ${lastLines(checked.stderr)}` });
-  await mustRun('resize2fs', ['-M', disk], { signal });
-  const { stdout } = await mustRunText('dumpe2fs', ['-h', disk], signal);
-  const [blocks, size] = ['Block count', 'Block size'].map((name) =>
-    Number(new RegExp(`^${name}: +(\\d+)`, 'm').exec(stdout)?.[1]),
-  );
-  if (!blocks || !size) throw new ForkdError('IMAGE_BUILD_FAILED', { reason: 'dumpe2fs says something else' });
-  await truncate(disk, blocks * size);
-};
-
-const mustRunText = async (tool: string, args: string[], signal?: AbortSignal) => ({
-  stdout: String(await mustRun(tool, args, { signal })),
-});

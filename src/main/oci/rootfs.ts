@@ -12,7 +12,7 @@ import { fileParts } from '../file-parts.js';
 import { makeStaging } from '../image/cache.js';
 import { findPython, type ImageConfig, userIds, writeConfig } from './config.js';
 import { writeDisk } from './ext4.js';
-import { EXTRA_ROOM } from './extras.js';
+import { WRITING_ROOM } from './disk-vm.js';
 import { applyLayers, type Image, sha256Of } from './image.js';
 import { asInvalid, openImage } from './open.js';
 import { type Node, Tree } from './tree.js';
@@ -166,7 +166,7 @@ const build = async (
   hooks.signal?.throwIfAborted();
   hooks.onStep?.('writing the root disk');
   const path = join(made, DISK);
-  const room = { minBytes: sizeMib * 1024 * 1024, ...(extras.length > 0 ? EXTRA_ROOM : {}) };
+  const room = { minBytes: sizeMib * 1024 * 1024, ...(extras.length > 0 ? WRITING_ROOM : {}) };
   await writeDisk(tree, path, staging, room, hooks.signal).catch((error) => {
     throw asInvalid(name, error);
   });
