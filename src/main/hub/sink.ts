@@ -1,14 +1,14 @@
 /** A file that is written from front to back. The disk writes while the processors work: little is left to wait for at the end. */
-import { closeSync, fdatasync, ftruncateSync, openSync, write as writeCallback } from 'node:fs';
+import { closeSync, fdatasync, fsync, ftruncateSync, openSync, write as writeCallback } from 'node:fs';
 import { promisify } from 'node:util';
 import { limits } from '../../contract/limits.js';
-import { native } from '../../native/binding.js';
 
 /** So much may wait for the disk. */
 const SYNC_BYTES = 32 * 1024 * 1024;
 const ZEROS = Buffer.alloc(limits.packFrameMaxBytes);
 
 const sync = promisify(fdatasync);
+const syncAll = promisify(fsync);
 const write = promisify(writeCallback);
 
 export class Sink {
@@ -44,7 +44,7 @@ export class Sink {
   async finish(): Promise<void> {
     await this.#syncing;
     ftruncateSync(this.#fd, this.#at);
-    native.fdSync(this.#fd);
+    await syncAll(this.#fd);
   }
 
   async close(): Promise<void> {

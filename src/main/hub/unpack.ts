@@ -3,7 +3,7 @@
  * the chain appear, base first. Names in the pack never become paths: they are compared with those that its manifest must have.
  */
 import { createHash, type KeyObject } from 'node:crypto';
-import { createReadStream, linkSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { linkSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { parseTag } from '../../contract/names.js';
@@ -16,6 +16,7 @@ import {
   STATE_FILE,
   WORKING_SET_FILE,
 } from '../../contract/snapshot.js';
+import { fileParts } from '../file-parts.js';
 import type { Pool } from '../pool.js';
 import { OpenChain } from '../store/open-chain.js';
 import type { Staging } from '../store/staging.js';
@@ -70,10 +71,7 @@ export const unpack = async (
 ): Promise<Unpacked> => {
   const { path } = request;
   if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw invalid(path, 'there is no such file');
-  const input = createReadStream(path, {
-    highWaterMark: 1024 * 1024,
-    ...(hooks.signal ? { signal: hooks.signal } : {}),
-  });
+  const input = fileParts(path);
   const undo = new Undo();
   try {
     const content = decompressFrames(await opened(path, input, request.identities ?? []), pool);
@@ -89,8 +87,8 @@ export const unpack = async (
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
     throw error instanceof ForkdError || isOfTheSystem(error) ? error : invalid(path, reasonOf(error), error);
   } finally {
-    input.destroy();
     await undo.run();
+    await input.return(undefined);
   }
 };
 
@@ -210,15 +208,20 @@ class Unpacking {
   async #extract(tar: TarReader, header: TarHeader | undefined, hooks: PackHooks): Promise<void> {
     const total = totalOf(this.manifest);
     let done = 0;
+    const syncs = new Syncs();
+    this.undo.push(() => syncs.settled());
     for (const [i, file] of this.manifest.files.entries()) {
       if (header?.name !== file.path) throw new Error(`entry ${JSON.stringify(header?.name)} is not ${file.path}`);
       if (header.size !== file.size) throw new Error(`${file.path} has another size than its manifest says`);
-      await write(this.#target(i, file), file, tar.body(file.size), (bytes) => {
+      const sink = await write(this.#target(i, file), file, tar.body(file.size), (bytes) => {
+        hooks.signal?.throwIfAborted();
         done += bytes;
         hooks.onProgress?.(done, total);
       });
+      syncs.add(sink);
       header = await tar.next();
     }
+    await syncs.done();
     if (header !== undefined) throw new Error('it has entries that its manifest does not list');
   }
 
@@ -338,25 +341,48 @@ export const harmful = (m: SnapshotManifest): string | undefined => {
   return undefined;
 };
 
-/** Zeros become holes. Throws when the hash is another. */
+/** Files that have been written, on their way to the disk while the next are. */
+class Syncs {
+  readonly #syncs: Promise<void>[] = [];
+
+  add(sink: Sink): void {
+    const sync = sink.finish().finally(() => sink.close());
+    sync.catch(() => undefined);
+    this.#syncs.push(sync);
+  }
+
+  /** Throws what syncing one of them throws. */
+  async done(): Promise<void> {
+    await Promise.all(this.#syncs);
+  }
+
+  async settled(): Promise<void> {
+    await Promise.allSettled(this.#syncs);
+  }
+}
+
+/** Zeros become holes. Returns the file, which is not yet on the disk. Throws when the hash is another. */
 const write = async (
   path: string,
   file: PackFile,
   body: AsyncIterable<Buffer>,
   onBytes: (bytes: number) => void,
-): Promise<void> => {
+): Promise<Sink> => {
   const hash = file.sha256 === undefined ? undefined : createHash('sha256');
   const sink = new Sink(path);
   try {
     for await (const part of body) {
+      const writing = sink.write(part, true);
+      // While another thread writes it.
       hash?.update(part);
-      await sink.write(part, true);
+      await writing;
       onBytes(part.length);
     }
-    await sink.finish();
-  } finally {
+    if (hash && hash.digest('hex') !== file.sha256)
+      throw new Error(`${file.path} has another hash than its manifest says`);
+    return sink;
+  } catch (error) {
     await sink.close();
+    throw error;
   }
-  if (hash && hash.digest('hex') !== file.sha256)
-    throw new Error(`${file.path} has another hash than its manifest says`);
 };
