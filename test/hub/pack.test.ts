@@ -477,13 +477,18 @@ packs('a chain comes back whole, with its disks, and not twice', async () => {
   assert.equal(target.abandoned(), []);
 });
 
-packs('more than any chain can have is refused before anything is read', async () => {
+packs('more than any chain can have, or than such a file can hold, is refused before anything is read', async () => {
   const [first, ...rest] = entries as [Entry, ...Entry[]];
-  const body = Buffer.from(first.body.toString().replace(/size = \d+/, `size = ${2 ** 41}`));
   const path = join(root, 'total.tar.zst');
-  writeFileSync(path, await framed(await build([{ ...first, body }, ...rest])));
-  const error = await unpack(target, { path }, pool).catch((e: ForkdError) => e);
-  assert.match(String((error as ForkdError).details['reason']), /unpacks to \d+ bytes, which is too much/);
+  for (const [size, reason] of [
+    [2 ** 41, /unpacks to \d+ bytes, which is too much/],
+    [2 ** 33, /unpacks to more than 2000 times its size/],
+  ] as const) {
+    const body = Buffer.from(first.body.toString().replace(/size = \d+/, `size = ${size}`));
+    writeFileSync(path, await framed(await build([{ ...first, body }, ...rest])));
+    const error = await unpack(target, { path }, pool).catch((e: ForkdError) => e);
+    assert.match(String((error as ForkdError).details['reason']), reason);
+  }
 });
 
 packs('half a chain is taken back when its head cannot appear', async () => {

@@ -387,6 +387,16 @@ oci('lies, bombs and damage', async () => {
   const zeros = Buffer.alloc(300 * 2 ** 20);
   const bomb = buildImage([await layer([{ name: 'zeros', body: zeros }])], {}, 'zstd');
   assert.match(await refusal(writeLayout(join(root, 'bomb'), bomb)), /^IMAGE_INVALID .*200 times/);
+  const says = (gib: number): Item[] => [{ name: 'a', body: 'a', pax: { size: String(gib * 2 ** 30) } }];
+  assert.match(await refuseLayers([says(40)]), /^IMAGE_INVALID .*truncated/);
+  assert.match(await refuseLayers([says(70)]), /^IMAGE_INVALID .*it unpacks to too much/);
+  const deep = { ...image, blobs: new Map(image.blobs) };
+  for (let i = 0; i < 8; i++) {
+    const nested = Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: [deep.manifest] }));
+    deep.manifest = { ...deep.manifest, digest: `sha256:${sha(nested)}`, size: nested.length };
+    deep.blobs.set(deep.manifest.digest, nested);
+  }
+  assert.match(await refusal(writeLayout(join(root, 'deep'), deep)), /^IMAGE_INVALID .*its index is wrong/);
   const saved = await savedArchive(image);
   const at = saved.indexOf('hello, liar');
   for (const flip of [at, at + 2, 130]) {
