@@ -9,6 +9,7 @@ import { GuestStream, streamUrl } from './stream.js';
 import { type Call, type Transport, transportTo } from './transport.js';
 import type {
   BranchOptions,
+  BranchTree,
   Bytes,
   ControllerOptions,
   CreateSnapshotOptions,
@@ -23,6 +24,9 @@ import type {
   LimitOptions,
   ListOptions,
   PingResult,
+  PromoteReport,
+  PruneOptions,
+  PruneReport,
   RunFacts,
   RunOptions,
   SandboxInfo,
@@ -91,6 +95,28 @@ export class Controller {
   /** Makes one base of a snapshot and its ancestors, under another tag. */
   compactSnapshot(tag: string, to: string): Promise<SnapshotInfo> {
     return this.#json('POST', `${snapshotPath(tag)}/compact`, { to });
+  }
+
+  /** Snapshots, and the sandboxes that run from them. */
+  branchTree(): Promise<BranchTree> {
+    return this.#json('GET', '/v1/tree');
+  }
+
+  /** Makes the tag `as` mean this snapshot; what it meant before stays, under the name `previous` of the answer. */
+  promoteSnapshot(tag: string, as: string): Promise<PromoteReport> {
+    return this.#json('POST', `${snapshotPath(tag)}/promote`, { as });
+  }
+
+  /** Makes a tag mean what a sandbox is now; it runs on. */
+  promoteSandbox(id: string, as: string): Promise<PromoteReport> {
+    return this.#json('POST', `${sandboxPath(id)}/promote`, { as });
+  }
+
+  /** Removes branches that no sandbox, workspace or other snapshot needs. */
+  pruneSnapshots(options: PruneOptions = {}): Promise<PruneReport> {
+    const { under, all, olderThanSecs, keep, only, dryRun } = options;
+    const body = { dry_run: dryRun, all, under, older_than_secs: olderThanSecs, keep, only };
+    return this.#json('POST', '/v1/snapshots/prune', body);
   }
 
   async deleteSnapshot(tag: string, { cascade, force }: DeleteSnapshotOptions = {}): Promise<void> {

@@ -2,6 +2,7 @@
 import type { ResourceUsage } from '../contract/resources.js';
 import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
 
+export type { BranchTree, LiveChild, PromoteReport, PruneReport, TreeNode } from '../contract/branches.js';
 export type { FileEntry, RunFacts, StreamRequest } from '../contract/guest.js';
 export type { SnapshotDetail } from '../contract/snapshot.js';
 
@@ -194,4 +195,18 @@ export interface DeleteSnapshotOptions {
   cascade?: boolean;
   /** It goes even if something is made of it or uses it. */
   force?: boolean;
+}
+
+export interface PruneOptions {
+  /** Only what is made of this tag. */
+  under?: string;
+  /** Bases and promoted tags too (default false). */
+  all?: boolean;
+  olderThanSecs?: number;
+  /** So many of the newest stay. */
+  keep?: number;
+  /** Of those that these conditions allow, only these. */
+  only?: string[];
+  /** Only tell (default false). */
+  dryRun?: boolean;
 }

@@ -23,6 +23,16 @@ const object = (always: Record<string, object>, maybe: Record<string, object> = 
 });
 
 const numberOrNull = { type: ['number', 'null'], minimum: 0 } as const;
+const liveChild = object(
+  {
+    id: text,
+    snapshot_tag: text,
+    pid: wholeOrNull,
+    created_at_unix: whole,
+    owner: { enum: ['daemon', 'command'] },
+  },
+  { snapshot_root: text, workspace: text },
+);
 
 export const replySchemas = {
   Error: object({ error: text, code: text, hint: text }),
@@ -92,6 +102,28 @@ export const replySchemas = {
     },
     { parent_tag: text, parent_content_hash: text, branched_from: text },
   ),
+  Tree: object({
+    roots: { type: 'array', items: { $ref: '#/components/schemas/TreeNode' } },
+    strays: { type: 'array', items: liveChild },
+  }),
+  TreeNode: object(
+    {
+      tag: text,
+      created_at_unix: whole,
+      bytes: whole,
+      workspaces: { type: 'array', items: text },
+      sandboxes: { type: 'array', items: liveChild },
+      children: { type: 'array', items: { $ref: '#/components/schemas/TreeNode' } },
+    },
+    { branched_from: text, promoted_from: text, problem: text },
+  ),
+  Promoted: object({ tag: text, dir: text, promoted_from: text }, { previous: text }),
+  Pruned: object({
+    dry_run: yesNo,
+    removed: { type: 'array', items: object({ tag: text, created_at_unix: whole }) },
+    kept: { type: 'array', items: object({ tag: text, reason: text }) },
+    freed_bytes: whole,
+  }),
   FileEntry: object(
     {
       name: text,

@@ -365,6 +365,37 @@ export const compactSchema = {
   properties: { to: text },
 } as const;
 
+export interface PromoteBody {
+  as: string;
+}
+
+export const promoteSchema = {
+  type: 'object',
+  required: ['as'],
+  properties: { as: text },
+} as const;
+
+export interface PruneBody {
+  dry_run: boolean;
+  all: boolean;
+  under?: string | null;
+  older_than_secs?: number | null;
+  keep?: number | null;
+  only?: string[] | null;
+}
+
+export const pruneSchema = {
+  type: 'object',
+  properties: {
+    dry_run: no,
+    all: no,
+    under: textOrNull,
+    older_than_secs: unsignedOrNull,
+    keep: unsignedOrNull,
+    only: { type: ['array', 'null'], items: text },
+  },
+} as const;
+
 const switchText = { type: 'string', enum: ['true', 'false'] } as const;
 
 export const makeDirQuerySchema = {

@@ -72,6 +72,8 @@ export interface SnapshotManifest {
   tap?: string;
   /** Where it came from when it was not booted: the id of a sandbox, or `compact:<tag>`. */
   branched_from?: string;
+  /** The tag or the sandbox that this tag was made to mean by `promote`. */
+  promoted_from?: string;
   /** Root hash of the layer in `memory`, hex: it covers every page, and by the parent's root the whole chain. */
   memory_root: string;
   /** Sizes that a restore checks before it maps anything: guest RAM, and the file of device state. */
@@ -95,6 +97,9 @@ export interface SnapshotSummary {
   created_at_unix: number;
   rootfs: boolean;
   isolation?: Isolation;
+  branched_from?: string;
+  promoted_from?: string;
+  memory_root?: string;
   /** Set when the directory is not a usable snapshot, with the reason. */
   problem?: string;
 }

@@ -27,3 +27,11 @@ export const formatAge = (seconds: number): string => {
   const [, size, unit] = steps.find(([limit]) => s < limit) ?? [0, 30 * 86_400, 'mo'];
   return `${Math.floor(s / size)}${unit} ago`;
 };
+
+const SECONDS: Record<string, number> = { s: 1, m: 60, h: 3600, d: 86_400, w: 7 * 86_400 };
+
+/** `90`, `90s`, `15m`, `12h`, `7d` or `2w` in seconds; undefined for anything else. */
+export const parseAge = (text: string): number | undefined => {
+  const [, count = '', unit = 's'] = /^(\d{1,9})([smhdw]?)$/.exec(text) ?? [];
+  return count === '' ? undefined : Number(count) * (SECONDS[unit || 's'] ?? 1);
+};

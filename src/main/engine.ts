@@ -512,7 +512,7 @@ export class Engine {
       if (sandbox.state !== 'ready' || this.#servers.has(sandbox.id)) continue;
       const path = sandbox.socketPath;
       this.#servers.set(sandbox.id, await serveLine(path, sandbox.agent));
-      publish(sandboxesDir(), sandbox.info(), path);
+      publish(sandboxesDir(), sandbox.info(), path, sandbox.birth.snapshot?.memory_root);
     }
   }
 

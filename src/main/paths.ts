@@ -14,6 +14,9 @@ export const snapshotsDir = (): string => join(dataDir(), 'snapshots');
 /** Running sandboxes, one file each, so that another command can find them. */
 export const sandboxesDir = (): string => join(dataDir(), 'sandboxes');
 
+/** Where the daemon keeps what survives it, unless it was told otherwise: beside the snapshots. */
+export const statePath = (): string => process.env['FORKD_STATE'] || join(dataDir(), 'state.json');
+
 /** What was learnt about this host, e.g. whether KVM boots a guest. */
 export const hostFile = (): string => join(dataDir(), 'host.json');
 

@@ -2,6 +2,7 @@
 import { rmSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import type { BranchTree, PruneReport } from '../../src/contract/branches.js';
 import type { SandboxBody, SnapshotBody, WorkspaceBody } from '../../src/contract/rest.js';
 import { type Ended, forkd } from '../support/cli.js';
 import { startDaemon, type TestDaemon } from '../support/daemon.js';
@@ -91,6 +92,40 @@ verbs('snapshot --from-sandbox, and what is made of it', async () => {
   assert.match(blocked.stdout, /✗ base .*HTTP 409.*cut/);
   assert.match(blocked.stdout, /✗ nope .*not found/);
   assert.is(await good('rmi', '--cascade', 'cut', 'late'), '✓ cut  (daemon)\n✓ late  (daemon)\n');
+});
+
+verbs('tree, promote, prune: the best attempt gets the name of what it was made of', async () => {
+  const [one, two] = [await spawned(), await spawned()];
+  await good('exec', '--target', one.id, '--', 'sh', '-c', 'echo best > /root/who');
+  await good('snapshot', '--from-sandbox', two.id, '--tag', 'attempt');
+  const drawn = await good('tree');
+  for (const text of [`base `, `├─ ● ${one.id} `, `of the daemon`, `└─ attempt .* branched from ${two.id}`])
+    assert.match(drawn, new RegExp(text));
+  assert.match(await good('promote', one.id, '--as', BASE_TAG), /promoted_from: +sb-\S+\nprevious: +base-1\n/);
+  const { roots } = JSON.parse(await good('tree', '--json')) as BranchTree;
+  const [root] = roots;
+  assert.equal([root?.tag, root?.children.map(({ tag }) => tag)], ['base-1', ['attempt', 'base']]);
+  // They run from what `base` was.
+  assert.equal(root?.sandboxes.map(({ id }) => id).sort(), [one.id, two.id].sort());
+  const { id } = await spawned();
+  assert.is(await good('exec', '--target', id, '--', 'cat', '/root/who'), 'best\n');
+  const planned = JSON.parse(await good('prune', '--all', '--dry-run', '--json')) as PruneReport;
+  assert.equal(
+    planned.removed.map(({ tag }) => tag),
+    ['attempt'],
+  );
+  assert.match(planned.kept.find(({ tag }) => tag === BASE_TAG)?.reason ?? '', `sandbox ${id}`);
+  assert.match((await run('prune')).stderr, 'nothing was changed');
+  assert.match(await good('prune', '--yes'), /^✓ attempt\nremoved 1 snapshot, /);
+  // A branch of one that runs from what the name does not mean any more.
+  await good('snapshot', '--from-sandbox', two.id, '--tag', 'late');
+  assert.match(await good('tree', 'base-1', '--daemon-url', daemon.url), /─ late /);
+  await good('kill', '--all');
+  assert.match(await good('promote', 'base-1', '--as', BASE_TAG), /previous: +base-2\n/);
+  // What ran from the first `base` is the child of that memory, which `base` is again.
+  assert.match(await good('prune', '--all', '--yes', 'base-1'), /^✓ base-2\nremoved 1 snapshot,/);
+  await good('rmi', 'base-1', 'late');
+  assert.is((await run('promote', BASE_TAG, '--as', BASE_TAG)).code, 2);
 });
 
 verbs('workspace create, suspend, resume, list, delete', async () => {

@@ -107,6 +107,10 @@ openapi('what the client sends is in the document', async () => {
   await spy.createSnapshot({ tag: 'x', memoryMib: 512, vcpus: 1, warmEval: '1' });
   await spy.snapshotInfo('x');
   await spy.compactSnapshot('x', 'y');
+  await spy.branchTree();
+  await spy.promoteSnapshot('x', 'y');
+  await spy.promoteSandbox('x', 'y');
+  await spy.pruneSnapshots({ under: 'x', all: true, olderThanSecs: 1, keep: 1, only: ['y'], dryRun: true });
   await spy.deleteSnapshot('x', { cascade: true });
   await spy.deleteSnapshot('x', { force: true });
   const flags = { perChildNetns: true, prewarm: true, liveFork: true, hugepages: true };

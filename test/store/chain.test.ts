@@ -47,14 +47,38 @@ chain('a parent that is missing, and one that is another than it was', ({ store,
   putBase(store, 'base', { 0: 1 });
   putDiff(store, 'child', 'base', subject);
   assert.is(refused(store, 'child'), 'no error');
-  renameSync(store.dir('base'), join(store.root, 'elsewhere'));
+  renameSync(store.dir('base'), join(store.root, '.elsewhere'));
   assert.is(refused(store, 'child'), 'PARENT_MISSING');
   putBase(store, 'base', { 0: 2 });
   assert.is(refused(store, 'child'), 'PARENT_ALTERED');
   // Nothing is made of this base: it may be removed; and with the old one back all is as it was.
   assert.equal(store.remove('base'), ['base']);
-  renameSync(join(store.root, 'elsewhere'), store.dir('base'));
+  renameSync(join(store.root, '.elsewhere'), store.dir('base'));
   assert.equal(readPages(store, 'child'), { 0: 1, 16: 7 });
+});
+
+chain('a parent that has another name by now is found by its root, and is as safe as before', ({ store, subject }) => {
+  putBase(store, 'base', { 0: 1 });
+  putDiff(store, 'child', 'base', subject);
+  renameSync(store.dir('base'), store.dir('former'));
+  putBase(store, 'base', { 0: 2 });
+  assert.equal(readPages(store, 'child'), { 0: 1, 16: 7 });
+  assert.equal([store.dependents('base'), store.dependents('former')], [[], ['child']]);
+  assert.is(
+    code(() => store.remove('former')),
+    'SNAPSHOT_HAS_DEPENDENTS',
+  );
+  assert.equal(
+    store
+      .list()
+      .map(({ tag, parent_tag, problem }) => [tag, parent_tag, problem])
+      .sort(),
+    [
+      ['base', undefined, undefined],
+      ['child', 'former', undefined],
+      ['former', undefined, undefined],
+    ],
+  );
 });
 
 chain('a parent that is damaged is named by the child', ({ store, subject }) => {
@@ -77,7 +101,7 @@ chain('a snapshot.json that names another root, parent or size than the layer ha
     [{ parent_tag: undefined, parent_content_hash: undefined }, 'SNAPSHOT_CORRUPT'],
     [{ memory_mib: 256, memory_bytes: 256 * 2 ** 20 }, 'SNAPSHOT_CORRUPT'],
     [{ vmstate_bytes: 13 }, 'SNAPSHOT_CORRUPT'],
-    [{ parent_tag: 'nobody' }, 'PARENT_MISSING'],
+    [{ parent_tag: 'nobody', parent_content_hash: flipped(parent_content_hash) }, 'PARENT_MISSING'],
   ] as const) {
     change(store, 'child', keys);
     assert.is(

@@ -25,6 +25,8 @@ interface Change {
   value?: unknown;
 }
 
+type Maps = Record<MapName, Map<string, unknown>>;
+
 interface Waiting {
   line: string;
   done: (error?: unknown) => void;
@@ -34,11 +36,7 @@ interface Waiting {
 const FOLD_BYTES = 4 * 1024 * 1024;
 
 export class Journal {
-  readonly #maps: Record<MapName, Map<string, unknown>> = {
-    snapshots: new Map(),
-    sandboxes: new Map(),
-    workspaces: new Map(),
-  };
+  readonly #maps: Maps;
   readonly #lock: number;
   #file: FileHandle | undefined;
   #bytes = 0;
@@ -63,7 +61,7 @@ export class Journal {
       this.predecessor = Number(readFileSync(`${path}.lock`, 'utf8')) || undefined;
       ftruncateSync(this.#lock);
       writeSync(this.#lock, String(process.pid));
-      this.#load();
+      this.#maps = loadMaps(path);
       this.#fold();
     } catch (error) {
       closeSync(this.#lock);
@@ -80,7 +78,7 @@ export class Journal {
 
   /** Settles when the change is on disk. Throws what the file system throws; then the change is in memory alone. */
   async put(map: MapName, key: string, value: unknown): Promise<void> {
-    this.#apply({ map, key, value });
+    apply(this.#maps, { map, key, value });
     const text = JSON.stringify({ map, key, value });
     await new Promise<void>((resolve, reject) => {
       const done = (error?: unknown) => (error === undefined ? resolve() : reject(error));
@@ -133,30 +131,6 @@ export class Journal {
     this.#writing = undefined;
   }
 
-  #apply({ map, key, value }: Change): void {
-    if (value === undefined) this.#maps[map].delete(key);
-    else this.#maps[map].set(key, value);
-  }
-
-  #load(): void {
-    const state = read(this.path);
-    if (state !== undefined) {
-      const found = parse(state);
-      if (found === undefined) throw refused(`${this.path} is not a JSON object`);
-      for (const name of Object.keys(this.#maps) as MapName[])
-        for (const [key, value] of Object.entries(found[name] ?? {})) this.#apply({ map: name, key, value });
-    }
-    const lines = (read(`${this.path}.journal`) ?? '').split('\n').filter((line) => line !== '');
-    for (const [index, line] of lines.entries()) {
-      const change = changeOf(line);
-      if (change) this.#apply(change);
-      // A crash leaves at most an end that is not whole; anything else is damage.
-      else if (lines.slice(index + 1).some((later) => changeOf(later)))
-        throw refused(`line ${index + 1} of ${this.path}.journal is damaged`);
-      else return;
-    }
-  }
-
   /** Synchronous: while it runs, no change may be acknowledged. */
   #fold(): void {
     const maps = Object.entries(this.#maps).map(([name, map]) => [name, Object.fromEntries(map)]);
@@ -180,6 +154,38 @@ export class Journal {
     this.#bytes = 0;
   }
 }
+
+/**
+ * What a journal holds, for who reads it while no daemon keeps it. What a daemon changes meanwhile may be missed.
+ * Throws DAEMON_REFUSED for a file that is damaged.
+ */
+export const peek = <T>(path: string, map: MapName): T[] => [...loadMaps(path)[map].values()] as T[];
+
+const loadMaps = (path: string): Maps => {
+  const maps: Maps = { snapshots: new Map(), sandboxes: new Map(), workspaces: new Map() };
+  const state = read(path);
+  if (state !== undefined) {
+    const found = parse(state);
+    if (found === undefined) throw refused(`${path} is not a JSON object`);
+    for (const name of Object.keys(maps) as MapName[])
+      for (const [key, value] of Object.entries(found[name] ?? {})) apply(maps, { map: name, key, value });
+  }
+  const lines = (read(`${path}.journal`) ?? '').split('\n').filter((line) => line !== '');
+  for (const [index, line] of lines.entries()) {
+    const change = changeOf(line);
+    if (change) apply(maps, change);
+    // A crash leaves at most an end that is not whole; anything else is damage.
+    else if (lines.slice(index + 1).some((later) => changeOf(later)))
+      throw refused(`line ${index + 1} of ${path}.journal is damaged`);
+    else break;
+  }
+  return maps;
+};
+
+const apply = (maps: Maps, { map, key, value }: Change): void => {
+  if (value === undefined) maps[map].delete(key);
+  else maps[map].set(key, value);
+};
 
 const refused = (reason: string, cause?: unknown): ForkdError => new ForkdError('DAEMON_REFUSED', { reason }, cause);
 

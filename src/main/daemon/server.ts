@@ -31,6 +31,7 @@ import { Registry } from './registry.js';
 import { pathOf, readBodies, tellFailures, tellFramework } from './reply.js';
 import { previewRoutes } from './preview.js';
 import { branchRoutes } from './routes/branch.js';
+import { branchTreeRoutes } from './routes/branches.js';
 import { closeEvents, eventRoutes } from './routes/events.js';
 import { fileRoutes } from './routes/files.js';
 import { sandboxRoutes } from './routes/sandboxes.js';
@@ -251,6 +252,7 @@ const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, o
   eventRoutes(app, context);
   const workspaces = new Workspaces(context);
   workspaceRoutes(app, context, workspaces);
+  branchTreeRoutes(app, context, workspaces);
   app.addHook('onClose', async () => context.registry.close());
   // Requests of all sizes leave the C heap in pieces; in a process that runs for months what is free goes back now and then.
   const trim = setInterval(() => native.heapTrim(), TRIM_MS).unref();

@@ -47,6 +47,12 @@ export class Snapshots {
     return body;
   }
 
+  /** A tag means what `from` does; what it meant has another name, if anything, and keeps what was known of it. */
+  async promoted(tag: string, from: string, previous: string | undefined): Promise<void> {
+    if (previous !== undefined) await this.written(previous, this.#known.get(tag)?.facts ?? {});
+    await this.written(tag, this.#known.get(from)?.facts ?? {});
+  }
+
   failed(tag: string, warning: string): void {
     const body = this.#pending.get(tag);
     if (!body) return;

@@ -14,13 +14,16 @@ export interface Published extends SandboxInfo {
   socket: string;
   /** Start time of `pid`, in clock ticks since boot. */
   start_time: number;
+  /** Root hash of the snapshot that it comes from: its tag may mean another one by now. */
+  snapshot_root?: string;
 }
 
 const fileOf = (dir: string, id: string): string => join(dir, `${id}.json`);
 
-export const publish = (dir: string, info: SandboxInfo, socket: string): void => {
+export const publish = (dir: string, info: SandboxInfo, socket: string, snapshotRoot?: string): void => {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
-  const record: Published = { ...info, socket, start_time: startTime(info.pid) ?? 0 };
+  const root = snapshotRoot === undefined ? {} : { snapshot_root: snapshotRoot };
+  const record: Published = { ...info, socket, start_time: startTime(info.pid) ?? 0, ...root };
   writeFileSync(fileOf(dir, info.id), `${JSON.stringify(record, null, 2)}\n`, { mode: 0o600 });
 };
 
@@ -32,6 +35,13 @@ export const lookUp = (dir: string, id: string): Published => {
   if (!record || !isAlive(record.pid, record.start_time)) throw new ForkdError('SANDBOX_NOT_FOUND', { id });
   return record;
 };
+
+/** Every one that lives, by id. */
+export const living = (dir: string): Published[] =>
+  entries(dir)
+    .flatMap((name) => read(join(dir, name)) ?? [])
+    .filter(({ pid, start_time }) => isAlive(pid, start_time))
+    .sort((a, b) => a.id.localeCompare(b.id));
 
 /** Record files whose sandbox has ended. */
 export const stale = (dir: string): string[] =>

@@ -1,6 +1,7 @@
 /**
- * Chains: a snapshot whose memory is a difference names its parent, and so on to a base. Every link is found by name and
- * recognised by its root hash, which covers its contents and, through its own parent's root, everything below it.
+ * Chains: a snapshot whose memory is a difference names its parent, and so on to a base. Every link is recognised by its root
+ * hash, which covers its contents and, through its own parent's root, everything below it. It is found by its name; where
+ * another snapshot has got that name (`promote`), by its root.
  */
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
@@ -10,15 +11,22 @@ export interface Link {
   manifest: SnapshotManifest;
 }
 
+/** Where a parent is that had this name and has this root: its name, unless another has taken it. */
+export type Locate = (name: string, root: string) => string;
+
 /**
  * The links of a tag, base first, itself last; `open` makes one of a name. The way to the base is walked before any link is
  * compared. Throws CHAIN_CYCLE, CHAIN_TOO_DEEP, PARENT_MISSING, PARENT_ALTERED and what `open` throws for the tag itself.
  */
-export const resolveChain = <T extends Link>(tag: string, open: (tag: string) => T): T[] => {
+export const resolveChain = <T extends Link>(
+  tag: string,
+  open: (tag: string) => T,
+  locate: Locate = (name) => name,
+): T[] => {
   const links = [open(tag)];
   const seen = [tag];
   for (let child = links[0] as T; child.manifest.parent_tag !== undefined; child = links[0] as T) {
-    const parent = child.manifest.parent_tag;
+    const parent = locate(child.manifest.parent_tag, child.manifest.parent_content_hash ?? '');
     if (seen.includes(parent)) throw new ForkdError('CHAIN_CYCLE', { tag, cycle: [...seen, parent].join(' -> ') });
     if (links.length > limits.chainDepthMax) throw new ForkdError('CHAIN_TOO_DEEP', { tag, max: limits.chainDepthMax });
     links.unshift(openParent(child.manifest.tag, parent, open));
@@ -49,12 +57,25 @@ const requireParent = (child: SnapshotManifest, parent: SnapshotManifest | undef
 
 const short = (root: string): string => root.slice(0, 16);
 
+/** Finds parents among manifests. A name that is free, or whose own root nobody can tell, is believed. */
+export const locateAmong =
+  (all: SnapshotManifest[]): Locate =>
+  (name, root) =>
+    all.some((one) => one.tag === name && one.memory_root === root)
+      ? name
+      : (all.filter((one) => one.memory_root === root).sort(byTag)[0]?.tag ?? name);
+
 /** The children of a tag among `all`, by name. One that was made from another version of the tag is none. */
-export const dependentsOf = (tag: string, root: string | undefined, all: SnapshotManifest[]): SnapshotManifest[] =>
-  all
-    .filter((one) => one.parent_tag === tag && one.tag !== tag)
+export const dependentsOf = (tag: string, root: string | undefined, all: SnapshotManifest[]): SnapshotManifest[] => {
+  const locate = locateAmong(all);
+  return all
+    .filter((one) => one.tag !== tag && one.parent_tag !== undefined)
+    .filter((one) => locate(one.parent_tag as string, one.parent_content_hash as string) === tag)
     .filter((one) => root === undefined || one.parent_content_hash === root)
-    .sort((a, b) => a.tag.localeCompare(b.tag));
+    .sort(byTag);
+};
+
+const byTag = (a: SnapshotManifest, b: SnapshotManifest): number => a.tag.localeCompare(b.tag);
 
 /** A tag's children, theirs, and so on, in an order in which they can be removed: leaves first, the tag itself last. */
 export const subtreeOf = (tag: string, root: string | undefined, all: SnapshotManifest[]): string[] => {

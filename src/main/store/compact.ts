@@ -66,7 +66,7 @@ const bytesOf = ({ layers, stateFd }: OpenChain): number =>
   [...layers.map(({ fd }) => fd), stateFd].reduce((sum, fd) => sum + native.fdSize(fd).bytes, 0);
 
 const asBase = (head: SnapshotManifest, tag: string, dir: string, root: string): SnapshotManifest => {
-  const { parent_tag: _, parent_content_hash: __, ...kept } = head;
+  const { parent_tag: _, parent_content_hash: __, promoted_from: ___, ...kept } = head;
   return {
     ...kept,
     tag,

@@ -18,7 +18,7 @@ export interface Difference {
 
 /** The guest's hardware and disks are its parent's: it goes on running, it is not booted. */
 export const makeDiffManifest = (parent: SnapshotManifest, difference: Difference): SnapshotManifest => {
-  const { branched_from: _, ...inherited } = parent;
+  const { branched_from: _, promoted_from: __, ...inherited } = parent;
   const { tag, dir, root, stateBytes, branchedFrom } = difference;
   return {
     ...inherited,

@@ -23,7 +23,8 @@ const summary = (store: Store, tag: string): SnapshotSummary | undefined => {
     const told = { ...common, ...describe(m), rootfs: existsSync(m.rootfs), shared_bytes: 0, chain_depth: 0 };
     try {
       const ancestors = store.chain(tag).slice(0, -1);
-      return { ...told, shared_bytes: onDisk(ancestors.map((a) => a.memory)), chain_depth: ancestors.length };
+      const figures = { shared_bytes: onDisk(ancestors.map((a) => a.memory)), chain_depth: ancestors.length };
+      return { ...told, ...figures, ...parentOf(ancestors) };
     } catch (error) {
       return { ...told, problem: reasonOf(error) };
     }
@@ -33,18 +34,27 @@ const summary = (store: Store, tag: string): SnapshotSummary | undefined => {
   }
 };
 
-const describe = ({ memory_bytes, created_at_unix, isolation, parent_tag }: SnapshotManifest) => ({
-  memory_bytes,
-  created_at_unix,
-  isolation,
-  ...(parent_tag === undefined ? {} : { parent_tag }),
+const describe = (m: SnapshotManifest) => ({
+  memory_bytes: m.memory_bytes,
+  created_at_unix: m.created_at_unix,
+  isolation: m.isolation,
+  memory_root: m.memory_root,
+  ...(m.parent_tag === undefined ? {} : { parent_tag: m.parent_tag }),
+  ...(m.branched_from === undefined ? {} : { branched_from: m.branched_from }),
+  ...(m.promoted_from === undefined ? {} : { promoted_from: m.promoted_from }),
 });
+
+/** By the name that it has now. */
+const parentOf = (ancestors: SnapshotManifest[]): { parent_tag?: string } => {
+  const parent = ancestors.at(-1);
+  return parent ? { parent_tag: parent.tag } : {};
+};
 
 /** Throws as Store.chain does. */
 export const detail = (store: Store, tag: string): SnapshotDetail => {
   const manifest = store.open(tag);
   const ancestors = store.chain(tag).slice(0, -1);
-  const { parent_tag, parent_content_hash, branched_from } = manifest;
+  const { parent_content_hash, branched_from } = manifest;
   const workingSet = readWorkingSet(store.dir(tag), Math.ceil(manifest.memory_bytes / CHUNK_BYTES));
   return {
     tag,
@@ -56,7 +66,7 @@ export const detail = (store: Store, tag: string): SnapshotDetail => {
     vmstate_bytes: manifest.vmstate_bytes,
     working_set_bytes: workingSet ? workingSet.length * CHUNK_BYTES : null,
     memory_root: manifest.memory_root,
-    ...(parent_tag === undefined ? {} : { parent_tag }),
+    ...parentOf(ancestors),
     ...(parent_content_hash === undefined ? {} : { parent_content_hash }),
     ...(branched_from === undefined ? {} : { branched_from }),
     chain_depth: ancestors.length,

@@ -52,6 +52,7 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   agent_generation: count,
   tap: optional(string),
   branched_from: optional(string),
+  promoted_from: optional(string),
   memory_root: hash,
   memory_bytes: count,
   vmstate_bytes: count,

@@ -2,7 +2,7 @@
 import { ForkdError } from '../../contract/errors.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
 import type { LayerFile } from '../../contract/task.js';
-import { resolveChain } from './chain.js';
+import { type Locate, resolveChain } from './chain.js';
 import { TagDir } from './tag-dir.js';
 
 const partialError = (tag: string): ForkdError => new ForkdError('SNAPSHOT_PARTIAL', { tag });
@@ -16,7 +16,11 @@ export class OpenChain {
   ) {}
 
   /** Throws as Store.chain does, and SNAPSHOT_PARTIAL for a tag that is not whole; with `partial` the tag itself need not be. */
-  static open(pathOf: (tag: string) => string, tag: string, { partial = false } = {}): OpenChain {
+  static open(
+    pathOf: (tag: string) => string,
+    tag: string,
+    { partial = false, locate }: { partial?: boolean; locate?: Locate } = {},
+  ): OpenChain {
     const held: TagDir[] = [];
     const hold = (name: string): TagDir => {
       const dir = TagDir.hold(pathOf(name), name);
@@ -24,7 +28,8 @@ export class OpenChain {
       return dir;
     };
     try {
-      const dirs = resolveChain(tag, hold);
+      const dirs = resolveChain(tag, hold, locate);
+      for (const [i, dir] of dirs.slice(1).entries()) dir.relink((dirs[i] as TagDir).tag);
       for (const dir of dirs) if (dir.isPartial && !(partial && dir.tag === tag)) throw partialError(dir.tag);
       const layers = dirs.map((dir) => ({ tag: dir.tag, path: dir.manifest.memory, fd: dir.openMemory() }));
       return new OpenChain(dirs, (dirs.at(-1) as TagDir).openState(), layers);

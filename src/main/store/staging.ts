@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { MANIFEST_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
-import { resolveChain } from './chain.js';
+import { locateAmong, resolveChain } from './chain.js';
 import { writeManifest } from './manifest.js';
 import type { Store } from './store.js';
 import { inTurn } from './turn.js';
@@ -22,27 +22,45 @@ export class Staging {
 
   /**
    * Makes the tag appear, or replaces the old one in the same instant. The caller holds the tag's lock and has fsynced the files.
-   * Throws SNAPSHOT_EXISTS, and what requireLinks throws: then the tag is as it was.
+   * `disksStay`: what others boot from in the old directory is in the new one too. Throws SNAPSHOT_EXISTS, and what requireLinks
+   * throws: then the tag is as it was.
    */
-  publish(manifest: SnapshotManifest, replace: boolean): void {
+  publish(manifest: SnapshotManifest, replace: boolean, { disksStay = false } = {}): void {
     const { store, tag } = this;
-    const final = store.dir(tag);
     writeManifest(this.file(MANIFEST_FILE), manifest);
-    syncDir(this.path);
-    inTurn(store.root, tag, () => {
+    this.#appear(() => {
       requireLinks(store, manifest);
-      try {
-        native.rename2(this.path, final, 'noreplace');
-      } catch (error) {
-        if (errnoOf(error) !== 'EEXIST') throw error;
-        if (!replace) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
-        store.requireNoDependents(tag);
-        native.rename2(this.path, final, 'exchange');
-      }
+      if (this.#rename()) return;
+      if (!replace) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
+      store.requireNoDependents(tag, { disksStay });
+      native.rename2(this.path, store.dir(tag), 'exchange');
     });
-    syncDir(store.root);
+  }
+
+  /** The same for a snapshot that is there under another name: its manifest is one of the files. Throws SNAPSHOT_EXISTS. */
+  publishAgain(): void {
+    this.#appear(() => {
+      if (!this.#rename()) throw new ForkdError('SNAPSHOT_EXISTS', { tag: this.tag });
+    });
+  }
+
+  #appear(rename: () => void): void {
+    syncDir(this.path);
+    inTurn(this.store.root, this.tag, rename);
+    syncDir(this.store.root);
     // What was replaced, if anything.
     this.discard();
+  }
+
+  /** False when the tag is there. */
+  #rename(): boolean {
+    try {
+      native.rename2(this.path, this.store.dir(this.tag), 'noreplace');
+      return true;
+    } catch (error) {
+      if (errnoOf(error) === 'EEXIST') return false;
+      throw error;
+    }
   }
 
   discard(): void {
@@ -55,7 +73,12 @@ export class Staging {
  * Throws PARENT_MISSING, PARENT_ALTERED, CHAIN_CYCLE, CHAIN_TOO_DEEP.
  */
 export const requireLinks = (store: Store, manifest: SnapshotManifest): void => {
-  resolveChain(manifest.tag, (name) => (name === manifest.tag ? { manifest } : { manifest: store.manifest(name) }));
+  const { tag, memory_root } = manifest;
+  const open = (name: string) => ({ manifest: name === tag ? manifest : store.manifest(name) });
+  const others = () => [...store.manifests().filter((one) => one.tag !== tag), manifest];
+  resolveChain(tag, open, (name, root) =>
+    (name === tag ? memory_root : undefined) === root ? name : locateAmong(others())(name, root),
+  );
 };
 
 export const syncDir = (path: string): void => {

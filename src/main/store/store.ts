@@ -4,21 +4,22 @@
  * A tag is written into `.staging-<tag>-XXXXXX`, fsynced and renamed; it is removed by a rename to `.trash-<tag>-XXXXXX`: it is
  * wholly there or wholly absent. A lock file for each tag orders those who write and remove it; users mark what they use.
  */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { basename, join } from 'node:path';
-import { errnoOf, ForkdError } from '../../contract/errors.js';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { isTag, parseTag } from '../../contract/names.js';
-import { REMOTE_FILE, type SnapshotManifest, type SnapshotSummary } from '../../contract/snapshot.js';
+import { MANIFEST_FILE, REMOTE_FILE, type SnapshotManifest, type SnapshotSummary } from '../../contract/snapshot.js';
 import { formatBytes } from '../../contract/units.js';
 import { native } from '../../native/binding.js';
-import { dependentsOf, resolveChain } from './chain.js';
+import { dependentsOf, type Locate, locateAmong, resolveChain } from './chain.js';
 import { summarize } from './listing.js';
 import { OpenChain } from './open-chain.js';
 import { type RemoveOptions, removeTags } from './removal.js';
 import { Staging } from './staging.js';
 import { TagDir } from './tag-dir.js';
 import { TagLock } from './tag-lock.js';
+import { takeUse } from './use-lock.js';
 
 const STAGING_PREFIX = '.staging-';
 const TRASH_PREFIX = '.trash-';
@@ -87,12 +88,32 @@ export class Store {
 
   /** The manifests of a tag and its ancestors, base first. Throws as `open` does, and what resolveChain throws. */
   chain(tag: string): SnapshotManifest[] {
-    return resolveChain(tag, (name) => ({ manifest: this.manifest(name) })).map(({ manifest }) => manifest);
+    const open = (name: string) => ({ manifest: this.manifest(name) });
+    return resolveChain(tag, open, this.locate).map(({ manifest }) => manifest);
+  }
+
+  /** The tag that a parent has, which had this name when a difference to it was made. */
+  readonly locate: Locate = (name, root) =>
+    this.#rootOf(name) === root ? name : locateAmong(this.manifests())(name, root);
+
+  #rootOf(tag: string): string | undefined {
+    try {
+      return this.manifest(tag).memory_root;
+    } catch {
+      return undefined;
+    }
   }
 
   /** Opens every file of a tag and its ancestors, and marks all of them as in use. Throws as `chain` does, and SNAPSHOT_PARTIAL unless `partial` is allowed. */
   hold(tag: string, options: { partial?: boolean } = {}): OpenChain {
-    return OpenChain.open((name) => this.dir(name), tag, options);
+    const open = () => OpenChain.open((name) => this.dir(name), tag, { ...options, locate: this.locate });
+    try {
+      return open();
+    } catch (error) {
+      // A parent got another name between the look for it and its opening.
+      if (error instanceof ForkdError && error.code === 'PARENT_ALTERED') return open();
+      throw error;
+    }
   }
 
   /** It was pulled with --lazy, and not all of it is here. */
@@ -123,11 +144,21 @@ export class Store {
     return dependentsOf(tag, root, all).map((child) => child.tag);
   }
 
-  /** Throws SNAPSHOT_HAS_DEPENDENTS. */
-  requireNoDependents(tag: string): void {
-    const dependents = this.dependents(tag);
-    if (dependents.length === 0) return;
-    throw new ForkdError('SNAPSHOT_HAS_DEPENDENTS', { tag, dependents: dependents.join(', ') });
+  /** Throws SNAPSHOT_HAS_DEPENDENTS, unless another tag has the very same memory: then they are its children. */
+  requireNoDependents(tag: string, { disksStay = false } = {}): void {
+    const all = this.manifests();
+    const root = all.find((one) => one.tag === tag)?.memory_root;
+    const isAlone = !all.some((one) => one.tag !== tag && one.memory_root === root);
+    const dependents = isAlone ? this.dependents(tag) : [];
+    const users = disksStay
+      ? []
+      : usersOfDisks(
+          this.dir(tag),
+          all.filter((one) => one.tag !== tag),
+        );
+    const disks = users.filter((user) => !dependents.includes(user));
+    if (dependents.length + disks.length === 0) return;
+    throw new ForkdError('SNAPSHOT_HAS_DEPENDENTS', { tag, dependents: [...dependents, ...disks].join(', ') });
   }
 
   /** Every tag, newest first, ties by name. A damaged one is listed with its problem. */
@@ -141,6 +172,17 @@ export class Store {
    */
   remove(tag: string, options: RemoveOptions = {}): string[] {
     return removeTags(this, tag, options);
+  }
+
+  /** Why a tag could not be removed now: who uses it; undefined when nobody does. */
+  userOf(tag: string): string | undefined {
+    try {
+      const fd = takeUse(join(this.dir(tag), MANIFEST_FILE), tag);
+      if (fd !== undefined) closeSync(fd);
+      return undefined;
+    } catch (error) {
+      return reasonOf(error);
+    }
   }
 
   /** Staging and trash directories whose owner is gone. */
@@ -172,6 +214,13 @@ export class Store {
     }
   }
 }
+
+/** Those that boot from a disk in a tag's directory, where a pack has put it. */
+export const usersOfDisks = (dir: string, all: SnapshotManifest[]): string[] =>
+  all
+    .filter(({ rootfs, kernel, initrd }) => [rootfs, kernel.path, initrd.path].some((path) => dirname(path) === dir))
+    .map(({ tag }) => tag)
+    .sort();
 
 /** The tag that a staging or trash directory belongs to, by its name; undefined when it is neither. */
 export const leftoverTag = (name: string): string | undefined => {

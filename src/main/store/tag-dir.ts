@@ -3,10 +3,10 @@
  * version of the tag, whatever is removed or put in its place meanwhile.
  */
 import { closeSync, constants, existsSync, fstatSync, openSync, statSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
-import { MANIFEST_FILE, REMOTE_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
+import { type FileDigest, MANIFEST_FILE, REMOTE_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { soon } from '../host/soon.js';
 import { readManifest } from './manifest.js';
@@ -60,9 +60,12 @@ export class TagDir {
   /** Its paths are of the files in this directory: what the manifest says about itself may be of another place. */
   #read(manifestFd: number): SnapshotManifest {
     const said = readManifest(this.tag, join(this.path, MANIFEST_FILE), manifestFd);
-    const vmstate = join(this.path, basename(said.vmstate));
-    const memory = join(this.path, basename(said.memory));
-    return { ...said, tag: this.tag, vmstate, memory };
+    return { ...movedTo(said, this.path), tag: this.tag };
+  }
+
+  /** Says that its parent has another name by now. */
+  relink(parent: string): void {
+    this.#manifest = { ...this.manifest, parent_tag: parent };
   }
 
   get manifest(): SnapshotManifest {
@@ -143,6 +146,22 @@ export class TagDir {
     for (const fd of this.opened.splice(0)) closeSync(fd);
   }
 }
+
+/** Of a snapshot's files, those that were in its own directory; a pack brings disks into it. */
+export const movedTo = (said: SnapshotManifest, dir: string): SnapshotManifest => {
+  const home = dirname(said.vmstate);
+  const at = (path: string): string => (dirname(path) === home ? join(dir, basename(path)) : path);
+  const moved = (file: FileDigest): FileDigest => ({ ...file, path: at(file.path) });
+  return {
+    ...said,
+    vmstate: join(dir, basename(said.vmstate)),
+    memory: join(dir, basename(said.memory)),
+    rootfs: at(said.rootfs),
+    kernel: moved(said.kernel),
+    initrd: moved(said.initrd),
+    rootfs_digest: moved(said.rootfs_digest),
+  };
+};
 
 const openDir = (path: string, tag: string): number => {
   try {

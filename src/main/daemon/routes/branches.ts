@@ -1,0 +1,129 @@
+/** The tree of branches: what there is, which branch a tag means, and what may go. */
+import { randomBytes } from 'node:crypto';
+import type { FastifyInstance } from 'fastify';
+import type { LiveChild, PromoteReport, PruneRequest } from '../../../contract/branches.js';
+import { ForkdError } from '../../../contract/errors.js';
+import { type PromoteBody, promoteSchema, pruneSchema, type PruneBody } from '../../../contract/rest.js';
+import { mergeChildren, publishedChildren } from '../../branches/live.js';
+import { planPrune, prune } from '../../branches/prune.js';
+import { type Found, growTree } from '../../branches/tree.js';
+import { promote, type PromoteRequest } from '../../store/promote.js';
+import type { Context } from '../context.js';
+import { newTag, storedTag } from '../tags.js';
+import type { Workspaces } from '../workspaces.js';
+
+const refused = (reason: string): ForkdError => new ForkdError('REQUEST_REFUSED', { reason });
+
+export const branchTreeRoutes = (app: FastifyInstance, context: Context, workspaces: Workspaces): void => {
+  const { engine, registry, slots, snapshots, metrics, survivors } = context;
+  const { store } = engine;
+
+  const find = (): Found => ({
+    snapshots: store.list(),
+    // Also those of commands: they may run from the same snapshots.
+    sandboxes: mergeChildren(publishedChildren(), liveChildren(context)),
+    workspaces: workspaces.list(),
+  });
+
+  const promoteTag = async (request: PromoteRequest): Promise<PromoteReport> => {
+    const { as, promotedFrom = request.from } = request;
+    const { dir, previous } = await promote(store, request);
+    // What the tag meant until now is nobody's to fork from under this name.
+    await engine.forgetTemplates(as);
+    await snapshots.promoted(as, request.from, previous);
+    return { tag: as, dir, promoted_from: promotedFrom, ...(previous === undefined ? {} : { previous }) };
+  };
+
+  app.get(
+    '/v1/tree',
+    {
+      config: {
+        summary: 'Snapshots, and the sandboxes that run from them, as a tree.',
+        replies: { 200: { schema: 'Tree' } },
+      },
+    },
+    () => growTree(find()),
+  );
+
+  app.post<{ Params: { tag: string }; Body: PromoteBody }>(
+    '/v1/snapshots/:tag/promote',
+    {
+      schema: { body: promoteSchema },
+      config: { summary: 'Make another tag mean this snapshot.', replies: { 200: { schema: 'Promoted' } } },
+    },
+    ({ params, body }) => {
+      const from = storedTag(store, params.tag);
+      const as = store.exists(body.as) ? storedTag(store, body.as) : newTag(body.as);
+      if (from === as) throw refused('`as` must be another tag');
+      snapshots.requireReady(from);
+      return promoteTag({ from, as });
+    },
+  );
+
+  app.post<{ Params: { id: string }; Body: PromoteBody }>(
+    '/v1/sandboxes/:id/promote',
+    {
+      schema: { body: promoteSchema },
+      config: {
+        summary: 'Make a tag mean what a sandbox is now; it runs on.',
+        replies: { 200: { schema: 'Promoted' } },
+      },
+    },
+    async ({ params: { id }, body }) => {
+      const as = storedTag(store, body.as);
+      const entry = registry.get(id);
+      const leave = slots.enter();
+      // Under a name of its own first: the tag may be what the sandbox is made of.
+      const from = `promote-${randomBytes(8).toString('hex')}`;
+      try {
+        if (entry.sandbox.state === 'dead') throw entry.sandbox.death();
+        const branch = await registry.active(id, () => engine.branchInto(id, { tag: from }));
+        metrics.branchPause.observe(branch.pause_us / 1e6);
+        entry.branches++;
+        await branch.written;
+        await survivors.update(entry);
+        return await promoteTag({ from, as, promotedFrom: id });
+      } finally {
+        leave();
+        await engine.forgetTemplates(from);
+        if (store.exists(from)) store.remove(from, { force: true });
+      }
+    },
+  );
+
+  app.post<{ Body: PruneBody }>(
+    '/v1/snapshots/prune',
+    {
+      schema: { body: pruneSchema },
+      config: { summary: 'Remove branches that nothing needs.', replies: { 200: { schema: 'Pruned' } } },
+    },
+    ({ body }) => {
+      const plan = planPrune(find(), requestOf(body), Math.floor(Date.now() / 1000));
+      return prune(plan, body.dry_run, async (tag) => {
+        await engine.forgetTemplates(tag);
+        snapshots.remove(tag);
+      });
+    },
+  );
+};
+
+const liveChildren = ({ registry }: Context): LiveChild[] =>
+  registry
+    .list()
+    .filter(({ sandbox }) => sandbox.state !== 'dead')
+    .map(({ sandbox: { id, birth, vmm, createdAt } }) => ({
+      id,
+      snapshot_tag: birth.tag,
+      ...(birth.snapshot === undefined ? {} : { snapshot_root: birth.snapshot.memory_root }),
+      pid: vmm.pid,
+      created_at_unix: createdAt,
+      owner: 'daemon',
+    }));
+
+const requestOf = ({ under, all, older_than_secs, keep, only }: PruneBody): PruneRequest => ({
+  ...(under == null ? {} : { under }),
+  all,
+  ...(older_than_secs == null ? {} : { older_than_secs }),
+  ...(keep == null ? {} : { keep }),
+  ...(only == null ? {} : { only }),
+});
