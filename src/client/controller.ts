@@ -15,6 +15,8 @@ import type {
   CreateSnapshotOptions,
   CreateWorkspaceOptions,
   DeleteSnapshotOptions,
+  DiffPart,
+  DiffReport,
   EvalResult,
   EventInfo,
   EventsOptions,
@@ -46,6 +48,8 @@ const EXEC_SECS = 30;
 const EXEC_GRACE_MS = 10_000;
 /** A boot, and saving it. */
 const BOOT_MS = 180_000;
+/** Two forks, and reading the files of two guests. */
+const DIFF_MS = 180_000;
 
 export class Controller {
   readonly baseUrl: string;
@@ -100,6 +104,12 @@ export class Controller {
   /** Snapshots, and the sandboxes that run from them. */
   branchTree(): Promise<BranchTree> {
     return this.#json('GET', '/v1/tree');
+  }
+
+  /** What differs between two branches: tags, or sandboxes. Takes two forks, and longer for guests with many files. */
+  diffBranches(a: string, b: string, parts?: DiffPart[]): Promise<DiffReport> {
+    const query = new URLSearchParams({ a, b, ...(parts === undefined ? {} : { parts: parts.join(',') }) });
+    return this.#json('GET', `/v1/diff?${query}`, undefined, Math.max(this.timeoutMs, DIFF_MS));
   }
 
   /** Makes the tag `as` mean this snapshot; what it meant before stays, under the name `previous` of the answer. */

@@ -2,7 +2,15 @@
 import type { ResourceUsage } from '../contract/resources.js';
 import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
 
-export type { BranchTree, LiveChild, PromoteReport, PruneReport, TreeNode } from '../contract/branches.js';
+export type {
+  BranchTree,
+  DiffPart,
+  DiffReport,
+  LiveChild,
+  PromoteReport,
+  PruneReport,
+  TreeNode,
+} from '../contract/branches.js';
 export type { FileEntry, RunFacts, StreamRequest } from '../contract/guest.js';
 export type { SnapshotDetail } from '../contract/snapshot.js';
 

@@ -70,3 +70,47 @@ export interface PromoteReport {
   /** What the tag meant before has this name now. */
   previous?: string;
 }
+
+/** What two branches may be compared by. */
+export const DIFF_PARTS = ['files', 'processes', 'memory'] as const;
+export type DiffPart = (typeof DIFF_PARTS)[number];
+
+/** Added: only B has it. Removed: only A has it. */
+export interface FileChange {
+  path: string;
+  change: 'added' | 'removed' | 'changed';
+  /** Of what is in B; of what was in A when it is gone. */
+  type: 'file' | 'dir' | 'link' | 'other';
+  /** Of what was changed. */
+  what: ('type' | 'content' | 'mode' | 'owner' | 'target')[];
+  size_a: number | null;
+  size_b: number | null;
+}
+
+export interface ProcessChange {
+  change: 'added' | 'removed';
+  pid: number;
+  command: string;
+}
+
+export interface MemoryDiff {
+  image_bytes: number;
+  /** Pages of 4 KiB that differ, in how many chunks of 16 KiB. */
+  pages: number;
+  bytes: number;
+  chunks: number;
+  /** Of a sandbox that runs: what it has changed since its snapshot. 0 of a tag. */
+  private_bytes_a: number;
+  private_bytes_b: number;
+}
+
+export interface DiffReport {
+  a: string;
+  b: string;
+  /** By path. Absent when it was not asked for, as are the others. */
+  files?: FileChange[];
+  /** There were more than are told. */
+  files_truncated?: boolean;
+  processes?: ProcessChange[];
+  memory?: MemoryDiff;
+}

@@ -102,6 +102,11 @@ export const catalogue = {
     "snapshot '{tag}' would be more than {max} links away from its base",
     'Make a new base of its parent first: `forkd snapshot-compact --from PARENT --to NEW`.',
   ),
+  DIFF_IMPOSSIBLE: row(
+    409,
+    'these two cannot be compared: {reason}',
+    'Compare branches of one base; `--files` and `--processes` compare any two.',
+  ),
   DIFF_COMMAND_FAILED: row(
     500,
     "'{command}' ended with exit code {code}, so nothing was written: {output}",

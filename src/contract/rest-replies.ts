@@ -124,6 +124,35 @@ export const replySchemas = {
     kept: { type: 'array', items: object({ tag: text, reason: text }) },
     freed_bytes: whole,
   }),
+  Diff: object(
+    { a: text, b: text },
+    {
+      files: {
+        type: 'array',
+        items: object({
+          path: text,
+          change: { enum: ['added', 'removed', 'changed'] },
+          type: { enum: ['file', 'dir', 'link', 'other'] },
+          what: { type: 'array', items: { enum: ['type', 'content', 'mode', 'owner', 'target'] } },
+          size_a: wholeOrNull,
+          size_b: wholeOrNull,
+        }),
+      },
+      files_truncated: yesNo,
+      processes: {
+        type: 'array',
+        items: object({ change: { enum: ['added', 'removed'] }, pid: whole, command: text }),
+      },
+      memory: object({
+        image_bytes: whole,
+        pages: whole,
+        bytes: whole,
+        chunks: whole,
+        private_bytes_a: whole,
+        private_bytes_b: whole,
+      }),
+    },
+  ),
   FileEntry: object(
     {
       name: text,

@@ -375,6 +375,24 @@ export const promoteSchema = {
   properties: { as: text },
 } as const;
 
+export interface DiffQuery {
+  /** Tags, or ids of sandboxes. */
+  a: string;
+  b: string;
+  /** With commas between them; all when absent. */
+  parts?: string;
+}
+
+export const diffQuerySchema = {
+  type: 'object',
+  required: ['a', 'b'],
+  properties: {
+    a: text,
+    b: text,
+    parts: { type: 'string', pattern: '^(files|processes|memory)(,(files|processes|memory))*$' },
+  },
+} as const;
+
 export interface PruneBody {
   dry_run: boolean;
   all: boolean;

@@ -230,6 +230,11 @@ export interface Tasks {
     input: { layers: LayerFile[] };
     output: { chunks: number; readBytes: number; problems: { tag: string; chunk: number; reason: string }[] };
   };
+  /** Compares two images, each a chain (base first), and what a process that runs from it has changed. */
+  memoryDiff: {
+    input: { a: ImageOf; b: ImageOf };
+    output: { pages: number; chunks: number; imageBytes: number; privateBytes: [a: number, b: number] };
+  };
   /** Copies synthetic memory as it is at one instant into `target`, which is read back: `wrong` counts the bytes that are not what they were. */
   wpBench: {
     input: { bytes: number; target: number; isPrivate: boolean; writer: boolean; copiers: number };
@@ -249,6 +254,11 @@ export interface Tasks {
   diskBlocks: { input: { path: string }; output: { blocks: Uint8Array } };
   /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
+}
+
+export interface ImageOf {
+  layers: LayerFile[];
+  live?: { pid: number; parentRoot: string };
 }
 
 /** Milliseconds, and pages of 4 KiB. */

@@ -205,6 +205,8 @@ export interface Native {
   sourceInfo(handle: number): SourceInfo;
   /** One chunk, verified, its rest past the image's end zero. Returns the bytes read from layers. */
   sourceRead(handle: number, chunk: number, into: Uint8Array): number;
+  /** Pages, and chunks with such pages, that differ between two images of one size. Blocks: call it from a worker. Throws as sourceRead does. */
+  sourceDiffer(a: number, b: number): { pages: number; chunks: number };
   /**
    * Reads, verifies and decompresses each chunk of [first, first+count) that it can claim, writes it into `memfd` and marks it present. Chunks
    * that others have filled or are filling are skipped, not waited for. Chunks without data are marked present without writing. On failure (LayerDamaged, EIO, ...) the chunk goes back to absent and it throws.

@@ -12,6 +12,7 @@ import { compact } from './tasks/compact.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
+import { memoryDiff } from './tasks/memory-diff.js';
 import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
 import { regain } from './tasks/regain.js';
 import { restore } from './tasks/restore.js';
@@ -36,6 +37,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   fillPages,
   hash,
   hotfork,
+  memoryDiff,
   regain,
   restore,
   save,

@@ -108,6 +108,7 @@ openapi('what the client sends is in the document', async () => {
   await spy.snapshotInfo('x');
   await spy.compactSnapshot('x', 'y');
   await spy.branchTree();
+  await spy.diffBranches('x', 'y', ['files', 'memory']);
   await spy.promoteSnapshot('x', 'y');
   await spy.promoteSandbox('x', 'y');
   await spy.pruneSnapshots({ under: 'x', all: true, olderThanSecs: 1, keep: 1, only: ['y'], dryRun: true });

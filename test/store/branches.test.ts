@@ -10,6 +10,7 @@ import { planPrune, prune } from '../../src/main/branches/prune.js';
 import { type Found, growTree } from '../../src/main/branches/tree.js';
 import { promote } from '../../src/main/store/promote.js';
 import { Store } from '../../src/main/store/store.js';
+import { native } from '../../src/native/binding.js';
 import { code, putBase, putDiff, readPages, Subject } from '../support/layers.js';
 
 interface Context {
@@ -211,6 +212,26 @@ branches('what is taken into use after the plan stays', async ({ store }) => {
   );
   held.close();
   assert.equal(readPages(store, 'deep'), WHOLE);
+});
+
+branches('pages that differ: those of the newer layer, and of another base all', ({ store }) => {
+  const differ = (a: string, b: string) => {
+    const chains = [a, b].map((tag) => store.hold(tag));
+    const [x, y] = chains.map((chain) => native.sourceOpen(chain.layers.map(({ fd }) => fd))) as [number, number];
+    try {
+      return native.sourceDiffer(x, y);
+    } finally {
+      for (const source of [x, y]) native.sourceClose(source);
+      for (const chain of chains) chain.close();
+    }
+  };
+  assert.equal(differ('one', 'two'), { pages: 0, chunks: 0 });
+  assert.equal(differ('main', 'one'), { pages: 1, chunks: 1 });
+  putBase(store, 'other', { 0: 1, 1: 2, 2: 0, 16: 7, 400: 3 });
+  assert.equal(differ('deep', 'other'), { pages: 2, chunks: 2 });
+  // Written differently, the same image.
+  putBase(store, 'equal', WHOLE);
+  assert.equal(differ('deep', 'equal'), { pages: 0, chunks: 0 });
 });
 
 branches('ages', () => {

@@ -28,6 +28,7 @@ const loaders: Record<string, () => Promise<Command>> = {
   ping: async () => (await import('./ping.js')).ping,
   images: async () => (await import('./images.js')).images,
   tree: async () => (await import('./tree.js')).tree,
+  diff: async () => (await import('./diff.js')).diff,
   promote: async () => (await import('./promote.js')).promote,
   prune: async () => (await import('./prune.js')).prune,
   'snapshot-diff': async () => (await import('./snapshot-diff.js')).snapshotDiff,

@@ -1,9 +1,24 @@
 /** The tree of branches: what there is, which branch a tag means, and what may go. */
 import { randomBytes } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
-import type { LiveChild, PromoteReport, PruneRequest } from '../../../contract/branches.js';
+import {
+  DIFF_PARTS,
+  type DiffPart,
+  type LiveChild,
+  type PromoteReport,
+  type PruneRequest,
+} from '../../../contract/branches.js';
 import { ForkdError } from '../../../contract/errors.js';
-import { type PromoteBody, promoteSchema, pruneSchema, type PruneBody } from '../../../contract/rest.js';
+import { isSandboxId } from '../../../contract/names.js';
+import {
+  type DiffQuery,
+  diffQuerySchema,
+  type PromoteBody,
+  promoteSchema,
+  pruneSchema,
+  type PruneBody,
+} from '../../../contract/rest.js';
+import { diffBranches, type LiveSide } from '../../branches/diff.js';
 import { mergeChildren, publishedChildren } from '../../branches/live.js';
 import { planPrune, prune } from '../../branches/prune.js';
 import { type Found, growTree } from '../../branches/tree.js';
@@ -43,6 +58,38 @@ export const branchTreeRoutes = (app: FastifyInstance, context: Context, workspa
       },
     },
     () => growTree(find()),
+  );
+
+  const liveSide = (name: string): LiveSide | undefined => {
+    if (!isSandboxId(name)) return undefined;
+    const { sandbox } = registry.get(name);
+    if (sandbox.state === 'dead') throw sandbox.death();
+    const { birth, vmm } = sandbox;
+    return {
+      guest: {
+        ask: (request) => registry.active(name, () => sandbox.ask(request)),
+        open: (request) => sandbox.stream(request),
+      },
+      snapshotTag: birth.tag,
+      ...(birth.snapshot === undefined ? {} : { snapshotRoot: birth.snapshot.memory_root }),
+      pid: vmm.pid,
+    };
+  };
+
+  app.get<{ Querystring: DiffQuery }>(
+    '/v1/diff',
+    {
+      schema: { querystring: diffQuerySchema },
+      exposeHeadRoute: false,
+      config: {
+        summary: 'What differs between two branches: tags, or sandboxes.',
+        replies: { 200: { schema: 'Diff' } },
+      },
+    },
+    ({ query: { a, b, parts } }) => {
+      for (const name of [a, b]) if (!isSandboxId(name)) snapshots.requireReady(storedTag(store, name));
+      return diffBranches(engine, [a, b], (parts?.split(',') as DiffPart[]) ?? [...DIFF_PARTS], liveSide);
+    },
   );
 
   app.post<{ Params: { tag: string }; Body: PromoteBody }>(
