@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { ControllerError } from './error.js';
 import { eventData, textOf } from './event-stream.js';
+import { jsonLines } from './lines.js';
 import { GuestStream, streamUrl } from './stream.js';
 import { type Call, type Transport, transportTo } from './transport.js';
 import type {
@@ -24,6 +25,7 @@ import type {
   ExecResult,
   FileEntry,
   LimitOptions,
+  FileEvent,
   ListOptions,
   PingResult,
   PromoteReport,
@@ -37,6 +39,7 @@ import type {
   SnapshotInfo,
   SpawnOptions,
   StreamRequest,
+  WatchOptions,
   WorkspaceInfo,
   WriteFileOptions,
 } from './types.js';
@@ -285,6 +288,17 @@ export class Controller {
     return this.#put(filePath(id, '', { path, ...octal(mode), parents: String(parents) }), data);
   }
 
+  /** Resolves when it is watched: to what changes there from then on, until that is left or what is watched is gone. */
+  async watchFiles(
+    id: string,
+    path: string,
+    { recursive = false, signal }: WatchOptions = {},
+  ): Promise<AsyncGenerator<FileEvent, void>> {
+    const stream = this.openStream(id, { action: 'watch', path, recursive });
+    await stream.opened;
+    return changesOf(stream, signal);
+  }
+
   /** A directory as a tar archive. */
   readDir(id: string, path: string): AsyncGenerator<Uint8Array, void> {
     return this.#bytes(filePath(id, '/tar', { path }));
@@ -398,6 +412,19 @@ export class Controller {
     } finally {
       clearTimeout(timer);
     }
+  }
+}
+
+async function* changesOf(stream: GuestStream, signal: AbortSignal | undefined): AsyncGenerator<FileEvent, void> {
+  const close = () => stream.close();
+  signal?.addEventListener('abort', close);
+  try {
+    if (!signal?.aborted) yield* jsonLines<FileEvent>(stream);
+  } catch (error) {
+    if (!signal?.aborted) throw error;
+  } finally {
+    signal?.removeEventListener('abort', close);
+    close();
   }
 }
 

@@ -11,7 +11,7 @@ export type {
   PruneReport,
   TreeNode,
 } from '../contract/branches.js';
-export type { FileEntry, RunFacts, StreamRequest } from '../contract/guest.js';
+export type { FileEntry, FileEvent, RunFacts, StreamRequest } from '../contract/guest.js';
 export type { SnapshotDetail } from '../contract/snapshot.js';
 
 /** As much of `fetch` as is used, so that any can be given. */
@@ -217,4 +217,11 @@ export interface PruneOptions {
   only?: string[];
   /** Only tell (default false). */
   dryRun?: boolean;
+}
+
+export interface WatchOptions {
+  /** In what is below too (default false). */
+  recursive?: boolean;
+  /** Ends it. */
+  signal?: AbortSignal;
 }

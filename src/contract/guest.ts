@@ -102,6 +102,7 @@ export type StreamRequest = (
   | { action: 'write_file'; path: string; mode?: number; parents?: boolean }
   | { action: 'pack'; path: string }
   | { action: 'unpack'; path: string }
+  | { action: 'watch'; path: string; recursive?: boolean }
 ) & { window?: number };
 
 /** A program in the background: nobody hears it until an `attach`. Answered at once. */
@@ -130,6 +131,19 @@ export interface FileEntry {
   target?: string;
   /** Of a link, in `stat`: what is there; null when nothing is. */
   leads_to?: string | null;
+}
+
+/** A line of a `watch`, as JSON. */
+export interface FileEvent {
+  /**
+   * `written`: closed by who had it open for writing. `deleted`: also moved out of sight. `overflow`: more happened than was taken, so something
+   * was missed. The stream ends when what is watched is gone.
+   */
+  event: 'created' | 'modified' | 'written' | 'deleted' | 'moved' | 'attributes' | 'overflow';
+  path: string;
+  is_dir: boolean;
+  /** Of what was moved: where it was. */
+  from?: string;
 }
 
 /** A program in the background. */

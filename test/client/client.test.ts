@@ -187,7 +187,18 @@ client('programs while they run, files and ports, over the socket and over the p
   assert.ok((await controller.writeDir(one.id, '/again', archive)).entries >= 4);
   assert.is((await controller.statFile(one.id, '/again/a/file')).size, bytes.length);
   assert.equal((await refusal(controller.removeFile(one.id, '/data'))).code, 'GUEST_FILE_REFUSED');
+  const abort = new AbortController();
+  const changes = await controller.watchFiles(one.id, '/data', { recursive: true, signal: abort.signal });
   await sandbox.removeFile('/data', { recursive: true });
+  const gone: string[] = [];
+  for await (const { event, path } of changes) gone.push(`${event} ${path}`);
+  assert.is(gone.at(-1), 'deleted /data');
+  assert.ok(gone.includes('deleted /data/a/file'), gone.join());
+  const endless = await controller.watchFiles(one.id, '/', { signal: abort.signal });
+  const next = endless.next();
+  abort.abort();
+  assert.is((await next).done, true);
+  assert.is((await refusal(controller.watchFiles(one.id, '/data'))).code, 'AGENT_ERROR');
   const missing = await refusal(controller.statFile(one.id, '/data'));
   assert.equal([missing.status, missing.code], [404, 'GUEST_FILE_MISSING']);
   assert.is((await refusal(sandbox.readFile('/data').next())).status, 404);

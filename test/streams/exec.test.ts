@@ -7,7 +7,8 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { nextCallId } from '../../src/contract/call-ids.js';
 import { encodeRequest, parsePayload } from '../../src/contract/frames.js';
-import { FrameType, type PlainReply, type RunOptions } from '../../src/contract/guest.js';
+import { jsonLines } from '../../src/client/lines.js';
+import { type FileEvent, FrameType, type PlainReply, type RunOptions } from '../../src/contract/guest.js';
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
@@ -312,6 +313,76 @@ exec('a port of the guest on this host, both ways and half-closed', async () => 
   forwarding.kill('SIGINT');
   assert.is((await forwarding.ended).code, 0);
   serving.close();
+});
+
+exec('what changes in a directory, told as it happens', async () => {
+  await engine.exec(child.id, ['mkdir', '-p', '/root/watched/deep']);
+  const stream = engine.stream(child.id, { action: 'watch', path: '/root/watched', recursive: true });
+  assert.is((await stream.opened)['type'], 'dir');
+  const events = jsonLines<FileEvent>(stream);
+  /** Until this one, which is the last of what was done. */
+  const told = async (script: string, last: string): Promise<string[]> => {
+    await engine.exec(child.id, ['sh', '-ec', `cd /root/watched; ${script}`]);
+    const heard: string[] = [];
+    while (heard.at(-1) !== last) {
+      const { value } = await events.next();
+      if (!value) throw new Error(`it ended after ${heard.join()}`);
+      const { event, path, from, is_dir } = value;
+      heard.push([event, ...(from === undefined ? [] : [from]), is_dir ? `${path}/` : path].join(' '));
+    }
+    return heard.map((one) => one.replaceAll('/root/watched/', ''));
+  };
+  const here = '/root/watched/';
+  assert.equal(await told('echo x > deep/file', `written ${here}deep/file`), [
+    'created deep/file',
+    'modified deep/file',
+    'written deep/file',
+  ]);
+  assert.equal(await told('mv deep/file moved', `moved ${here}deep/file ${here}moved`), ['moved deep/file moved']);
+  // A directory that is moved is watched on, under its new name.
+  assert.equal(await told('mv deep other; touch other/new', `written ${here}other/new`), [
+    'moved deep other/',
+    'created other/new',
+    'attributes other/new',
+    'written other/new',
+  ]);
+  assert.equal(await told('chmod 700 moved; mv moved /root/away', `deleted ${here}moved`), [
+    'attributes moved',
+    'deleted moved',
+  ]);
+  // What is made faster than it can be watched is told all the same; perhaps twice.
+  const made = await told('mkdir -p a/b/c; touch a/b/c/d; rm a/b/c/d', `deleted ${here}a/b/c/d`);
+  for (const one of ['created a/', 'created a/b/', 'created a/b/c/']) assert.ok(made.includes(one), made.join());
+  await told('rm -r /root/watched', 'deleted /root/watched/');
+  assert.equal(await events.next(), { done: true, value: undefined });
+  assert.is((await stream.ended).exit_code, 0);
+});
+
+exec('a watch from the command line; of what is not there; and who does not listen', async () => {
+  const { id } = child;
+  const env = { XDG_DATA_HOME: sharedData() };
+  const running = startCli(['watch', id, '/tmp', '--json'], { env });
+  await running.says('watching /tmp');
+  await engine.exec(id, ['sh', '-c', 'echo > /tmp/seen']);
+  await running.says('"written"');
+  running.kill('SIGINT');
+  const { code, stdout } = await running.ended;
+  assert.is(code, 0);
+  assert.equal(JSON.parse(stdout.split('\n')[0] ?? ''), { event: 'created', path: '/tmp/seen', is_dir: false });
+  const missing = await forkd(['watch', id, '/nowhere'], { env });
+  assert.match(missing.stderr, /FileNotFoundError/);
+  // Its window is full, then the kernel's queue; nobody else waits for it.
+  const stream = engine.stream(id, { action: 'watch', path: '/tmp', window: 100 });
+  await stream.opened;
+  const flood =
+    'import os\nfor i in range(7000): os.close(os.open(f"/tmp/f{i % 9}", os.O_CREAT | os.O_WRONLY)); os.unlink(f"/tmp/f{i % 9}")';
+  assert.is((await engine.exec(id, ['python3', '-c', flood])).exit_code, 0);
+  const seen = new Set<string>();
+  for await (const { event } of jsonLines<FileEvent>(stream)) {
+    seen.add(event);
+    if (event === 'overflow') break;
+  }
+  assert.equal([...seen], ['created', 'written', 'deleted', 'overflow']);
 });
 
 exec.run();

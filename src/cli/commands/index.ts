@@ -23,6 +23,7 @@ const loaders: Record<string, () => Promise<Command>> = {
   attach: async () => (await import('./attach.js')).attach,
   ps: async () => (await import('./ps.js')).ps,
   cp: async () => (await import('./cp.js')).cp,
+  watch: async () => (await import('./watch.js')).watch,
   port: async () => (await import('./port.js')).port,
   eval: async () => (await import('./eval.js')).evaluate,
   ping: async () => (await import('./ping.js')).ping,

@@ -153,6 +153,10 @@ class Streams:
             from .connect import Connection
 
             return Connection(self, ident, request, reply)
+        if action == 'watch':
+            from .watch import Watch
+
+            return Watch(self, ident, request, reply)
         from .transfer import Transfer
 
         return Transfer(self, ident, request, reply)
@@ -205,4 +209,4 @@ class Streams:
 
 # Answered without a stream, in a thread: a disk may be slow.
 PLAIN = ('stat', 'list', 'remove', 'make_dir')
-ACTIONS = frozenset(('run', 'attach', 'runs', 'control', 'connect', 'read_file', 'write_file', 'pack', 'unpack', *PLAIN))
+ACTIONS = frozenset(('run', 'attach', 'runs', 'control', 'connect', 'read_file', 'write_file', 'pack', 'unpack', 'watch', *PLAIN))

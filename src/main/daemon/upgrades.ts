@@ -17,7 +17,7 @@ const FIRST_MESSAGE_MS = 10_000;
 /** How often it is asked whether the client is still there. */
 const BEAT_MS = 30_000;
 const STREAM = /^\/v1\/sandboxes\/([^/]+)\/stream$/;
-const ACTIONS = ['run', 'attach', 'connect', 'read_file', 'write_file', 'pack', 'unpack'];
+const ACTIONS = ['run', 'attach', 'connect', 'read_file', 'write_file', 'pack', 'unpack', 'watch'];
 
 export class Upgrades {
   readonly #server = new WebSocketServer({
