@@ -87,7 +87,12 @@ export class Controller {
     const { tag, kernel, initrd, rootfs, tap, bootWaitSecs, memoryMib, vcpus, warmEval, labels } = options;
     const body = { tag, kernel, initrd, rootfs, tap, boot_wait_secs: bootWaitSecs, memory_mib: memoryMib, vcpus };
     const timeoutMs = Math.max(this.timeoutMs, BOOT_MS);
-    return this.#json('POST', '/v1/snapshots', { ...body, warm_eval: warmEval, labels }, timeoutMs);
+    const volumes = options.volumes?.map((one) => ({
+      host_path: one.hostPath,
+      guest_path: one.guestPath,
+      read_only: one.readOnly,
+    }));
+    return this.#json('POST', '/v1/snapshots', { ...body, warm_eval: warmEval, volumes, labels }, timeoutMs);
   }
 
   getSnapshot(tag: string): Promise<SnapshotInfo> {

@@ -90,6 +90,8 @@ export interface CreateSnapshotOptions {
   vcpus?: number;
   /** Python that the warm interpreter runs before it is saved. */
   warmEval?: string;
+  /** Disk images on the daemon's host. What a sandbox writes to one stays in it, and goes with its branches. */
+  volumes?: { hostPath: string; guestPath: string; readOnly?: boolean }[];
   labels?: Labels;
 }
 

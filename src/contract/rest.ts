@@ -112,6 +112,8 @@ export interface CreateSnapshotBody {
   memory_mib?: number | null;
   vcpus?: number | null;
   warm_eval?: string | null;
+  /** Disk images of this host; what a sandbox writes to one stays in it. */
+  volumes?: { host_path: string; guest_path: string; read_only?: boolean }[] | null;
   labels?: Labels;
 }
 
@@ -272,6 +274,14 @@ export const createSnapshotSchema = {
     memory_mib: unsignedOrNull,
     vcpus: unsignedOrNull,
     warm_eval: textOrNull,
+    volumes: {
+      type: ['array', 'null'],
+      items: {
+        type: 'object',
+        required: ['host_path', 'guest_path'],
+        properties: { host_path: { type: 'string', pattern: '^/' }, guest_path: text, read_only: no },
+      },
+    },
     labels: labelsSchema,
   },
 } as const;

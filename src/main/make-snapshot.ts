@@ -159,7 +159,7 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
       reason: `at most ${limits.volumesMax} volumes`,
     });
   }
-  for (const { host_path } of volumes) requireFile('volume', host_path);
+  for (const volume of volumes) requireVolume(volume);
   return {
     kernel: requireFile('kernel', request.kernel),
     initrd: requireFile('initramfs', request.initrd),
@@ -219,13 +219,22 @@ const saveInput = (
 
 /** `HOST:GUEST[:ro|:rw]`. Throws VOLUME_INVALID. */
 export const parseVolume = (text: string): Volume => {
-  const [host, guest, mode = 'rw', ...rest] = text.split(':');
-  const refuse = (reason: string) => new ForkdError('VOLUME_INVALID', { volume: text, reason });
-  if (rest.length > 0) throw refuse('too many parts');
+  const [host = '', guest = '', mode = 'rw', ...rest] = text.split(':');
+  if (rest.length > 0) throw new ForkdError('VOLUME_INVALID', { volume: text, reason: 'too many parts' });
+  if (mode !== 'ro' && mode !== 'rw')
+    throw new ForkdError('VOLUME_INVALID', { volume: text, reason: `'${mode}' is neither ro nor rw` });
+  return requireVolume({ host_path: host, guest_path: guest, read_only: mode === 'ro' });
+};
+
+/** What init can mount by the kernel's command line, of a file that is there. Throws VOLUME_INVALID. */
+const requireVolume = (volume: Volume): Volume => {
+  const { host_path: host, guest_path: guest } = volume;
+  const refuse = (reason: string) => new ForkdError('VOLUME_INVALID', { volume: `${host}:${guest}`, reason });
   if (!host || !guest) throw refuse('the host or guest part is empty');
-  if (mode !== 'ro' && mode !== 'rw') throw refuse(`'${mode}' is neither ro nor rw`);
-  if (!guest.startsWith('/') || /[\s,]/.test(guest))
-    throw refuse('the guest part must be an absolute path without spaces or commas');
-  if (!statSync(host, { throwIfNoEntry: false })?.isFile()) throw refuse(`the file ${host} does not exist`);
-  return { host_path: host, guest_path: guest, read_only: mode === 'ro' };
+  if (!guest.startsWith('/') || guest === '/' || /[\s,:"]/.test(guest))
+    throw refuse('the guest part must be an absolute path without spaces, commas, colons or quotes');
+  // A NUL ends a path for the kernel, and Node throws for one.
+  if (host.includes('\0') || !statSync(host, { throwIfNoEntry: false })?.isFile())
+    throw refuse(`the file ${host} does not exist`);
+  return volume;
 };

@@ -104,7 +104,8 @@ openapi('what the client sends is in the document', async () => {
   await spy.listSnapshots({ labels });
   await spy.getSnapshot('x');
   await spy.createSnapshot({ tag: 'x', kernel: '/k', initrd: '/i', rootfs: '/r', tap: 't', bootWaitSecs: 1, labels });
-  await spy.createSnapshot({ tag: 'x', memoryMib: 512, vcpus: 1, warmEval: '1' });
+  const volumes = [{ hostPath: '/v', guestPath: '/data', readOnly: true }];
+  await spy.createSnapshot({ tag: 'x', memoryMib: 512, vcpus: 1, warmEval: '1', volumes });
   await spy.snapshotInfo('x');
   await spy.compactSnapshot('x', 'y');
   await spy.branchTree();

@@ -90,7 +90,7 @@ const compareDir = async (
     }
     const [inA, inB] = [x?.type === 'dir', y?.type === 'dir'];
     const isNew = mount !== undefined || inA !== inB;
-    if (isDir && (isWhole || isNew || inOverlay.has(name)))
+    if (isDir && (isWhole || isNew || inOverlay.has(name) || leadsToMount(at, mounts)))
       below.push({ path: at, a: inA, b: inB, isWhole: isWhole || isNew });
   }
   for (const [x, y] of doubts) {
@@ -100,6 +100,9 @@ const compareDir = async (
   }
   return { changes, below };
 };
+
+const leadsToMount = (path: string, mounts: Mounts): boolean =>
+  [...mounts].some(([at, type]) => at.startsWith(`${path}/`) && !MADE_UP.test(type) && !at.startsWith(OWN));
 
 /** Times are no difference: two guests that have written the same have the same. */
 const compareEntries = (x: FileEntry, y: FileEntry): FileChange['what'] => {

@@ -82,6 +82,7 @@ export const snapshotRoutes = (app: FastifyInstance, { engine, snapshots, slots 
             ...(body.memory_mib == null ? {} : { memoryMib: body.memory_mib }),
             ...(body.vcpus == null ? {} : { vcpus: body.vcpus }),
             ...(body.warm_eval == null ? {} : { warmEval: body.warm_eval }),
+            volumes: (body.volumes ?? []).map((one) => ({ ...one, read_only: one.read_only ?? false })),
           },
           {
             onStep: () => {
