@@ -19,6 +19,15 @@ export const startTime = (pid: number): number | undefined => {
   return !fields || fields[0] === 'Z' ? undefined : Number(fields[19]);
 };
 
+/** How many threads it has (field 20); undefined when it is gone or has ended. */
+export const threadsOf = (pid: number): number | undefined => {
+  const fields = statOf(pid);
+  return !fields || fields[0] === 'Z' ? undefined : Number(fields[17]);
+};
+
+/** Now, as start times are told: clock ticks since boot, of which Linux tells programs 100 a second on every machine. */
+export const ticksNow = (): number => Math.floor(Number(readFileSync('/proc/uptime', 'utf8').split(' ')[0]) * 100);
+
 /** Pid of its parent (field 4), or undefined when it is gone. */
 export const parentOf = (pid: number): number | undefined => {
   const fields = statOf(pid);

@@ -5,6 +5,7 @@ import type { EvalReply, ForkRequest as IdentityRequest } from '../../contract/g
 import type { TemplatePort } from '../../contract/hotfork.js';
 import type { CgroupPlaces, StartedVmm, TaskEvent } from '../../contract/task.js';
 import type { Cgroup } from '../host/cgroup.js';
+import { ticksNow } from '../host/process.js';
 import type { WorkDir } from '../host/workdir.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
@@ -24,6 +25,7 @@ export class Nursery {
   readonly #born = new Map<number, Sandbox>();
   readonly #planned: Map<number, PlannedChild>;
   readonly #cgroups: Map<number, Cgroup>;
+  readonly #began = ticksNow();
   #ready = 0;
 
   constructor(
@@ -146,7 +148,8 @@ export class Nursery {
 
   /** A worker died: ends what it had made and could not tell of any more. */
   async endStrays(): Promise<void> {
-    await endStrays(this.workDir.path, new Set([...this.#born.values()].map(({ vmm }) => vmm.pid)));
+    const owned = new Set([...this.#born.values()].map(({ vmm }) => vmm.pid));
+    await endStrays(this.workDir.path, owned, this.#began);
   }
 
   killAll(): void {

@@ -4,18 +4,37 @@
  */
 import { readdirSync, readlinkSync } from 'node:fs';
 import { constants } from 'node:os';
-import { parentOf } from '../host/process.js';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parentOf, startTime, threadsOf } from '../host/process.js';
 import { native } from '../../native/binding.js';
 
-/** Ends and reaps them; `owned` are left alone. Returns how many there were. */
-export const endStrays = async (workDir: string, owned: ReadonlySet<number>): Promise<number> => {
-  const strays = childPids().filter((pid) => !owned.has(pid) && holdsFileIn(workDir, pid));
+/** A child that has not got its own descriptors yet is looked at again this soon, and for so long; milliseconds. */
+const LOOK_AGAIN_MS = 20;
+const LOOK_FOR_MS = 5000;
+
+/**
+ * Ends and reaps them; `owned` are left alone. `since`: when the first may have been born (`ticksNow`). Returns how many there were.
+ */
+export const endStrays = async (workDir: string, owned: ReadonlySet<number>, since: number): Promise<number> => {
   // A pidfd watch does not keep the process alive; this does until the last one is reaped.
   const hold = setInterval(() => undefined, 60_000);
-  await Promise.all(strays.map(endOne));
+  const end = performance.now() + LOOK_FOR_MS;
+  let count = 0;
+  for (;;) {
+    const others = childPids().filter((pid) => !owned.has(pid));
+    const unborn = others.some((pid) => isBeingBorn(pid, since));
+    const strays = others.filter((pid) => holdsFileIn(workDir, pid));
+    await Promise.all(strays.map(endOne));
+    count += strays.length;
+    if (!unborn || performance.now() > end) break;
+    await sleep(LOOK_AGAIN_MS);
+  }
   clearInterval(hold);
-  return strays.length;
+  return count;
 };
+
+/** A fork begins with one thread and the template's console; it gets its own before it gets the other threads. */
+const isBeingBorn = (pid: number, since: number): boolean => threadsOf(pid) === 1 && (startTime(pid) ?? 0) >= since;
 
 const endOne = (pid: number): Promise<void> =>
   new Promise((resolve) => {

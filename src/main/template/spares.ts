@@ -17,6 +17,7 @@ import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
+import { ticksNow } from '../host/process.js';
 import { endStrays } from '../sandbox/strays.js';
 import type { Lane } from './lane.js';
 import { rehearsalIdentity } from './rehearsal.js';
@@ -102,6 +103,7 @@ export class Spares {
   async #make(lane: Lane): Promise<void> {
     const { pool, firstEval, tied = false } = this.options;
     const index = ++this.#serial;
+    const since = ticksNow();
     const consolePath = this.#workDir.file(`child-${index}.console`);
     // Named as a sandbox, so that `cleanup` knows how old it is.
     const name = sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE());
@@ -129,7 +131,7 @@ export class Spares {
       // One that has died meanwhile is only missing again.
       this.#idle.push(...born.filter(({ state }) => state === 'ready'));
     } catch (error) {
-      if (error instanceof ForkdError && error.code === 'WORKER_DIED') await this.#endStrays();
+      if (error instanceof ForkdError && error.code === 'WORKER_DIED') await this.#endStrays(since);
       await end(born);
       throw error;
     } finally {
@@ -163,8 +165,8 @@ export class Spares {
     this.#closeWithLast();
   }
 
-  async #endStrays(): Promise<void> {
-    await endStrays(this.#workDir.path, new Set([...this.#living].map(({ vmm }) => vmm.pid)));
+  async #endStrays(since: number): Promise<void> {
+    await endStrays(this.#workDir.path, new Set([...this.#living].map(({ vmm }) => vmm.pid)), since);
   }
 
   /** Ends those that wait: memory runs short. Returns how many. */
