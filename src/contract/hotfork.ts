@@ -35,6 +35,8 @@ export const JAIL_USER = 2;
 
 /** clone3 is let through, which `How.cgroupInto` needs. */
 export const JAIL_CLONE3 = 4;
+/** No filter. */
+export const JAIL_ANY_CALL = 8;
 
 /** What JAIL asks for. A filter of system calls and no_new_privs are always part of it. */
 export interface JailTerms {

@@ -18,6 +18,7 @@ import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './gu
 /** What a VMM is confined by from before its first instruction; the binding's SpawnOptions say how. */
 export interface Confinement {
   unshare?: number;
+  ownUserNamespace?: boolean;
   limits: [resource: number, value: number][];
 }
 
@@ -26,6 +27,8 @@ export interface VmmStart {
   file: string;
   args: string[];
   env: string[];
+  /** Libraries that are loaded before its own. */
+  preload?: string[];
   /** `[source, target]` descriptors it inherits. */
   fds: [source: number, target: number][];
   /** Targets that the worker fills with its ends of fresh socket pairs. */
@@ -107,6 +110,8 @@ export interface ChildTimes {
 export interface RestoreChild {
   index: number;
   vmm: VmmStart;
+  /** Asked of the shim, which is preloaded for nothing else, before device state is loaded; its socket is `controlTarget`. */
+  jail?: JailTerms & { controlTarget: number };
   identity: Omit<ForkRequest, 'clock_ns'>;
 }
 

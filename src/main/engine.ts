@@ -20,7 +20,7 @@ import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { makeJail } from './host/jail.js';
+import { jailProblem, makeJail } from './host/jail.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
@@ -70,6 +70,8 @@ export interface ForkHooks extends Hooks {
   onReady?: (ready: number) => void;
   /** Told the reason when children are restored cold though a hot fork was not ruled out by the request. */
   onFallback?: (reason: string) => void;
+  /** Told when VMs are held apart by less than before, and why. */
+  onWeaker?: (reason: string) => void;
   keepWorkDir?: boolean;
 }
 
@@ -107,6 +109,8 @@ export interface EngineOptions {
   jail?: boolean;
   /** Nothing is forked where a part of that cannot be enforced. */
   strict?: boolean;
+  /** As that of a request, which goes before. */
+  onWeaker?: (reason: string) => void;
   /** With the servers of tags that were pulled lazily. */
   patience?: Partial<Patience>;
   /** Where the tags are; the user's own directory when absent. */
@@ -139,6 +143,8 @@ export class Engine {
   readonly #namespaces = new Namespaces();
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
+  /** Why VMs are not sent to jail any more. */
+  #jailProblem: string | undefined;
 
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
@@ -337,19 +343,28 @@ export class Engine {
       ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}),
     });
     try {
-      return await this.#run(plan, request, { cold: { driver: await this.driver(), snapshot } }, hooks, began);
+      const origin = { cold: { driver: await this.driver(), snapshot } };
+      return await this.#inJail(request, hooks, (jailed) => this.#run(plan, request, origin, hooks, began, jailed));
     } finally {
       snapshot.close();
     }
   }
 
-  async #run(plan: Plan, request: ForkRequest, origin: Origin, hooks: ForkHooks, began: number): Promise<ForkResult> {
+  async #run(
+    plan: Plan,
+    request: ForkRequest,
+    origin: Origin,
+    hooks: ForkHooks,
+    began: number,
+    jailed = this.#jailed,
+  ): Promise<ForkResult> {
     const { signal, onReady, onFallback, keepWorkDir } = hooks;
     const forking = performance.now();
     const { workDir, ...fanOut } = await runFork(plan, request, {
       pool: this.pool,
       origin,
       tied: this.options.tied ?? false,
+      ...(jailed ? { makeJail } : {}),
       unlimited: this.options.jail === false && Object.keys(plan.limits).length === 0,
       onEnd: (sandbox) => this.#forget(sandbox),
       ...(signal ? { signal } : {}),
@@ -375,16 +390,19 @@ export class Engine {
       });
       try {
         const firstEval = request.firstEval ?? WARM_EVAL;
-        const template = await Template.start({
-          pool: this.pool,
-          driver: await this.driver(),
-          snapshot,
-          rounds: warmRounds(request.n, this.options.resident ?? false),
-          width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
-          firstEval,
-          ...(this.options.jail === false ? {} : { jail: makeJail() }),
-          ...(signal ? { signal } : {}),
-        });
+        const driver = await this.driver();
+        const template = await this.#inJail(request, hooks, (jailed) =>
+          Template.start({
+            pool: this.pool,
+            driver,
+            snapshot,
+            rounds: warmRounds(request.n, this.options.resident ?? false),
+            width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
+            firstEval,
+            ...(jailed ? { jail: makeJail() } : {}),
+            ...(signal ? { signal } : {}),
+          }),
+        );
         this.#keepSpares(template, firstEval);
         return template;
       } catch (error) {
@@ -392,6 +410,28 @@ export class Engine {
         throw error;
       }
     });
+  }
+
+  /** VMs are sent to jail: so it was wished, and nothing has come in the way yet. */
+  get #jailed(): boolean {
+    return this.options.jail !== false && this.#jailProblem === undefined;
+  }
+
+  /**
+   * A host may forbid what its capabilities would allow, as container runtimes do. Then VMs run without a jail from there on, which
+   * is told; unless that was ruled out (STRICT_REFUSED).
+   */
+  async #inJail<T>(request: ForkRequest, hooks: ForkHooks, use: (jailed: boolean) => Promise<T>): Promise<T> {
+    try {
+      return await use(this.#jailed);
+    } catch (error) {
+      const problem = this.#jailed ? jailProblem(ForkdError.from(error)) : undefined;
+      if (problem === undefined) throw error;
+      if (request.strict || this.options.strict) throw new ForkdError('STRICT_REFUSED', { missing: problem }, error);
+      this.#jailProblem = problem;
+      (hooks.onWeaker ?? this.options.onWeaker)?.(`VMs run without a jail: ${problem}`);
+      return use(false);
+    }
   }
 
   #keepSpares(template: Template, firstEval: string): void {

@@ -26,6 +26,8 @@ export interface SpawnOptions {
    * to it (mount(2), MS_PRIVATE).
    */
   unshare?: number;
+  /** In a user namespace of its own, of which it is root and which maps nobody but this process's user (user_namespaces(7)). */
+  ownUserNamespace?: boolean;
   /** Most of a resource, soft and hard (setrlimit(2)), RLIMIT_* numbers; a lower one stays. */
   limits?: [resource: number, value: number][];
   /** Open `cgroup.procs` descriptors; the child writes itself into each before exec, so nothing runs outside its limits. */

@@ -1,6 +1,8 @@
 // spawn(): options to plan. The work is described in spawn.h.
 #include "spawn.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -64,6 +66,10 @@ SpawnPlan ReadPlan(Args& args, Napi::Object options) {
   plan.fds = ReadFds(args, options.Get("fds"));
   if (given("netns")) plan.netns = args.ToFd(options.Get("netns"), "netns");
   if (given("unshare")) plan.unshare = args.ToInt(options.Get("unshare"), "unshare", 0, INT32_MAX);
+  if (given("ownUserNamespace") && args.ToBool(options.Get("ownUserNamespace"), "ownUserNamespace")) {
+    plan.uid_map = "0 " + std::to_string(geteuid()) + " 1";
+    plan.gid_map = "0 " + std::to_string(getegid()) + " 1";
+  }
   if (given("limits")) plan.limits = ReadLimits(args, options.Get("limits"));
   if (given("cgroups")) plan.cgroups = args.ToFds(options.Get("cgroups"), "cgroups");
   if (given("dieWithParent"))

@@ -35,7 +35,8 @@ struct SpawnPlan {
   std::optional<std::string> cwd;
   std::vector<FdMapping> fds;  // ascending, distinct targets
   int netns = -1;
-  int unshare = 0;  // CLONE_NEW*
+  int unshare = 0;               // CLONE_NEW*
+  std::string uid_map, gid_map;  // of a user namespace, empty = none
   std::vector<ResourceLimit> limits;
   std::vector<int> cgroups;
   bool die_with_parent = false;

@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <string_view>
+
 #include "spawn.h"
 
 namespace forkd {
@@ -39,11 +41,27 @@ SysError JoinCgroups(const std::vector<int>& cgroups) {
   return {};
 }
 
+SysError WriteFile(const char* path, std::string_view text) {
+  const int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return SysError::Last("open of a user namespace's map");
+  if (!WriteAll(fd, text.data(), text.size())) return SysError::Last("write of a user namespace's map");
+  return {};  // close_range takes the descriptor
+}
+
 // A mount namespace begins as a copy, and mounts made in it would appear outside: private, before anything is
 // mounted.
-SysError Unshare(int namespaces) {
-  if (namespaces == 0) return {};
-  if (unshare(namespaces) != 0) return SysError::Last("unshare");
+SysError Unshare(const SpawnPlan& plan) {
+  const int namespaces = plan.unshare;
+  const bool own_user = !plan.uid_map.empty();
+  if (namespaces == 0 && !own_user) return {};
+  // The user namespace is made first, and owns the others.
+  if (unshare(namespaces | (own_user ? CLONE_NEWUSER : 0)) != 0) return SysError::Last("unshare");
+  if (own_user) {
+    // Without a capability outside, a process may map itself alone, and only when it can give up no group.
+    if (SysError error = WriteFile("/proc/self/setgroups", "deny")) return error;
+    if (SysError error = WriteFile("/proc/self/uid_map", plan.uid_map)) return error;
+    if (SysError error = WriteFile("/proc/self/gid_map", plan.gid_map)) return error;
+  }
   if ((namespaces & CLONE_NEWNS) == 0) return {};
   if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return SysError::Last("mount");
   return {};
@@ -124,7 +142,7 @@ SysError RunChild(SpawnPlan& plan) {
     if (SysError error = SetOomScore(plan.oom_score_adj)) return error;
   }
   if (plan.netns >= 0 && setns(plan.netns, CLONE_NEWNET) != 0) return SysError::Last("setns");
-  if (SysError error = Unshare(plan.unshare)) return error;
+  if (SysError error = Unshare(plan)) return error;
   if (SysError error = PlaceFds(plan.fds)) return error;
   if (SysError error = SetLimits(plan.limits)) return error;
   if (plan.cwd && chdir(plan.cwd->c_str()) != 0) return SysError::Last("chdir");

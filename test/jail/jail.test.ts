@@ -102,6 +102,22 @@ jail('a branch of a branch is in the same jail and works', async ({ engine }) =>
   for (const template of held) await engine.retire(template);
 });
 
+jail('cold restores are jailed as well, each as a user of its own; those of a daemon too', async ({ engine }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2, cold: true });
+  const uids = sandboxes.map(({ vmm }) => requireJailed(vmm.pid));
+  assert.is(new Set(uids).size, 2);
+  for (const { id } of sandboxes) assert.is((await engine.eval(id, '6 * 7')).result, '42');
+  await engine.kill(sandboxes);
+  const tied = new Engine({ tied: true });
+  try {
+    const made = await tied.fork({ tag: BASE_TAG, n: 1, cold: true });
+    requireJailed((made.sandboxes[0] as Sandbox).vmm.pid);
+    await tied.kill(made.sandboxes);
+  } finally {
+    await tied.close();
+  }
+});
+
 jail('a guest that powers itself off ends its VM by the ordinary way out', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
   const [sandbox] = sandboxes as [Sandbox];

@@ -109,6 +109,24 @@ limits('--strict runs where all can be enforced, and refuses by name where it ca
   assert.is(lax.code, 0, lax.stderr);
 });
 
+limits('where the jail is forbidden, it runs without one, and says so; --strict refuses', async () => {
+  // In a user namespace of its own, with no more mount namespaces to be had: what it may do says yes, the kernel says no.
+  const inside = (...args: string[]) => {
+    const script = 'echo 0 > /proc/sys/user/max_mnt_namespaces && exec "$0" "$@"';
+    const command = [process.execPath, CLI, 'fork', '--tag', BASE_TAG, ...args];
+    return start('unshare', ['--user', '--map-root-user', 'sh', '-c', script, ...command]).ended;
+  };
+  for (const more of [[], ['--cold']]) {
+    const lax = await inside('-n', '2', ...more, '--', 'echo', 'ran');
+    assert.is(lax.code, 0, lax.stderr);
+    assert.match(lax.stderr, /VMs run without a jail: .*unshare/);
+    assert.is(lax.stdout.match(/ran/g)?.length, 2);
+  }
+  const strict = await inside('-n', '2', '--strict', '--', 'true');
+  assert.is(strict.code, 1);
+  assert.match(strict.stderr, /strict: this host cannot enforce/);
+});
+
 limits('what is no limit is refused, and nothing is forked', async ({ engine }) => {
   const before = engine.sandboxes.length;
   for (const wrong of [{ cpus: 0 }, { pids: 2 }, { memoryLimitMib: 1.5 }, { ioMibPerS: -1 }]) {

@@ -52,6 +52,7 @@ export const fork: Command = {
         onLoad: (done, total) => load.update(Math.floor(done / 2 ** 20), Math.floor(total / 2 ** 20), ' MiB'),
         onReady: (ready) => bar.update(ready, job.request.n),
         onFallback: (reason) => line(`    cold restore: ${reason}`),
+        onWeaker: warn,
         keepWorkDir: options.flag('keep-workdir'),
       });
       bar.end();

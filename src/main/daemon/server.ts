@@ -123,6 +123,7 @@ export class Daemon {
       spares,
       eager: options.eager ?? false,
       strict: options.strict ?? false,
+      onWeaker: onProblem,
       tied: problem === undefined,
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
     });

@@ -4,7 +4,8 @@
  */
 import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { JAIL_CLONE3, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
+import type { ForkdError } from '../../contract/errors.js';
+import { JAIL_ANY_CALL, JAIL_CLONE3, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
 import { limits } from '../../contract/limits.js';
 import type { Confinement } from '../../contract/task.js';
 import { hierarchies } from './cgroup.js';
@@ -16,6 +17,8 @@ export type JailPart = (typeof JAIL_PARTS)[number];
 export interface JailAbility {
   /** Why a part cannot be had, by part; a part that is not here can. */
   missing: Partial<Record<JailPart, string>>;
+  /** The namespaces come by way of a user namespace: this user has no capability of his own for them. */
+  byUserNamespace: boolean;
 }
 
 /** capabilities(7) */
@@ -27,7 +30,7 @@ const FOR_NAMESPACES: Cap[] = ['SYS_ADMIN', 'SYS_CHROOT'];
 /** To become another user; and, for this process, to end it and to read its memory all the same. */
 const FOR_USER: Cap[] = ['SETUID', 'SETGID', 'KILL', 'SYS_PTRACE', 'DAC_OVERRIDE'];
 
-/** `unshare(2)`. Not the user namespace: who is root needs none. */
+/** `unshare(2)` */
 const CLONE_NEWNS = 0x00020000;
 const CLONE_NEWUTS = 0x04000000;
 const CLONE_NEWIPC = 0x08000000;
@@ -44,12 +47,31 @@ export const jailAbility = (status = readFileSync('/proc/self/status', 'utf8')):
   const lacking = (caps: Cap[]) => caps.filter((cap) => (held & (1n << BigInt(CAP[cap]))) === 0n);
   const missing: JailAbility['missing'] = {};
   const namespaces = lacking(FOR_NAMESPACES);
-  if (namespaces.length > 0) missing.namespaces = `needs ${named(namespaces)}`;
+  const problem = namespaces.length > 0 ? userNamespaceProblem(status) : undefined;
+  if (problem !== undefined) missing.namespaces = `needs ${named(namespaces)}, or user namespaces: ${problem}`;
   const user = lacking(FOR_USER);
   if (user.length > 0) missing.user = `needs ${named(user)}`;
   else if (uidRange() === undefined) missing.user = 'no range of user ids is mapped into this user namespace';
   if (!/^Seccomp:/m.test(status)) missing.seccomp = 'this kernel has no seccomp';
-  return { missing };
+  return { missing, byUserNamespace: namespaces.length > 0 && problem === undefined };
+};
+
+/** Why an ordinary user may make no user namespace, as far as settings tell; or undefined. Root without capabilities was meant to have none. */
+const userNamespaceProblem = (status: string): string | undefined => {
+  if (/^Uid:\s*\d+\s+0\b/m.test(status)) return 'not for root';
+  if (setting('user/max_user_namespaces') === '0') return 'user.max_user_namespaces is 0';
+  if (setting('kernel/unprivileged_userns_clone') === '0') return 'kernel.unprivileged_userns_clone is 0';
+  if (setting('kernel/apparmor_restrict_unprivileged_userns') === '1')
+    return 'kernel.apparmor_restrict_unprivileged_userns is 1';
+  return undefined;
+};
+
+const setting = (name: string): string | undefined => {
+  try {
+    return readFileSync(`/proc/sys/${name}`, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
 };
 
 const named = (caps: Cap[]): string => caps.map((cap) => `CAP_${cap}`).join(', ');
@@ -60,15 +82,21 @@ export interface Jail {
   terms: JailTerms;
 }
 
-/** `ownNetwork`: it gets an empty network namespace, since it was given none. */
-export const makeJail = ({ ownNetwork = true } = {}): Jail => {
-  const { missing } = jailAbility();
+export interface JailWishes {
+  /** It uses no network namespace that is there, so it gets an empty one of its own. */
+  ownNetwork?: boolean;
+  /** What it calls is not known well enough to be listed. */
+  anyCall?: boolean;
+}
+
+export const makeJail = ({ ownNetwork = true, anyCall = false }: JailWishes = {}): Jail => {
+  const { missing, byUserNamespace } = jailAbility();
   const namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (ownNetwork ? CLONE_NEWNET : 0);
   const range = missing.user === undefined ? uidRange() : undefined;
   const uid = range ? range.first + randomInt(range.count) : 0;
   return {
     confinement: {
-      ...(missing.namespaces === undefined ? { unshare: namespaces } : {}),
+      ...(missing.namespaces === undefined ? { unshare: namespaces, ownUserNamespace: byUserNamespace } : {}),
       limits: [
         [RLIMIT_CORE, 0],
         [RLIMIT_FSIZE, limits.jailFileBytes],
@@ -79,7 +107,10 @@ export const makeJail = ({ ownNetwork = true } = {}): Jail => {
     },
     terms: {
       flags:
-        (missing.namespaces === undefined ? JAIL_ROOT : 0) | (range ? JAIL_USER : 0) | (hasUnified() ? JAIL_CLONE3 : 0),
+        (missing.namespaces === undefined ? JAIL_ROOT : 0) |
+        (range ? JAIL_USER : 0) |
+        (hasUnified() ? JAIL_CLONE3 : 0) |
+        (anyCall ? JAIL_ANY_CALL : 0),
       uid,
       gid: uid,
     },
@@ -107,4 +138,11 @@ const uidRange = (): { first: number; count: number } | undefined => {
   const last = Math.min(...maps.map((map) => Math.max(...map.map(([inside, , length]) => inside + length))));
   const few = limits.jailUidsMapped;
   return last > 2 * few && covers(last - few, few) ? { first: last - few, count: few } : undefined;
+};
+
+/** Why a VM could not go to jail, when that is what `error` tells. */
+export const jailProblem = ({ code, details }: ForkdError): string | undefined => {
+  const reason = String(details['reason'] ?? '');
+  if (code === 'HOTFORK_REFUSED' && reason.startsWith('jail: ')) return reason;
+  return code === 'VMM_START_FAILED' && /\b(unshare|mount|setrlimit)\b/.test(reason) ? reason : undefined;
 };

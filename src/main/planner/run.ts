@@ -4,6 +4,7 @@ import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
 import { Cgroup } from '../host/cgroup.js';
+import type { Jail, JailWishes } from '../host/jail.js';
 import { WorkDir } from '../host/workdir.js';
 import type { LoadedSnapshot } from '../memory/loaded.js';
 import type { Pool } from '../pool.js';
@@ -11,7 +12,7 @@ import { end } from '../sandbox/end.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 import type { Lane } from '../template/lane.js';
 import type { Spares } from '../template/spares.js';
-import { tetherPath } from '../../native/binding.js';
+import { shimPath, tetherPath } from '../../native/binding.js';
 import { Undo } from '../undo.js';
 import { VmmFd, type VmmDriver } from '../vmm/driver.js';
 import { type Failure, Nursery } from './nursery.js';
@@ -39,6 +40,8 @@ export interface RunContext {
   origin: Origin;
   /** The children live as long as somebody holds their descriptors, not as long as this process. */
   tied?: boolean;
+  /** For children that are restored cold: each is sent to a jail of its own, by the shim. */
+  makeJail?: (wishes: JailWishes) => Jail;
   /** No groups for the children, not even those that every child has. */
   unlimited?: boolean;
   signal?: AbortSignal;
@@ -209,20 +212,29 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
   if (!cold) throw new ForkdError('INTERNAL', { reason: 'nothing to restore from' });
   return deal(children.length, context.pool.width).map((batch) => {
     const mine = batch.map((i) => children[i] as PlannedChild);
-    const restores = mine.map((child) => ({
-      index: child.index,
-      vmm: {
-        ...cold.driver.restore(cold.snapshot.hardware, {
-          name: `child ${child.index}`,
-          consolePath: nursery.consoleOf(child.index),
-          memfd: cold.snapshot.memory.memfd,
-          cgroupProcs: nursery.procsOf(child.index),
-          ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
-        }),
-        ...(context.tied ? { tether: { library: tetherPath, target: VmmFd.tether } } : {}),
-      },
-      identity: nursery.identity(child, request.env),
-    }));
+    const restores = mine.map((child) => {
+      const { hardware, memory } = cold.snapshot;
+      const options = {
+        name: `child ${child.index}`,
+        consolePath: nursery.consoleOf(child.index),
+        memfd: memory.memfd,
+        cgroupProcs: nursery.procsOf(child.index),
+        ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
+      };
+      const ownNetwork = !child.netns && !hardware.tap;
+      // Nobody has seen yet what QEMU calls under KVM.
+      const jail = context.makeJail?.({ ownNetwork, anyCall: hardware.isolation === 'kvm' });
+      return {
+        index: child.index,
+        vmm: {
+          ...cold.driver.restore(hardware, options, jail && shimPath),
+          ...(jail ? { confinement: jail.confinement } : {}),
+          ...(context.tied ? { tether: { library: tetherPath, target: VmmFd.tether } } : {}),
+        },
+        ...(jail ? { jail: { ...jail.terms, controlTarget: VmmFd.control } } : {}),
+        identity: nursery.identity(child, request.env),
+      };
+    });
     const input = { children: restores, stateFd: cold.snapshot.stateFd, stateTarget: VmmFd.state, ...common(job) };
     return { children: mine, outcome: context.pool.run('restore', input, nursery.onEvent) };
   });

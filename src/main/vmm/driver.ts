@@ -47,8 +47,8 @@ export interface VmmDriver {
   readonly version: string;
   /** A parent: RAM shared with the memfd, so that what the guest writes can be saved from it. */
   boot(spec: BootSpec, options: StartOptions): VmmStart;
-  /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. */
-  restore(hardware: Hardware, options: StartOptions): VmmStart;
+  /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. With the shim it can be sent to jail. */
+  restore(hardware: Hardware, options: StartOptions, shim?: string): VmmStart;
   /** A child under the hot-fork shim, whose control socket is inherited as `VmmFd.control`. */
   template(hardware: Hardware, options: TemplateStartOptions, shim: string): VmmStart;
 }
@@ -64,4 +64,6 @@ export const VmmFd = {
   tether: 9,
   arrivals: 10,
   asks: 11,
+  /** And the volumes after it. */
+  disks: 20,
 } as const;

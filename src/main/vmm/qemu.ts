@@ -49,14 +49,16 @@ export class QemuDriver implements VmmDriver {
     ]);
   }
 
-  restore(hardware: Hardware, options: StartOptions): VmmStart {
-    return this.#start(hardware, options, false, INCOMING);
+  restore(hardware: Hardware, options: StartOptions, shim?: string): VmmStart {
+    const start = this.#start(hardware, options, false, INCOMING);
+    if (shim === undefined) return start;
+    return { ...start, preload: [shim], env: [...start.env, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
   }
 
   template(hardware: Hardware, options: TemplateStartOptions, shim: string): VmmStart {
     // The shim makes the shared mapping a private one (hotfork/ram.c): QEMU then leaves RAM out of what it saves.
     const start = this.#start(hardware, options, true, INCOMING);
-    const shimEnv = [`LD_PRELOAD=${shim}`, `FORKD_HOTFORK_FD=${VmmFd.control}`, `FORKD_HOTFORK_RAM=${VmmFd.memory}`];
+    const shimEnv = [`FORKD_HOTFORK_FD=${VmmFd.control}`, `FORKD_HOTFORK_RAM=${VmmFd.memory}`];
     if (options.lazy) shimEnv.push(`FORKD_HOTFORK_UFFD=${VmmFd.faults}`);
     const { arrivals } = options;
     if (arrivals) shimEnv.push(`FORKD_HOTFORK_ARRIVALS=${VmmFd.arrivals},${VmmFd.asks}`);
@@ -66,7 +68,12 @@ export class QemuDriver implements VmmDriver {
           [arrivals.asksFd, VmmFd.asks],
         ]
       : [];
-    return { ...start, fds: [...start.fds, ...more], env: [...start.env, ...TEMPLATE_ENV, ...shimEnv] };
+    return {
+      ...start,
+      preload: [shim],
+      fds: [...start.fds, ...more],
+      env: [...start.env, ...TEMPLATE_ENV, ...shimEnv],
+    };
   }
 
   #start(
@@ -78,6 +85,15 @@ export class QemuDriver implements VmmDriver {
     const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
     const { builds } = hardware;
     const size = `${hardware.memoryMib}M`;
+    const held: [number, number][] = [];
+    /** A file that the engine holds open is inherited: inside a user namespace of its own a VM may not look into the engine. */
+    const inherited = (path: string): string => {
+      const fd = HELD.exec(path)?.[1];
+      if (fd === undefined) return path;
+      const target = VmmFd.disks + held.length;
+      held.push([Number(fd), target]);
+      return `/proc/self/fd/${target}`;
+    };
     const args = [
       [this.file],
       ['-nodefaults'],
@@ -101,8 +117,8 @@ export class QemuDriver implements VmmDriver {
       ['-device', 'virtio-serial-device'],
       ['-chardev', `socket,id=agent,fd=${VmmFd.agent}`],
       ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
-      ...disk('root', hardware.rootfs, builds !== undefined),
-      ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, volume.host_path)),
+      ...disk('root', inherited(hardware.rootfs), builds !== undefined),
+      ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, inherited(volume.host_path))),
       ...(hardware.tap
         ? [
             ['-netdev', `tap,id=net0,ifname=${quote(hardware.tap)},script=no,downscript=no`],
@@ -124,7 +140,7 @@ export class QemuDriver implements VmmDriver {
         `PATH=/usr/bin:/bin`,
         ...(builds ? [`LD_PRELOAD=${fencePath}`, `FORKD_FENCE=${builds.loopback.join(',')}`] : []),
       ],
-      fds: [[memfd, VmmFd.memory]],
+      fds: [[memfd, VmmFd.memory], ...held],
       qmpTarget: VmmFd.qmp,
       agentTarget: VmmFd.agent,
       consolePath,
@@ -134,6 +150,8 @@ export class QemuDriver implements VmmDriver {
     };
   }
 }
+
+const HELD = new RegExp(`^/proc/${process.pid}/fd/(\\d+)$`);
 
 /** Every disk, but one that is being made, is shared by all children and read only; a guest writes to an overlay in its own RAM, which forks with it. */
 const disk = (id: string, path: string, writable = false): string[][] => [

@@ -78,6 +78,8 @@ HF_INTERNAL bool park_init(void);
 /** Parks every thread but the caller. On refusal all run again. */
 HF_INTERNAL bool park_all(struct refusal* why);
 HF_INTERNAL void park_release(void);
+/** What each thread does when it is parked, from now on; NULL for nothing. */
+HF_INTERNAL void park_with(void (*task)(void));
 /** In a child: opens the gate, which was copied closed. */
 HF_INTERNAL void park_forget_round(void);
 HF_INTERNAL struct thread* park_main_thread(void);
@@ -205,6 +207,8 @@ HF_INTERNAL bool disk_init(void);
 // jail.c
 /** Before the program's own threads: gives up for good what an exec could give back. */
 HF_INTERNAL void jail_init(void);
+/** Of the calling thread. */
+HF_INTERNAL void jail_drop_capabilities(void);
 /** Goes to jail, all threads. */
 HF_INTERNAL bool jail_enter(const struct hf_jail* request, struct refusal* why);
 

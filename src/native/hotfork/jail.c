@@ -5,6 +5,8 @@
 // takes them away, then the filter of system calls (seccomp.c), which forbids the steps before it. libc makes
 // the change of user in every thread.
 #include <grp.h>
+#include <linux/capability.h>
+#include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -33,8 +35,10 @@ static int mount_proc(const char* target) {
   const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY;
   if (mount("proc", target, "proc", flags, "subset=pid,hidepid=ptraceable") == 0) return 0;
   if (mount("proc", target, "proc", flags, NULL) == 0) return 0;
-  // In a container whose /proc is partly hidden, only the very one that is there can be had.
-  return mount("/proc", target, NULL, MS_BIND, NULL);
+  // In a container whose /proc is partly hidden, and in a user namespace, only the very one that is there can
+  // be had.
+  if (mount("/proc", target, NULL, MS_BIND, NULL) == 0) return 0;
+  return mount("/proc", target, NULL, MS_BIND | MS_REC, NULL);
 }
 
 /**
@@ -64,13 +68,28 @@ static bool empty_root(struct refusal* why) {
   return made;
 }
 
+static const struct __user_cap_header_struct capability_version = {.version = _LINUX_CAPABILITY_VERSION_3};
+static const struct __user_cap_data_struct no_capabilities[_LINUX_CAPABILITY_U32S_3];
+
+void jail_drop_capabilities(void) {
+  sys(SYS_capset, &capability_version, no_capabilities);
+}
+
+/** Where the user stays the same nothing takes them away, and each thread has its own: all are stopped for
+ * it. */
+static bool no_capability(struct refusal* why) {
+  park_with(jail_drop_capabilities);
+  const bool parked = park_all(why);
+  if (parked) park_release();
+  park_with(NULL);
+  jail_drop_capabilities();
+  return parked;
+}
+
 static bool other_user(unsigned uid, unsigned gid, struct refusal* why) {
-  // The dumpable flag falls with the change: from here on no process of this user, sibling or not, may look
-  // into this one.
   return fine(setgroups(0, NULL), "jail: setgroups", why) &&
          fine(setresgid(gid, gid, gid), "jail: setresgid", why) &&
-         fine(setresuid(uid, uid, uid), "jail: setresuid", why) &&
-         fine(prctl(PR_SET_DUMPABLE, 0), "jail: undumpable", why);
+         fine(setresuid(uid, uid, uid), "jail: setresuid", why);
 }
 
 /** Directories lead out of any root. */
@@ -93,10 +112,17 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
     return false;
   if ((request->flags & HF_JAIL_ROOT) != 0 && !(no_directories(why) && empty_root(why))) return false;
   if ((request->flags & HF_JAIL_USER) != 0 && !other_user(request->uid, request->gid, why)) return false;
+  if ((request->flags & HF_JAIL_USER) == 0 && !no_capability(why)) return false;
+  // No process of this user, sibling or not, may look into this one from here on. Without either flag the
+  // engine is no more than that user itself, and has to.
+  const bool apart = (request->flags & (HF_JAIL_ROOT | HF_JAIL_USER)) != 0;
+  if (apart && !fine(prctl(PR_SET_DUMPABLE, 0), "jail: undumpable", why)) return false;
   // A change of user takes the death signal away; it can be any thread's.
   *why = (struct refusal){HF_SYSCALL, ESRCH, "jail: the engine is gone"};
   if (!fork_die_with_engine()) return false;
   // libc sets it in this thread; the filter brings it to all.
   if (!fine(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "jail: no_new_privs", why)) return false;
-  return seccomp_install(request->flags, why);
+  // A file that has reached RLIMIT_FSIZE takes no more: that is a console to be cut short, no reason to die.
+  signal(SIGXFSZ, SIG_IGN);
+  return (request->flags & HF_JAIL_ANY_CALL) != 0 || seccomp_install(request->flags, why);
 }

@@ -48,6 +48,12 @@ static void describe_self(struct thread* self, ucontext_t* context) {
   self->own_affinity = memcmp(&self->affinity, &control.affinity, sizeof self->affinity) != 0;
 }
 
+static void (*parking_task)(void);
+
+void park_with(void (*task)(void)) {
+  parking_task = task;
+}
+
 static void on_park(int signal, siginfo_t* info, void* context) {
   (void)signal, (void)info;
   const uint32_t round = __atomic_load_n(&gate, __ATOMIC_ACQUIRE);
@@ -55,6 +61,7 @@ static void on_park(int signal, siginfo_t* info, void* context) {
   const uint32_t slot = __atomic_fetch_add(&arrived, 1, __ATOMIC_ACQ_REL);
   if (slot >= THREADS_MAX) return;
   describe_self(&threads.thread[slot], context);
+  if (parking_task != NULL) parking_task();
   if (__atomic_add_fetch(&parked, 1, __ATOMIC_ACQ_REL) >= __atomic_load_n(&expected, __ATOMIC_ACQUIRE)) {
     futex_wake_all(&parked);
   }

@@ -2,8 +2,10 @@ import { closeSync, openSync } from 'node:fs';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
 import type { RestoreChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
+import { HotforkControl } from '../vmm/hotfork.js';
 import { takeIdentity } from '../vmm/identity.js';
 import { loadState } from '../vmm/load-state.js';
 import { explain } from '../vmm/obituary.js';
@@ -35,15 +37,29 @@ const restoreOne = (child: RestoreChild, input: TaskInput<'restore'>, emit: (eve
   const deadline = new Deadline(input.answerMs);
   // A descriptor of its own, because the file offset belongs to the open file, not to the number.
   const state = openSync(`/proc/self/fd/${input.stateFd}`, 'r');
+  const { jail } = child;
+  const [controlFd, controlTheirs] = jail ? native.socketPair('seqpacket') : [-1, -1];
+  let up: number;
   let vmm: ReturnType<typeof startVmm>;
   try {
-    vmm = startVmm(child.index, child.vmm, [[state, input.stateTarget]]);
+    try {
+      const control: [number, number][] = jail ? [[controlTheirs, jail.controlTarget]] : [];
+      vmm = startVmm(child.index, child.vmm, [[state, input.stateTarget], ...control]);
+    } finally {
+      closeSync(state);
+      if (jail) native.fdClose(controlTheirs);
+    }
+    emit({ type: 'spawned', vmm });
+    const goToJail = () => {
+      if (!jail) return;
+      const shim = new HotforkControl(controlFd, child.vmm.name);
+      shim.hello(deadline);
+      shim.jail(jail, deadline);
+    };
+    ({ up } = loadState(vmm.qmpFd, child.vmm.name, input.stateTarget, deadline, goToJail));
   } finally {
-    closeSync(state);
+    if (jail) native.fdClose(controlFd);
   }
-  emit({ type: 'spawned', vmm });
-
-  const { up } = loadState(vmm.qmpFd, child.vmm.name, input.stateTarget, deadline);
   const loaded = performance.now();
 
   const agent = new AgentPort(vmm.agentFd, child.vmm.name);

@@ -34,7 +34,7 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
     const { pid, pidfd } = native.spawn({
       file: start.file,
       args: start.args,
-      env: [...start.env, ...(tether?.env ?? [])],
+      env: [...start.env, ...preloadOf([...(tether?.preload ?? []), ...(start.preload ?? [])]), ...(tether?.env ?? [])],
       fds: [
         [devNull, 0],
         [log, 1],
@@ -62,13 +62,17 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
   }
 };
 
+/** The last is started first: the shim's start is to be before any thread. */
+const preloadOf = (libraries: string[]): string[] =>
+  libraries.length === 0 ? [] : [`LD_PRELOAD=${libraries.join(':')}`];
+
 /** Our end goes to `kept`, the VMM's to `temporary`. */
 const tie = ({ library, target }: NonNullable<VmmStart['tether']>, kept: number[], temporary: number[]) => {
   const [ours, theirs] = native.socketPair('seqpacket');
   kept.push(ours);
   temporary.push(theirs);
   const fds: [number, number][] = [[theirs, target]];
-  return { ours, env: [`LD_PRELOAD=${library}`, `FORKD_TETHER_FD=${target}`], fds };
+  return { ours, preload: [library], env: [`FORKD_TETHER_FD=${target}`], fds };
 };
 
 const openNetns = (path: string, open: (path: string, flags: string) => number): number => {

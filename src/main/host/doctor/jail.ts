@@ -25,8 +25,10 @@ const LIMIT: Record<Controller, string> = {
 const partCheck = (part: JailPart): Check => ({
   name: `jail ${part}`,
   run: () => {
-    const reason = jailAbility().missing[part];
-    if (reason === undefined) return pass(WORKS[part]);
+    const { missing, byUserNamespace } = jailAbility();
+    const reason = missing[part];
+    const how = part === 'namespaces' && byUserNamespace ? ', by way of a user namespace' : '';
+    if (reason === undefined) return pass(`${WORKS[part]}${how}`);
     return warn(`${MISSING[part]}: ${reason}`, { hint: 'Run as root, with these capabilities.' });
   },
 });

@@ -1,0 +1,61 @@
+/** The jail of an ordinary user: a user namespace of its own gives what root gives, but for another user. */
+import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { CLI, start } from '../support/cli.js';
+import { BASE_TAG, eventually, makeWorld, qemusOf, type World } from '../support/world.js';
+
+const rootless = suite<{ world: World }>('rootless');
+
+const NOBODY = '65534';
+const AS_NOBODY = [`--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups', process.execPath, CLI];
+
+/** The checkout may lie where only root can go; and a host may have no user namespaces for others. */
+const isPossible = ['test -r "$0"', 'unshare --user true'].every(
+  (script) =>
+    spawnSync('setpriv', [...AS_NOBODY.slice(0, 3), 'sh', '-c', script, CLI], { stdio: 'ignore' }).status === 0,
+);
+
+rootless.before((context) => {
+  context.world = makeWorld(true);
+  spawnSync('chown', ['-R', `${NOBODY}:${NOBODY}`, context.world.root]);
+});
+rootless.after(({ world }) => world.close());
+
+const test = isPossible ? rootless : rootless.skip;
+
+test('children have no capability, an empty root and a network of their own, and can be saved', async ({ world }) => {
+  const { env } = world;
+  const running = start('setpriv', [...AS_NOBODY, 'fork', '--tag', BASE_TAG, '-n', '2', '--settle-secs', '30'], {
+    env,
+  });
+  try {
+    const jailed = () =>
+      qemusOf(world.root).filter((pid) => /^Seccomp:\t2$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8')));
+    assert.ok(await eventually(() => jailed().length >= 3, 30_000), 'two children and their template');
+    for (const pid of jailed()) {
+      const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+      assert.match(status, new RegExp(`^Uid:\\t${NOBODY}\\t${NOBODY}\\t${NOBODY}\\t${NOBODY}$`, 'm'));
+      assert.match(status, /^NoNewPrivs:\t1$/m);
+      for (const thread of readdirSync(`/proc/${pid}/task`)) {
+        const own = readFileSync(`/proc/${pid}/task/${thread}/status`, 'utf8');
+        for (const set of ['CapPrm', 'CapEff', 'CapBnd']) assert.match(own, new RegExp(`^${set}:\\t0+$`, 'm'));
+      }
+      assert.equal(readdirSync(`/proc/${pid}/root`), ['proc']);
+      for (const name of ['user', 'mnt', 'net', 'ipc', 'uts'])
+        assert.is.not(readlinkSync(`/proc/${pid}/ns/${name}`), readlinkSync(`/proc/self/ns/${name}`), name);
+    }
+  } finally {
+    running.kill('SIGINT');
+    await running.ended;
+  }
+  const branch = ['snapshot-diff', '--from', BASE_TAG, '--tag', 'more', '--exec', "sh -c 'echo kept > /root/x'"];
+  const saved = await start('setpriv', [...AS_NOBODY, ...branch], { env }).ended;
+  assert.is(saved.code, 0, saved.stderr);
+  const cold = ['fork', '--tag', 'more', '-n', '1', '--cold', '--', 'cat', '/root/x'];
+  const read = await start('setpriv', [...AS_NOBODY, ...cold], { env }).ended;
+  assert.is(read.stdout, '[1] kept\n', read.stderr);
+});
+
+rootless.run();
