@@ -381,8 +381,8 @@ export const catalogue = {
   ),
   GUEST_OUTDATED: row(
     409,
-    'the guest agent at {target} cannot do {action}: it is older than this forkd, or the one in C',
-    'An agent in a snapshot never changes: make the snapshot again, with `--force`. The agent in C (images without Python) has no streams, files or ports.',
+    'the guest agent at {target} cannot do {action}: it is older than this forkd',
+    'An agent in a snapshot never changes: make the snapshot again, with `--force`.',
   ),
   AGENT_PROTOCOL: row(
     502,

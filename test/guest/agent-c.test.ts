@@ -55,7 +55,7 @@ const forkRequest = (over: object = {}) => ({
 });
 
 test('hello, ping, and what it does not do', async () => {
-  assert.equal([vm.hello.generation, vm.hello.python, vm.hello.numpy_version], [1, '', 'not-installed']);
+  assert.equal([vm.hello.generation, vm.hello.python, vm.hello.numpy_version], [2, '', 'not-installed']);
   assert.ok(vm.hello.uptime_ms > 0);
   assert.equal(await vm.call({ action: 'ping' }), {
     pong: true,
@@ -63,7 +63,7 @@ test('hello, ping, and what it does not do', async () => {
     pid: 1,
     agent_lang: 'c',
     warmup_ready: false,
-    generation: 1,
+    generation: 2,
     released: true,
   });
   assert.match((await vm.call({ action: 'eval', code: '1' })).error, /^EvalUnsupported: /);
@@ -94,6 +94,44 @@ test('what cannot be run says why', async () => {
   assert.match(await error([1]), /^TypeError: /);
   assert.match(await error(['a\0b']), /^ValueError: /);
   assert.match(await error(['pwd'], { timeout: 'soon' }), /^TypeError: /);
+});
+
+test('as another user, by the files of the image', async () => {
+  assert.is((await sh('id -un; id -gn; echo $HOME', { user: 'root' })).stdout, 'root\nroot\n/root\n');
+  assert.is((await sh('id -u; id -g', { user: '12:34' })).stdout, '12\n34\n');
+  assert.is((await sh('id; echo $HOME', { user: 'app:7' })).stdout.split(' groups')[0], 'uid=1000(app) gid=7(extra)');
+  assert.match((await exec(['id'], { user: 'nosuch' })).error, /^LookupError: .*'nosuch'/);
+});
+
+test('files: stat, list, make, remove; and why not', async () => {
+  const ask = (action: string, path: string, more: object = {}) => vm.call({ action, path, ...more });
+  const { entry } = await ask('stat', '/srv/secret');
+  assert.equal([entry.name, entry.type, entry.size, entry.mode, entry.uid], ['secret', 'file', 1, 0o600, 0]);
+  assert.ok(Math.abs(entry.mtime_unix) < 1e11);
+  await sh('ln -s secret /tmp/link; ln -s nowhere /tmp/dangling', { user: 'root' });
+  const link = (await ask('stat', '/tmp/link')).entry;
+  assert.equal([link.type, link.target, link.leads_to], ['link', 'secret', null]);
+  assert.is((await ask('make_dir', '/tmp/a/b', {})).error.split(':')[0], 'FileNotFoundError');
+  assert.equal(await ask('make_dir', '/tmp/a/b', { parents: true, mode: 0o700 }), { exit_code: 0 });
+  assert.equal(await ask('make_dir', '/tmp/a/b', { parents: true }), { exit_code: 0 });
+  assert.match((await ask('make_dir', '/tmp/a/b')).error, /^FileExistsError/);
+  await exec(['sh', '-c', 'echo > /tmp/a/b/"$(printf "\\377")"'], { user: 'root' });
+  assert.equal(
+    (await ask('list', '/tmp')).entries.map(({ name, type }: Reply) => [name, type]),
+    [
+      ['a', 'dir'],
+      ['dangling', 'link'],
+      ['link', 'link'],
+    ],
+  );
+  // A name that is no UTF-8 can be given back as it came.
+  const [odd] = (await ask('list', '/tmp/a/b')).entries;
+  assert.is((await ask('remove', `/tmp/a/b/${odd.name}`)).exit_code, 0);
+  assert.match((await ask('remove', '/tmp/a')).error, /^OSError: .*not empty/);
+  assert.equal(await ask('remove', '/tmp/a', { recursive: true }), { exit_code: 0 });
+  assert.match((await ask('stat', '/tmp/a')).error, /^FileNotFoundError: .*'\/tmp\/a'/);
+  assert.match((await ask('list', 'srv')).error, /^ValueError: path must be absolute/);
+  assert.match((await ask('list', '/srv/secret')).error, /^NotADirectoryError/);
 });
 
 test('output that is no text, and too much of it', async () => {

@@ -45,9 +45,10 @@ static void read_groups(char* value) {
   for (;;) {
     gid_t group = (gid_t)strtoul(value, &end, 10);
     if (end == value) return;
-    config.groups = realloc(config.groups, (config.group_count + 1) * sizeof *config.groups);
-    if (!config.groups) abort();
-    config.groups[config.group_count++] = group;
+    struct user* user = &config.user;
+    user->groups = realloc(user->groups, (user->group_count + 1) * sizeof *user->groups);
+    if (!user->groups) abort();
+    user->groups[user->group_count++] = group;
     value = end;
   }
 }
@@ -63,10 +64,10 @@ static void read_line(char* line) {
   } else if (strcmp(line, "cwd") == 0) {
     config.cwd = strdup(value);
   } else if (strcmp(line, "uid") == 0) {
-    config.uid = (uid_t)strtoul(value, NULL, 10);
-    config.has_user = true;
+    config.user.uid = (uid_t)strtoul(value, NULL, 10);
+    config.user.is_set = true;
   } else if (strcmp(line, "gid") == 0) {
-    config.gid = (gid_t)strtoul(value, NULL, 10);
+    config.user.gid = (gid_t)strtoul(value, NULL, 10);
   } else if (strcmp(line, "groups") == 0) {
     read_groups(value);
   }

@@ -271,7 +271,7 @@ static size_t utf8_length(const unsigned char* at, size_t left) {
   return n;
 }
 
-void json_quote(struct text* text, const char* data, size_t length) {
+static void quote(struct text* text, const char* data, size_t length, bool is_name) {
   const unsigned char *at = (const unsigned char*)data, *end = at + length;
   text_add(text, "\"", 1);
   while (at < end) {
@@ -283,6 +283,8 @@ void json_quote(struct text* text, const char* data, size_t length) {
     if (n > 1) {
       text_add(text, at, n);
       at += n;
+    } else if (n == 0 && is_name) {
+      text_addf(text, "\\udc%02x", *at++);
     } else if (n == 0) {
       text_add(text, "\xEF\xBF\xBD", 3);
       at++;
@@ -294,4 +296,12 @@ void json_quote(struct text* text, const char* data, size_t length) {
     }
   }
   text_add(text, "\"", 1);
+}
+
+void json_quote(struct text* text, const char* data, size_t length) {
+  quote(text, data, length, false);
+}
+
+void json_quote_name(struct text* text, const char* name) {
+  quote(text, name, strlen(name), true);
 }

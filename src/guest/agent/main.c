@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -62,6 +63,42 @@ void answer_error(struct caller caller, const char* format, ...) {
   text_free(&body);
 }
 
+void errno_text(struct text* text, int number, const char* what) {
+  static const struct {
+    int number;
+    const char* name;
+  } names[] = {
+      {ENOENT, "FileNotFoundError"},
+      {EACCES, "PermissionError"},
+      {EPERM, "PermissionError"},
+      {EEXIST, "FileExistsError"},
+      {ENOTDIR, "NotADirectoryError"},
+      {EISDIR, "IsADirectoryError"},
+      {ECONNREFUSED, "ConnectionRefusedError"},
+      {ESRCH, "ProcessLookupError"},
+      {EPIPE, "BrokenPipeError"},
+  };
+  const char* name = "OSError";
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (names[i].number == number) name = names[i].name;
+  text_addf(text, "%s: [Errno %d] %s", name, number, strerror(number));
+  if (!what) return;
+  text_add(text, ": '", 3);
+  text_add(text, what, strlen(what));
+  text_add(text, "'", 1);
+}
+
+void answer_errno(struct caller caller, int number, const char* what) {
+  struct text message = {0}, body = {0};
+  errno_text(&message, number, what);
+  text_add(&body, "{\"error\": ", 10);
+  json_quote(&body, message.data, message.length);
+  text_add(&body, ", \"exit_code\": 1}", 17);
+  answer(caller, body.data, body.length);
+  text_free(&message);
+  text_free(&body);
+}
+
 static void answer_ping(struct caller caller) {
   struct text body = {0};
   text_addf(&body,
@@ -76,6 +113,8 @@ static void answer_ping(struct caller caller) {
 static void answer_fork(struct caller caller, const struct json* request) {
   struct text body = {0};
   released = false;
+  // They are the host's of the machine that this is a copy of.
+  streams_drop();
   released = identity_take(request, &body);
   answer(caller, body.data, body.length);
   text_free(&body);
@@ -89,11 +128,18 @@ static void answer_clock(struct caller caller, const struct json* request) {
     answer(caller, "{\"exit_code\": 0}", strlen("{\"exit_code\": 0}"));
 }
 
+// Everything but what makes a copy its own, and what only asks for it.
+static bool is_for_released(const char* action) {
+  static const char* const early[] = {"ping", "fork", "clock", "seal"};
+  for (size_t i = 0; i < sizeof early / sizeof *early; i++)
+    if (strcmp(action, early[i]) == 0) return false;
+  return true;
+}
+
 static void act(struct caller caller, const struct json* request) {
   const char* action = json_text(request, "action");
   if (!action) action = "None";
-  bool runs = strcmp(action, "exec") == 0 || strcmp(action, "eval") == 0;
-  if (runs && !released) {
+  if (!released && is_for_released(action)) {
     answer_error(
         caller,
         "NotReleased: this copy has not taken its own identity yet (no successful fork since the seal)");
@@ -111,7 +157,7 @@ static void act(struct caller caller, const struct json* request) {
     released = false;
     static const char sealed[] = "{\"sealed\": true, \"exit_code\": 0}";
     answer(caller, sealed, sizeof sealed - 1);
-  } else {
+  } else if (!files_answer(caller, action, request) && !streams_start(caller, action, request)) {
     answer_error(caller, "unknown action: %.200s", action);
   }
 }
@@ -134,7 +180,10 @@ static void on_children(struct watch* watch, uint32_t what) {
   struct signalfd_siginfo info;
   while (read(children, &info, sizeof info) > 0)
     ;
-  exec_reap();
+  int status;
+  // Others are orphans that PID 1 has inherited.
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+    if (!exec_exited(pid, status)) program_exited(pid, status);
 }
 
 static void watch_children(void) {
@@ -158,6 +207,11 @@ static void say_hello(void) {
   port_send(HELLO, 0, body, (size_t)length);
 }
 
+// Of two waits, of which a negative one is for ever.
+static double soonest(double a, double b) {
+  return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
 int main(void) {
   epoll = epoll_create1(EPOLL_CLOEXEC);
   signal(SIGPIPE, SIG_IGN);
@@ -173,14 +227,18 @@ int main(void) {
     say_hello();
   else
     logf_("no virtio-serial port named forkd.agent.0: serving TCP only");
+  bool busy = false;
   for (;;) {
-    double wait = exec_wait();
+    double wait = busy ? 0 : soonest(soonest(exec_wait(), program_wait()), watch_wait());
     struct epoll_event event;
     // One at a time: what is done for one may end what another is for.
-    if (epoll_wait(epoll, &event, 1, wait < 0 ? -1 : (int)(wait * 1000) + 1) == 1) {
+    if (epoll_wait(epoll, &event, 1, busy ? 0 : wait < 0 ? -1 : (int)(wait * 1000) + 1) == 1) {
       struct watch* watch = event.data.ptr;
       watch->ready(watch, event.events);
     }
     exec_tick();
+    program_tick();
+    watch_tick();
+    busy = streams_step();
   }
 }

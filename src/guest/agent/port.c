@@ -18,7 +18,7 @@
 #define HEADER 12
 #define PAYLOAD_MAX (64u << 20)
 #define TYPE_MAX 15
-enum { HELLO, REQUEST, REPLY };
+enum { HELLO, REQUEST, REPLY, OPENED, DATA, CREDIT, END };
 
 static int port = -1;
 static struct text held;
@@ -60,15 +60,27 @@ static void write_all(const char* data, size_t length) {
   }
 }
 
-void port_send(uint8_t type, uint32_t id, const char* payload, size_t length) {
-  // In one write: what a host hears first should come in one piece.
-  char* frame = malloc(HEADER + length);
-  if (!frame) return;
+static void write_head(char* frame, uint8_t type, uint32_t id, size_t length) {
   memcpy(frame, "FK", 2);
   frame[2] = (char)type;
   frame[3] = 0;
   write32(frame + 4, id);
   write32(frame + 8, (uint32_t)length);
+}
+
+void port_send_data(uint32_t id, uint8_t channel, const char* data, size_t length) {
+  char frame[HEADER + 1 + CHUNK];
+  write_head(frame, DATA, id, length + 1);
+  frame[HEADER] = (char)channel;
+  memcpy(frame + HEADER + 1, data, length);
+  write_all(frame, HEADER + 1 + length);
+}
+
+void port_send(uint8_t type, uint32_t id, const char* payload, size_t length) {
+  // In one write: what a host hears first should come in one piece.
+  char* frame = malloc(HEADER + length);
+  if (!frame) return;
+  write_head(frame, type, id, length);
   memcpy(frame + HEADER, payload, length);
   write_all(frame, HEADER + length);
   free(frame);
@@ -106,6 +118,8 @@ static bool next_frame(void) {
   if (held.length < HEADER + length) return false;
   if (type == REQUEST)
     handle_request(caller, head + HEADER, length);
+  else if (type == DATA || type == CREDIT || type == END)
+    streams_take((uint8_t)type, caller.id, head + HEADER, length);
   else
     answer_error(caller, "unknown frame type: %u", type);
   drop(HEADER + length);
@@ -122,6 +136,7 @@ static void on_port(struct watch* watch, uint32_t events) {
       // The host has hung up: what it began to say will not be finished.
       held.length = 0;
       skipping = 0;
+      streams_drop();
     }
     if (got <= 0) return;
     text_add(&held, data, (size_t)got);

@@ -1,0 +1,5 @@
+import { streamSuite } from './streams.js';
+
+const exec = streamSuite('c');
+
+exec.run();
