@@ -113,6 +113,8 @@ export const findLeftovers = (): Leftovers => {
 /** Removes one after judging it again. Throws CLEANUP_REFUSED when it is in use now, or not ours. */
 export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> => {
   if (kind === 'process') return killOrphan(path);
+  // Whose it was, or another cleanup, was quicker.
+  if (kind !== 'half-made file' && lstat(path) === undefined) return;
   const reason = judge(kind, path);
   if (reason !== undefined) throw new ForkdError('CLEANUP_REFUSED', { path, reason });
   if (kind === 'work dir') removeWorkDir(path);
@@ -253,8 +255,8 @@ const cgroupInUse = (path: string, open: OpenFile[]): string | undefined => {
   const made = /^sb-([0-9a-f]+)-/.exec(basename(path))?.[1];
   if (made === undefined) return 'its name is not one that forkd gives';
   const isYoung = Date.now() - Number.parseInt(made, 16) * 1000 < FAN_OUT_MS;
-  const isForking = open.some(({ target }) => new RegExp(`/${LOCKED[0]}[^/]*/\\${LOCK_FILE}$`).test(target));
-  return isYoung && isForking ? 'a fork is under way, and may be about to use it' : undefined;
+  const isStarting = open.some(({ target }) => basename(target) === LOCK_FILE && isLockedKind(dirname(target)));
+  return isYoung && isStarting ? 'VMs are being started, and one may be about to use it' : undefined;
 };
 
 // Processes
