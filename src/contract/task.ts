@@ -107,17 +107,21 @@ export interface ChildTimes {
   ready_at: number;
 }
 
+/** Asked of a shim that is preloaded for nothing else, before the guest runs; its socket is `controlTarget`. */
+export interface JailOrder extends JailTerms {
+  controlTarget: number;
+}
+
 export interface RestoreChild {
   index: number;
   vmm: VmmStart;
-  /** Asked of the shim, which is preloaded for nothing else, before device state is loaded; its socket is `controlTarget`. */
-  jail?: JailTerms & { controlTarget: number };
+  jail?: JailOrder;
   identity: Omit<ForkRequest, 'clock_ns'>;
 }
 
 export interface Tasks {
   /** Starts the parent and waits until its agent says hello. */
-  boot: { input: { vmm: VmmStart; waitMs: number }; output: { hello: Hello; boot_ms: number } };
+  boot: { input: { vmm: VmmStart; jail?: JailOrder; waitMs: number }; output: { hello: Hello; boot_ms: number } };
   /** Walks the parent through the path that a child takes, seals it, and saves device state and memory. */
   save: {
     input: {

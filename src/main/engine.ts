@@ -213,16 +213,18 @@ export class Engine {
     const driver = await this.driver();
     const image = await this.image(hooks.onProgress, signal);
     const isolation = chooseIsolation(request.require === 'tcg' ? NOT_ASKED : await this.kvm(hooks), request.require);
-    return makeSnapshot(
-      {
-        ...request,
-        kernel: request.kernel ?? image.kernel,
-        initrd: request.initrd ?? image.initrd,
-        rootfs: request.rootfs ?? image.rootfs,
-        isolation,
-        tscKhz: await tscKhz(hostFile()),
-      },
-      { store: this.store, pool: this.pool, driver, ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) },
+    const whole = {
+      ...request,
+      kernel: request.kernel ?? image.kernel,
+      initrd: request.initrd ?? image.initrd,
+      rootfs: request.rootfs ?? image.rootfs,
+      isolation,
+      tscKhz: await tscKhz(hostFile()),
+    };
+    const context = { store: this.store, pool: this.pool, driver };
+    const more = { ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) };
+    return this.#inJail({}, onStep ? { onWeaker: onStep } : {}, (jailed) =>
+      makeSnapshot(whole, { ...context, ...more, ...(jailed ? { makeJail } : {}) }),
     );
   }
 
@@ -421,7 +423,7 @@ export class Engine {
    * A host may forbid what its capabilities would allow, as container runtimes do. Then VMs run without a jail from there on, which
    * is told; unless that was ruled out (STRICT_REFUSED).
    */
-  async #inJail<T>(request: ForkRequest, hooks: ForkHooks, use: (jailed: boolean) => Promise<T>): Promise<T> {
+  async #inJail<T>(request: { strict?: boolean }, hooks: ForkHooks, use: (jailed: boolean) => Promise<T>): Promise<T> {
     try {
       return await use(this.#jailed);
     } catch (error) {

@@ -16,6 +16,7 @@ import {
 } from '../contract/snapshot.js';
 import { MiB } from '../contract/units.js';
 import { type Parent, withParent } from './parent.js';
+import type { Jail, JailWishes } from './host/jail.js';
 import type { Pool } from './pool.js';
 import type { Store } from './store/store.js';
 import { Undo } from './undo.js';
@@ -51,6 +52,8 @@ export interface SnapshotContext {
   driver: VmmDriver;
   signal?: AbortSignal;
   onStep?: (step: string) => void;
+  /** As ParentOptions.makeJail. */
+  makeJail?: (wishes: JailWishes) => Jail;
 }
 
 export interface SnapshotResult {
@@ -82,7 +85,7 @@ export const EMULATED_CPU = 'max,la57=off,pku=off,erms=off,fsrm=off';
 const STATE_ROOM_BYTES = 16 * MiB;
 
 export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotContext): Promise<SnapshotResult> => {
-  const { store, pool, driver, signal, onStep = () => undefined } = context;
+  const { store, pool, driver, makeJail, signal, onStep = () => undefined } = context;
   const tag = parseTag(request.tag);
   const spec = bootSpec(request);
   const undo = new Undo();
@@ -109,7 +112,12 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
     const options = { pool, driver, name: tag, kind: 'parent' as const, waitMs: bootWaitSecs * 1000 };
     const { saved, hello, boot_ms } = await withParent(
       spec,
-      { ...options, keepWorkDir: request.keepWorkDir ?? false, ...(signal ? { signal } : {}) },
+      {
+        ...options,
+        ...(makeJail ? { makeJail } : {}),
+        keepWorkDir: request.keepWorkDir ?? false,
+        ...(signal ? { signal } : {}),
+      },
       save,
     );
     const [kernel, initrd, rootfs, ...volumeDigests] = (await digests).digests.map(withMtime);

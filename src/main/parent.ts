@@ -1,9 +1,10 @@
 /** A parent VM: booted, and ended when its user is done with it, whichever way that goes. */
-import type { BootSpec, VmmDriver } from './vmm/driver.js';
+import { type BootSpec, VmmFd, type VmmDriver } from './vmm/driver.js';
 import type { Hello } from '../contract/guest.js';
 import { ForkdError } from '../contract/errors.js';
 import { MiB } from '../contract/units.js';
-import { native } from '../native/binding.js';
+import { native, shimPath } from '../native/binding.js';
+import type { Jail, JailWishes } from './host/jail.js';
 import { WorkDir } from './host/workdir.js';
 import { MemoryImage } from './memory/image.js';
 
@@ -27,6 +28,8 @@ export interface ParentOptions {
   kind: 'parent' | 'probe';
   waitMs: number;
   keepWorkDir?: boolean;
+  /** It is sent to jail before the guest runs. One that builds a disk has to reach the network, and is not. */
+  makeJail?: (wishes: JailWishes) => Jail;
   signal?: AbortSignal;
 }
 
@@ -51,9 +54,15 @@ export const withParent = async <T>(
       return sandbox ? end([sandbox]) : undefined;
     });
     const consolePath = workDir.file('parent.console');
-    const vmm = driver.boot(spec, { name: 'the parent', consolePath, memfd });
+    const wishes = { ownNetwork: !spec.tap, anyCall: spec.isolation === 'kvm' };
+    const jail = spec.builds ? undefined : options.makeJail?.(wishes);
+    const vmm = {
+      ...driver.boot(spec, { name: 'the parent', consolePath, memfd }, jail && shimPath),
+      ...(jail ? { confinement: jail.confinement } : {}),
+    };
+    const order = jail ? { jail: { ...jail.terms, controlTarget: VmmFd.control } } : {};
     signal?.addEventListener('abort', onAbort);
-    const { hello, boot_ms } = await pool.run('boot', { vmm, waitMs }, (event) => {
+    const { hello, boot_ms } = await pool.run('boot', { vmm, waitMs, ...order }, (event) => {
       if (event.type !== 'spawned') return;
       const birth = { id: name, index: 0, tag: name, hostname: name, isolation: spec.isolation, consolePath };
       sandbox = new Sandbox(birth, event.vmm);

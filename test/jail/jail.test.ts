@@ -3,9 +3,10 @@ import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
+import { ForkdError } from '../../src/contract/errors.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
-import { BASE_TAG, sharedData } from '../support/world.js';
+import { BASE_TAG, eventually, makeWorld, qemusOf, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
 
@@ -115,6 +116,27 @@ jail('cold restores are jailed as well, each as a user of its own; those of a da
     await tied.kill(made.sandboxes);
   } finally {
     await tied.close();
+  }
+});
+
+jail('a parent is in jail before its guest runs', async () => {
+  const world = makeWorld();
+  const own = new Engine({ snapshotRoot: world.snapshots });
+  const abort = new AbortController();
+  try {
+    const outcome = own.snapshot({ tag: 'jailed-boot', require: 'tcg' }, { signal: abort.signal }).then(
+      () => 'saved',
+      (error: unknown) => ForkdError.from(error).code,
+    );
+    const booting = () => qemusOf('forkd-parent-jailed-boot');
+    const isInside = (pid: number) => /^Seccomp:\t2$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+    assert.ok(await eventually(() => booting().some(isInside), 20_000));
+    requireJailed(booting()[0] as number);
+    abort.abort();
+    assert.is(await outcome, 'CANCELLED');
+  } finally {
+    await own.close();
+    world.close();
   }
 });
 

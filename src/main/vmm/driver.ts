@@ -46,7 +46,7 @@ export interface VmmDriver {
   readonly machine: string;
   readonly version: string;
   /** A parent: RAM shared with the memfd, so that what the guest writes can be saved from it. */
-  boot(spec: BootSpec, options: StartOptions): VmmStart;
+  boot(spec: BootSpec, options: StartOptions, shim?: string): VmmStart;
   /** A child: RAM mapped private, so that what it writes is its own. It waits for device state on `stateTarget`. With the shim it can be sent to jail. */
   restore(hardware: Hardware, options: StartOptions, shim?: string): VmmStart;
   /** A child under the hot-fork shim, whose control socket is inherited as `VmmFd.control`. */

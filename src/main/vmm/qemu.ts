@@ -39,20 +39,21 @@ export class QemuDriver implements VmmDriver {
     readonly version: string,
   ) {}
 
-  boot(spec: BootSpec, options: StartOptions): VmmStart {
+  boot(spec: BootSpec, options: StartOptions, shim?: string): VmmStart {
     const mounts = spec.volumes.map((v, i) => `vd${letter(i + 1)}:${v.guest_path}:${v.read_only ? 'ro' : 'rw'}`);
     const append = [...spec.kernelArgs, ...(mounts.length > 0 ? [`forkd.mounts=${mounts.join(',')}`] : [])];
-    return this.#start(spec, options, true, [
+    const start = this.#start(spec, options, true, [
+      // Until `cont`: it goes to jail before the guest runs.
+      ['-S'],
       ['-kernel', spec.kernel],
       ['-initrd', spec.initrd],
       ['-append', append.join(' ')],
     ]);
+    return withShim(start, shim);
   }
 
   restore(hardware: Hardware, options: StartOptions, shim?: string): VmmStart {
-    const start = this.#start(hardware, options, false, INCOMING);
-    if (shim === undefined) return start;
-    return { ...start, preload: [shim], env: [...start.env, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
+    return withShim(this.#start(hardware, options, false, INCOMING), shim);
   }
 
   template(hardware: Hardware, options: TemplateStartOptions, shim: string): VmmStart {
@@ -150,6 +151,9 @@ export class QemuDriver implements VmmDriver {
     };
   }
 }
+
+const withShim = (start: VmmStart, shim: string | undefined): VmmStart =>
+  shim === undefined ? start : { ...start, preload: [shim], env: [...start.env, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
 
 const HELD = new RegExp(`^/proc/${process.pid}/fd/(\\d+)$`);
 

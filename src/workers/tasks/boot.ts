@@ -2,17 +2,33 @@ import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
 import { explain } from '../vmm/obituary.js';
+import { Qmp } from '../vmm/qmp.js';
 import { startVmm } from '../vmm/start.js';
+import { wayToJail } from '../vmm/to-jail.js';
 
-/** Starts the parent and waits for the agent's hello: readiness is asked for, never slept for. */
-export const boot = ({ vmm, waitMs }: TaskInput<'boot'>, emit: (event: TaskEvent) => void): TaskOutput<'boot'> => {
+/** Starts the parent and waits for the agent's hello: readiness is asked for, never slept for. Nothing of the guest has run before it is in jail. */
+export const boot = (input: TaskInput<'boot'>, emit: (event: TaskEvent) => void): TaskOutput<'boot'> => {
+  const { vmm, waitMs } = input;
   const began = performance.now();
-  const started = startVmm(0, vmm);
-  emit({ type: 'spawned', vmm: started });
+  const deadline = new Deadline(waitMs);
+  const jail = wayToJail(input.jail, vmm.name);
   try {
-    const hello = new AgentPort(started.agentFd, vmm.name).hello(new Deadline(waitMs));
+    let started: ReturnType<typeof startVmm>;
+    try {
+      started = startVmm(0, vmm, jail.fds);
+    } finally {
+      jail.started();
+    }
+    emit({ type: 'spawned', vmm: started });
+    const qmp = new Qmp(started.qmpFd, vmm.name, deadline);
+    qmp.negotiate();
+    jail.go(deadline);
+    qmp.run('cont');
+    const hello = new AgentPort(started.agentFd, vmm.name).hello(deadline);
     return { hello, boot_ms: performance.now() - began };
   } catch (error) {
     throw explain(error, vmm.name, vmm.consolePath, waitMs / 1000);
+  } finally {
+    jail.close();
   }
 };

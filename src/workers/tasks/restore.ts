@@ -2,15 +2,14 @@ import { closeSync, openSync } from 'node:fs';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
 import type { RestoreChild, TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
-import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { AgentPort } from '../vmm/agent.js';
-import { HotforkControl } from '../vmm/hotfork.js';
 import { takeIdentity } from '../vmm/identity.js';
 import { loadState } from '../vmm/load-state.js';
 import { explain } from '../vmm/obituary.js';
 
 import { startVmm } from '../vmm/start.js';
+import { wayToJail } from '../vmm/to-jail.js';
 
 /**
  * One child after another: a restore is bound by the processor, so more at once in one worker would only make each late.
@@ -37,28 +36,20 @@ const restoreOne = (child: RestoreChild, input: TaskInput<'restore'>, emit: (eve
   const deadline = new Deadline(input.answerMs);
   // A descriptor of its own, because the file offset belongs to the open file, not to the number.
   const state = openSync(`/proc/self/fd/${input.stateFd}`, 'r');
-  const { jail } = child;
-  const [controlFd, controlTheirs] = jail ? native.socketPair('seqpacket') : [-1, -1];
+  const jail = wayToJail(child.jail, child.vmm.name);
   let up: number;
   let vmm: ReturnType<typeof startVmm>;
   try {
     try {
-      const control: [number, number][] = jail ? [[controlTheirs, jail.controlTarget]] : [];
-      vmm = startVmm(child.index, child.vmm, [[state, input.stateTarget], ...control]);
+      vmm = startVmm(child.index, child.vmm, [[state, input.stateTarget], ...jail.fds]);
     } finally {
       closeSync(state);
-      if (jail) native.fdClose(controlTheirs);
+      jail.started();
     }
     emit({ type: 'spawned', vmm });
-    const goToJail = () => {
-      if (!jail) return;
-      const shim = new HotforkControl(controlFd, child.vmm.name);
-      shim.hello(deadline);
-      shim.jail(jail, deadline);
-    };
-    ({ up } = loadState(vmm.qmpFd, child.vmm.name, input.stateTarget, deadline, goToJail));
+    ({ up } = loadState(vmm.qmpFd, child.vmm.name, input.stateTarget, deadline, () => jail.go(deadline)));
   } finally {
-    if (jail) native.fdClose(controlFd);
+    jail.close();
   }
   const loaded = performance.now();
 

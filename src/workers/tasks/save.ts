@@ -25,7 +25,6 @@ export const save = (input: TaskInput<'save'>): TaskOutput<'save'> => {
     warm(input);
     const began = performance.now();
     const qmp = new Qmp(input.qmpFd, input.name, new Deadline(60_000));
-    qmp.negotiate();
     qmp.prepareMigration();
     qmp.run('stop');
     saveState(qmp, input.statePath);
