@@ -47,9 +47,9 @@ export class Snapshots {
     return body;
   }
 
-  /** A tag means what `from` does; what it meant has another name, if anything, and keeps what was known of it. */
-  async promoted(tag: string, from: string, previous: string | undefined): Promise<void> {
-    if (previous !== undefined) await this.written(previous, this.#known.get(tag)?.facts ?? {});
+  /** A tag means what `from` does; what it meant has got another name, if `kept` is one, and keeps what was known of it. */
+  async promoted(tag: string, from: string, kept: string | undefined): Promise<void> {
+    if (kept !== undefined) await this.written(kept, this.#known.get(tag)?.facts ?? {});
     await this.written(tag, this.#known.get(from)?.facts ?? {});
   }
 

@@ -1,6 +1,6 @@
 /**
- * Makes a tag mean another snapshot, in one instant. What it meant before stays, under a name beside it (`TAG-1`): children are
- * made of it, and it may be wanted back. Both are links to files that are there; nothing is copied. Killed anywhere between, the
+ * Makes a tag mean another snapshot, in one instant. What it meant before stays, under a name beside it (`TAG-1`) unless it has
+ * another name already: children are made of it, and it may be wanted back. Both are links to files that are there; nothing is copied. Killed anywhere between, the
  * tag means the old or the new, and at most one more name is there.
  */
 import { copyFileSync, constants, existsSync, linkSync, readdirSync, statSync } from 'node:fs';
@@ -34,6 +34,8 @@ export interface Promoted {
   dir: string;
   /** The name that what it meant before has now; absent when the tag is new. */
   previous?: string;
+  /** It had that name before. */
+  hadName: boolean;
 }
 
 /** Throws SNAPSHOT_NOT_FOUND and what else opening the chain throws, SNAPSHOT_BUSY, SNAPSHOT_HAS_DEPENDENTS; then the tag is as it was. */
@@ -52,10 +54,12 @@ export const promote = async (store: Store, request: PromoteRequest): Promise<Pr
     undo.push(() => staging.discard());
     for (const name of filesOf(chain.folder)) link(chain.folder, staging, name);
     if (before) carryDisks(store, before, staging, as);
-    const previous = before ? await keep(store, before, as) : undefined;
+    const name = before && otherName(store, before, as);
+    const previous = before && (name ?? (await keep(store, before, as)));
     const manifest = manifestOf(chain, store.dir(as), request, previous);
     staging.publish(manifest, true, { disksStay: true });
-    return { manifest, dir: store.dir(as), ...(previous === undefined ? {} : { previous }) };
+    const hadName = name !== undefined;
+    return { manifest, dir: store.dir(as), hadName, ...(previous === undefined ? {} : { previous }) };
   } finally {
     await undo.run();
   }
@@ -77,6 +81,17 @@ const manifestOf = (
     promoted_from: promotedFrom,
     created_at_unix: Math.floor(Date.now() / 1000),
   };
+};
+
+/** A tag that is the same snapshot by its files: what was promoted before, or kept by a promotion that did not come to its end. */
+const otherName = (store: Store, before: OpenChain, tag: string): string | undefined => {
+  const { memory, vmstate, memory_root } = before.manifest;
+  return store
+    .manifests()
+    .filter((one) => one.tag !== tag && one.memory_root === memory_root)
+    .filter((one) => isSame(one.memory, memory) && isSame(one.vmstate, vmstate))
+    .map((one) => one.tag)
+    .sort()[0];
 };
 
 /** The same snapshot under a second name; with the very snapshot.json, so that who uses it is known under this name too. */
@@ -121,8 +136,8 @@ const filesOf = (dir: string): string[] =>
 const disksOf = (dir: string): string[] => filesOf(dir).filter((name) => !OWN_FILES.includes(name));
 
 const isSame = (a: string, b: string): boolean => {
-  const [x, y] = [statSync(a), statSync(b)];
-  return x.dev === y.dev && x.ino === y.ino;
+  const [x, y] = [a, b].map((path) => statSync(path, { throwIfNoEntry: false }));
+  return x !== undefined && x.dev === y?.dev && x.ino === y.ino;
 };
 
 /** A file is never changed once its snapshot is there, so two names may share it. Where links cannot be made it is copied. */

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { findLeftovers, removeLeftover } from '../../../src/main/host/cleanup.js';
 import type { Pool } from '../../../src/main/pool.js';
 import { compact } from '../../../src/main/store/compact.js';
+import { promote } from '../../../src/main/store/promote.js';
 import { Store } from '../../../src/main/store/store.js';
 import { compact as compactTask } from '../../../src/workers/tasks/compact.js';
 import { CHUNK_BYTES } from '../../../src/contract/page-map.js';
@@ -71,6 +72,10 @@ export const operations: Record<string, Operation> = {
   'rmi --cascade': {
     run: (data) => storeOf(data).remove('base', { cascade: true }),
     states: [BEFORE, without('child'), without('child', 'base')],
+  },
+  promote: {
+    run: (data) => promote(storeOf(data), { from: 'child', as: 'base' }),
+    states: [BEFORE, { ...BEFORE, 'base-1': BASE }, { ...BEFORE, 'base-1': BASE, base: CHILD }],
   },
   cleanup: {
     run: (data) => cleanUp(data),

@@ -42,10 +42,10 @@ export const branchTreeRoutes = (app: FastifyInstance, context: Context, workspa
 
   const promoteTag = async (request: PromoteRequest): Promise<PromoteReport> => {
     const { as, promotedFrom = request.from } = request;
-    const { dir, previous } = await promote(store, request);
+    const { dir, previous, hadName } = await promote(store, request);
     // What the tag meant until now is nobody's to fork from under this name.
     await engine.forgetTemplates(as);
-    await snapshots.promoted(as, request.from, previous);
+    await snapshots.promoted(as, request.from, hadName ? undefined : previous);
     return { tag: as, dir, promoted_from: promotedFrom, ...(previous === undefined ? {} : { previous }) };
   };
 
