@@ -78,6 +78,10 @@ branches('a child is made what its parent was called: both are whole, and nobody
     'main-1(!a main(!b) one(deep) two)',
   );
   assert.equal(growTree(found(store, { sandboxes: [live('c', 'gone')] })).strays.length, 1);
+  // What is opened, and so what is packed, says the name of now.
+  const opened = store.hold('one');
+  assert.equal([opened.manifest.parent_tag, opened.dirs.map(({ tag }) => tag)], ['main-1', ['main-1', 'one']]);
+  opened.close();
   // Nothing was copied.
   const inode = (tag: string) => statSync(join(store.dir(tag), 'memory.layer')).ino;
   assert.is(inode('main'), inode('one'));
