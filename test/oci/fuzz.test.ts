@@ -1,4 +1,5 @@
-/** Damaged layers and archives: whatever the bytes, a tree is made below its directory, or an Error says why not. Seeded, so that a failure can be repeated. */
+/** Damaged layers and archives: whatever the bytes, a whole file system is made, or an Error says why not. Seeded, so that a failure can be repeated. */
+import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -6,6 +7,8 @@ import { gzipSync } from 'node:zlib';
 
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
+import { Disk } from '../../src/main/oci/ext4/disk.js';
+import { writeExt4 } from '../../src/main/oci/ext4/write.js';
 import { applyLayers } from '../../src/main/oci/image.js';
 import { openImage } from '../../src/main/oci/open.js';
 import { Tree } from '../../src/main/oci/tree.js';
@@ -68,21 +71,27 @@ test('layers', async () => {
   let refused = 0;
   for (let round = 0; round < ROUNDS; round++) {
     const bytes = round % 2 === 0 ? forged(good) : damaged(round % 4 === 1 ? gzipSync(good) : good);
-    const dir = join(root, 'outer', 'tree');
-    mkdirSync(dir, { recursive: true });
+    mkdirSync(join(root, 'outer'), { recursive: true });
+    const path = join(root, 'outer', 'disk');
+    const disk = new Disk(path);
     const open = async function* () {
       yield bytes;
     };
     try {
-      await applyLayers(new Tree(dir), [{ size: bytes.length, open }]);
+      const tree = new Tree(disk);
+      await applyLayers(tree, [{ size: bytes.length, open }]);
+      await writeExt4(tree, disk, { minBytes: 0 });
+      execFileSync('/usr/sbin/e2fsck', ['-fn', path], { stdio: 'ignore' });
     } catch (error) {
       refused++;
-      const { syscall, message } = error as Error & { syscall?: string };
+      const { syscall, message, status } = error as Error & { syscall?: string; status?: number };
+      assert.is(status, undefined, `seed ${SEED}, round ${round}: e2fsck finds something wrong`);
       // A sentence of ours, not an accident: no error of the system, and none of JavaScript.
       const isOurs = syscall === undefined && !(error instanceof TypeError || error instanceof RangeError);
       assert.ok(isOurs, `seed ${SEED}, round ${round}: ${message}`);
     }
-    assert.equal(readdirSync(join(root, 'outer')), ['tree'], `seed ${SEED}, round ${round}: something lies outside`);
+    await disk.close();
+    assert.equal(readdirSync(join(root, 'outer')), ['disk'], `seed ${SEED}, round ${round}: something lies outside`);
     assert.equal(readdirSync(root), ['outer'], `seed ${SEED}, round ${round}: something lies outside`);
     rmSync(join(root, 'outer'), { recursive: true });
   }

@@ -36,17 +36,21 @@ export interface UserIds {
   home: string;
 }
 
-type ReadFile = (path: string) => string | undefined;
+/** The texts of /etc/passwd and /etc/group. */
+export interface Accounts {
+  passwd: string;
+  group: string;
+}
 
 /**
  * `USER`, `USER:GROUP`, by name or number, as the image's own /etc/passwd and /etc/group have them. Throws an Error for a name that is
  * not there.
  */
-export const userIds = (user: string, read: ReadFile): UserIds => {
+export const userIds = (user: string, accounts: Accounts): UserIds => {
   const [name = '', group] = user.split(':');
-  const rows = (path: string): string[][] => (read(path) ?? '').split('\n').map((line) => line.split(':'));
-  const passwd = rows('/etc/passwd').filter((row) => row.length >= 6);
-  const groups = rows('/etc/group').filter((row) => row.length >= 3);
+  const rows = (text: string): string[][] => text.split('\n').map((line) => line.split(':'));
+  const passwd = rows(accounts.passwd).filter((row) => row.length >= 6);
+  const groups = rows(accounts.group).filter((row) => row.length >= 3);
   const known = passwd.find((row) => row[0] === name) ?? passwd.find((row) => row[2] === name);
   const uid = name === '' ? 0 : idOf(known?.[2] ?? name, `user '${name}'`);
   const found = groups.find((row) => row[0] === group) ?? groups.find((row) => row[2] === group);

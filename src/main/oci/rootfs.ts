@@ -11,14 +11,15 @@ import { AGENT_GENERATION } from '../../contract/guest.js';
 import { fileParts } from '../file-parts.js';
 import { makeStaging } from '../image/cache.js';
 import { findPython, type ImageConfig, userIds, writeConfig } from './config.js';
-import { writeDisk } from './ext4.js';
+import { Disk } from './ext4/disk.js';
+import { writeExt4 } from './ext4/write.js';
 import { WRITING_ROOM } from './disk-vm.js';
 import { applyLayers, type Image, sha256Of } from './image.js';
 import { asInvalid, openImage } from './open.js';
 import { type Node, Tree } from './tree.js';
 
 /** Raised when the same image gives another disk. */
-const BUILDER_VERSION = 1;
+const BUILDER_VERSION = 2;
 
 export interface RootfsRequest {
   /** As the user called it. */
@@ -93,7 +94,7 @@ export const buildRootfs = async (
     if (found) return { ...found, cached: true };
     const made = join(staging, 'made');
     await mkdir(made);
-    const record = await build(image, { ...request, extras }, key, staging, made, hooks);
+    const record = await build(image, { ...request, extras }, key, made, hooks);
     await writeFile(join(made, RECORD), `${JSON.stringify(record, null, 2)}\n`);
     await publish(made, target);
     return { path: join(target, DISK), record, cached: false };
@@ -140,13 +141,12 @@ const build = async (
   image: Image,
   { image: name, sizeMib = 0, extras = [] }: RootfsRequest,
   key: string,
-  staging: string,
   made: string,
   hooks: RootfsHooks,
 ): Promise<RootfsRecord> => {
-  const dir = join(staging, 'tree');
-  await mkdir(dir, { mode: 0o700 });
-  const tree = new Tree(dir);
+  const path = join(made, DISK);
+  const disk = new Disk(path);
+  const tree = new Tree(disk);
   hooks.onStep?.(
     `${image.downloads ? 'downloading and ' : ''}unpacking ${image.layers.length} ${image.layers.length === 1 ? 'layer' : 'layers'}`,
   );
@@ -155,21 +155,18 @@ const build = async (
     await applyLayers(tree, image.layers, image.downloads ? silent : hooks);
     if (tree.entries === 0) throw new Error('there is nothing in it');
     tree.beginLayer(image.layers.length);
-    await writeConfig(
-      tree,
-      image.config,
-      userIds(image.config.user, (path) => textOf(tree, path)),
-    );
+    const accounts = { passwd: await textOf(tree, '/etc/passwd'), group: await textOf(tree, '/etc/group') };
+    await writeConfig(tree, image.config, userIds(image.config.user, accounts));
+    hooks.signal?.throwIfAborted();
+    hooks.onStep?.('writing the root disk');
+    const room = { minBytes: sizeMib * 1024 * 1024, ...(extras.length > 0 ? WRITING_ROOM : {}) };
+    await writeExt4(tree, disk, room);
   } catch (error) {
     throw asInvalid(name, error);
+  } finally {
+    await disk.close();
   }
   hooks.signal?.throwIfAborted();
-  hooks.onStep?.('writing the root disk');
-  const path = join(made, DISK);
-  const room = { minBytes: sizeMib * 1024 * 1024, ...(extras.length > 0 ? WRITING_ROOM : {}) };
-  await writeDisk(tree, path, staging, room, hooks.signal).catch((error) => {
-    throw asInvalid(name, error);
-  });
   let python = findPython(tree);
   if (extras.length > 0) {
     if (!hooks.install) throw new ForkdError('INTERNAL', { reason: 'extras without a VM to install them' });
@@ -194,10 +191,10 @@ const build = async (
 /** Accounts are a few KiB. */
 const TEXT_MAX_BYTES = 1024 * 1024;
 
-const textOf = (tree: Tree, path: string): string | undefined => {
+const textOf = async (tree: Tree, path: string): Promise<string> => {
   const node: Node | undefined = tree.find(path);
-  if (node?.kind !== 'file' || node.size > TEXT_MAX_BYTES) return undefined;
-  return readFileSync(tree.host(node.paths[0] as string), 'utf8');
+  if (node?.kind !== 'file' || node.size > TEXT_MAX_BYTES) return '';
+  return (await tree.read(node)).toString('utf8');
 };
 
 const digestOf = async (path: string): Promise<string> => {

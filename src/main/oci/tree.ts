@@ -1,24 +1,10 @@
 /**
- * A root file system that is put together from layers. A model in memory knows what everything is; contents lie in a directory of the host, under
- * names that the model gives. Symbolic links are followed in the model alone: nothing in an archive can lead out of the directory.
+ * A root file system that is put together from layers. A model in memory knows what everything is; contents go to the blocks of a disk. Symbolic links are
+ * followed in the model alone, and no name in an archive is ever one of the host's.
  */
-import {
-  closeSync,
-  chmodSync,
-  fchmodSync,
-  ftruncateSync,
-  lchownSync,
-  linkSync,
-  lutimesSync,
-  mkdirSync,
-  openSync,
-  rmSync,
-  symlinkSync,
-  utimesSync,
-  writeSync,
-} from 'node:fs';
-import { errnoOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import type { Disk } from './ext4/disk.js';
+import type { Extent } from './ext4/layout.js';
 import type { TarEntry } from './tar.js';
 
 export interface Node {
@@ -34,8 +20,8 @@ export interface Node {
   major: number;
   minor: number;
   size: number;
-  /** Of these, what is not a hole. */
-  dataBytes: number;
+  /** Where what of it is no hole lies on the disk. */
+  extents: Extent[];
   /** Where it is: several for hard links. */
   paths: string[];
   children?: Map<string, Node>;
@@ -48,12 +34,6 @@ const SYMLINKS_MAX = 40;
 const NAME_MAX = 255;
 const PATH_MAX = 4096;
 
-const BLOCK = 4096;
-/** Of a symbolic link that needs no block. */
-const INLINE_TARGET_MAX = 60;
-
-const bytes = (path: string): Buffer => Buffer.from(path, 'latin1');
-
 export class Tree {
   readonly root: Node = directory(0);
   /** What its files have, holes included. */
@@ -61,8 +41,7 @@ export class Tree {
   entries = 0;
   #layer = 0;
 
-  /** `dir` exists and is empty. */
-  constructor(readonly dir: string) {
+  constructor(readonly disk: Disk) {
     this.root.paths = [''];
   }
 
@@ -118,25 +97,17 @@ export class Tree {
     }
   }
 
-  /** What a file system of it needs. */
-  measure(): { blocks: number; inodes: number } {
-    let [blocks, inodes] = [0, 0];
-    for (const node of this.nodes()) {
-      inodes++;
-      if (node.children) {
-        // An entry has 8 bytes and its name, in steps of 4; blocks of entries are never quite full.
-        const size = [...node.children.keys()].reduce((sum, name) => sum + 12 + name.length, 24);
-        blocks += Math.ceil((size * 1.1) / BLOCK);
-      } else if (node.kind === 'symlink' && node.target.length >= INLINE_TARGET_MAX) blocks++;
-      // A part that is not a hole touches a block before and behind it.
-      else blocks += Math.ceil(node.dataBytes / BLOCK) + (node.dataBytes < node.size ? 2 : 0);
-      if (node.xattrs.size > 0) blocks++;
-    }
-    return { blocks, inodes };
+  /** A directory of the root, unless there is one. */
+  ensureDirectory(name: string, mode: number): void {
+    const children = this.root.children as Map<string, Node>;
+    if (children.get(name)?.kind === 'directory') return;
+    if (children.has(name)) this.#remove(this.root, name);
+    children.set(name, { ...directory(this.#layer), mode, paths: [`/${name}`] });
   }
 
-  host(path: string): Buffer {
-    return bytes(`${this.dir}${path}`);
+  /** The content of a file. */
+  read({ extents, size }: Node): Promise<Buffer> {
+    return this.disk.read(extents, size);
   }
 
   async #put(parent: Node, name: string, entry: TarEntry, body: AsyncIterable<Buffer>): Promise<void> {
@@ -155,7 +126,6 @@ export class Tree {
     const path = `${parent.paths[0]}/${name}`;
     if (path.length > PATH_MAX) throw new Error('a path is too long');
     if (linked) {
-      if (hasContent(linked)) linkSync(this.host(linked.paths[0] as string), this.host(path));
       linked.paths.push(path);
       children.set(name, linked);
       return;
@@ -168,7 +138,7 @@ export class Tree {
       major: entry.major,
       minor: entry.minor,
       size: entry.size,
-      dataBytes: 0,
+      extents: [],
       paths: [path],
       ...(entry.kind === 'directory' ? { children: new Map() } : {}),
     };
@@ -177,17 +147,13 @@ export class Tree {
   }
 
   async #make(node: Node, path: string, body: AsyncIterable<Buffer>): Promise<void> {
-    const host = this.host(path);
-    if (node.kind === 'directory') mkdirSync(host, 0o700);
-    else if (node.kind === 'symlink') {
-      if (node.target.length === 0 || node.target.length > PATH_MAX - 1)
-        throw new Error(`the link '${path}' is empty or too long`);
-      symlinkSync(bytes(node.target), host);
-    } else if (node.kind === 'file') {
-      this.contentBytes += node.size;
-      if (this.contentBytes > limits.imageContentMaxBytes) throw new Error('it unpacks to too much');
-      await writeFile(host, node, body);
-    }
+    if (node.kind === 'symlink' && (node.target.length === 0 || node.target.length > PATH_MAX - 1))
+      throw new Error(`the link '${path}' is empty or too long`);
+    if (node.target.includes('\0')) throw new Error(`the link '${path}' has a zero in it`);
+    if (node.kind !== 'file') return;
+    this.contentBytes += node.size;
+    if (this.contentBytes > limits.imageContentMaxBytes) throw new Error('it unpacks to too much');
+    node.extents = (await this.disk.store(body)).extents;
   }
 
   /** Removes a name, if what it names is of a lower layer, or what of it is. */
@@ -204,9 +170,11 @@ export class Tree {
     const node = children.get(name) as Node;
     const path = `${parent.paths[0]}/${name}`;
     for (const child of [...(node.children?.keys() ?? [])]) this.#remove(node, child);
-    if (node.children || hasContent(node)) rmSync(this.host(path), { recursive: true, force: true });
     node.paths = node.paths.filter((one) => one !== path);
-    if (node.kind === 'file' && node.paths.length === 0) this.contentBytes -= node.size;
+    if (node.kind === 'file' && node.paths.length === 0) {
+      this.contentBytes -= node.size;
+      this.disk.release(node.extents);
+    }
     children.delete(name);
   }
 
@@ -223,7 +191,6 @@ export class Tree {
       if (next !== undefined || (at.children as Map<string, Node>).has(part))
         throw new Error(`'${of}' lies behind '${parts.slice(0, i + 1).join('/')}', which is not a directory`);
       const made = { ...directory(this.#layer), paths: [`${at.paths[0]}/${part}`] };
-      mkdirSync(this.host(made.paths[0] as string), 0o700);
       (at.children as Map<string, Node>).set(part, made);
       at = made;
     }
@@ -252,37 +219,6 @@ export class Tree {
     }
     return trail.at(-1);
   }
-
-  /**
-   * Gives everything the modes, owners and times that this user may give, and returns the rest: what has to be set in the file system that is
-   * made of it.
-   */
-  finish(): Node[] {
-    const isRoot = process.getuid?.() === 0;
-    const rest: Node[] = [];
-    // Directories after what is in them: their times change with it.
-    const all = [...this.nodes()].reverse();
-    for (const node of all) if (node.kind !== 'directory') this.#finishNode(node, isRoot, rest);
-    for (const node of all) if (node.kind === 'directory') this.#finishNode(node, isRoot, rest);
-    return rest;
-  }
-
-  #finishNode(node: Node, isRoot: boolean, rest: Node[]): void {
-    if (node.kind !== 'directory' && !hasContent(node)) {
-      rest.push(node);
-      return;
-    }
-    const host = this.host(node.paths[0] as string);
-    let isDone = node.xattrs.size === 0;
-    if (!isRoot) isDone = false;
-    else if (node.uid !== 0 || node.gid !== 0) isDone = owned(host, node) && isDone;
-    // Root reads what nobody may, and nobody else gets this far into the directory. Others leave the mode to the file system too.
-    if (isRoot && node.kind !== 'symlink' && (node.kind === 'directory' || node.mode !== hostMode(node)))
-      chmodSync(host, node.mode);
-    if (node.kind === 'symlink') lutimesSync(host, node.mtime, node.mtime);
-    else utimesSync(host, node.mtime, node.mtime);
-    if (!isDone) rest.push(node);
-  }
 }
 
 const PLAIN: TarEntry = {
@@ -307,57 +243,18 @@ const directory = (layer: number): Node => ({
   major: 0,
   minor: 0,
   size: 0,
-  dataBytes: 0,
+  extents: [],
   paths: [],
   children: new Map(),
 });
 
 const attributes = ({ mode, uid, gid, mtime, xattrs }: TarEntry) => ({ mode, uid, gid, mtime, xattrs });
 
-/** What is on the host besides directories. */
-const hasContent = (node: Node): boolean => node.kind === 'file' || node.kind === 'symlink';
-
 /** The parts of a name. Throws an Error for one that leads up. */
 const split = (name: string): string[] => {
   const parts = name.split('/').filter((part) => part !== '' && part !== '.');
   if (parts.includes('..')) throw new Error(`the name '${name}' leads up`);
   if (parts.some((part) => part.length > NAME_MAX)) throw new Error('a name is too long');
+  if (name.includes('\0')) throw new Error('a name has a zero in it');
   return parts;
-};
-
-const owned = (host: Buffer, { uid, gid }: Node): boolean => {
-  try {
-    lchownSync(host, uid, gid);
-    return true;
-  } catch (error) {
-    // In a container, root has only some of the numbers.
-    if (errnoOf(error) === 'EINVAL' || errnoOf(error) === 'EPERM') return false;
-    throw error;
-  }
-};
-
-/** What a file is made with: its maker has to read it again. */
-const hostMode = (node: Node): number => (node.mode & 0o777) | 0o600;
-
-/** Runs of zeros of this size become holes. */
-const HOLE_BYTES = 4096;
-const ZEROS = Buffer.alloc(1024 * 1024);
-
-const writeFile = async (host: Buffer, node: Node, body: AsyncIterable<Buffer>): Promise<void> => {
-  const mode = hostMode(node);
-  const fd = openSync(host, 'wx', mode);
-  try {
-    let at = 0;
-    for await (const part of body) {
-      if (part.length < HOLE_BYTES || part.length > ZEROS.length || !part.equals(ZEROS.subarray(0, part.length))) {
-        for (let done = 0; done < part.length; ) done += writeSync(fd, part, done, part.length - done, at + done);
-        node.dataBytes += part.length;
-      }
-      at += part.length;
-    }
-    if (at > 0) ftruncateSync(fd, at);
-    if ((mode & ~0o755) !== 0 || (mode & 0o022) !== 0) fchmodSync(fd, mode);
-  } finally {
-    closeSync(fd);
-  }
 };
