@@ -10,6 +10,16 @@ process.on('exit', () => {
   for (const title of underWay) console.error(`'${title}' was under way`);
 });
 
+/** Much of what an engine waits for does not keep a process alive that has nothing else to do, as a test may have not. */
+const held = async (work: () => unknown): Promise<void> => {
+  const hold = setInterval(() => undefined, 60_000);
+  try {
+    await work();
+  } finally {
+    clearInterval(hold);
+  }
+};
+
 export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
   const inner = plain<T>(name);
   let failure: { test: string; error: unknown } | undefined;
@@ -18,7 +28,7 @@ export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
     (when: string, hook: Callback<T>): Callback<T> =>
     async (context) => {
       try {
-        await hook(context);
+        await held(() => hook(context));
       } catch (error) {
         if (failure) console.error(`\n'${failure.test}' had failed:`, failure.error);
         console.error(`\n${name}: what runs ${when} threw:`, error);
@@ -35,7 +45,7 @@ export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
       failure = undefined;
       underWay.add(test);
       try {
-        await body(context);
+        await held(() => body(context));
       } catch (error) {
         failure = { test, error };
         throw error;
