@@ -33,10 +33,8 @@ export const JAIL_ROOT = 1;
 /** Another user, and no capability. */
 export const JAIL_USER = 2;
 
-/** clone3 is let through, which `How.cgroupInto` needs. */
-export const JAIL_CLONE3 = 4;
 /** No filter. */
-export const JAIL_ANY_CALL = 8;
+export const JAIL_ANY_CALL = 4;
 
 /** What JAIL asks for. A filter of system calls and no_new_privs are always part of it. */
 export interface JailTerms {
@@ -55,7 +53,6 @@ export const How = {
   pairSeqpacket: 2,
   null: 4,
   cgroupProcs: 7,
-  cgroupInto: 8,
 } as const;
 
 export interface ForkEntry {

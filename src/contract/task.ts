@@ -61,19 +61,12 @@ export interface StartedVmm {
   tetherFd?: number;
 }
 
-/** The groups of a VM: files into which it writes itself before anything else, and the directory of v2 that it is born in. */
-export interface CgroupPlaces {
-  cgroupProcs: string[];
-  cgroupInto?: string;
-}
-
 /** A child that is forked from a frozen process. */
 export interface HotChild {
   index: number;
   name: string;
   consolePath: string;
   cgroupProcs: string[];
-  cgroupInto?: string;
   identity: Omit<ForkRequest, 'clock_ns'>;
 }
 

@@ -20,7 +20,7 @@ import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { jailProblem, makeJail } from './host/jail.js';
+import { jailProblem, type MakeJail, makeJail } from './host/jail.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
@@ -117,6 +117,9 @@ export interface EngineOptions {
   snapshotRoot?: string;
 }
 
+/** From the whole jail to what needs nobody's leave. */
+const JAILS: MakeJail[] = [makeJail, (wishes) => makeJail({ ...wishes, callsOnly: true })];
+
 export interface Branch {
   template: Template;
   /** How long the source stood still, microseconds. */
@@ -143,8 +146,8 @@ export class Engine {
   readonly #namespaces = new Namespaces();
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
-  /** Why VMs are not sent to jail any more. */
-  #jailProblem: string | undefined;
+  /** How many of JAILS the kernel has refused. */
+  #jailsRefused = 0;
 
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
@@ -223,8 +226,8 @@ export class Engine {
     };
     const context = { store: this.store, pool: this.pool, driver };
     const more = { ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) };
-    return this.#inJail({}, onStep ? { onWeaker: onStep } : {}, (jailed) =>
-      makeSnapshot(whole, { ...context, ...more, ...(jailed ? { makeJail } : {}) }),
+    return this.#inJail({}, onStep ? { onWeaker: onStep } : {}, (make) =>
+      makeSnapshot(whole, { ...context, ...more, ...(make ? { makeJail: make } : {}) }),
     );
   }
 
@@ -346,7 +349,7 @@ export class Engine {
     });
     try {
       const origin = { cold: { driver: await this.driver(), snapshot } };
-      return await this.#inJail(request, hooks, (jailed) => this.#run(plan, request, origin, hooks, began, jailed));
+      return await this.#inJail(request, hooks, (make) => this.#run(plan, request, origin, hooks, began, make));
     } finally {
       snapshot.close();
     }
@@ -358,7 +361,7 @@ export class Engine {
     origin: Origin,
     hooks: ForkHooks,
     began: number,
-    jailed = this.#jailed,
+    make = this.#makeJail,
   ): Promise<ForkResult> {
     const { signal, onReady, onFallback, keepWorkDir } = hooks;
     const forking = performance.now();
@@ -366,7 +369,7 @@ export class Engine {
       pool: this.pool,
       origin,
       tied: this.options.tied ?? false,
-      ...(jailed ? { makeJail } : {}),
+      ...(make ? { makeJail: make } : {}),
       unlimited: this.options.jail === false && Object.keys(plan.limits).length === 0,
       onEnd: (sandbox) => this.#forget(sandbox),
       ...(signal ? { signal } : {}),
@@ -393,7 +396,7 @@ export class Engine {
       try {
         const firstEval = request.firstEval ?? WARM_EVAL;
         const driver = await this.driver();
-        const template = await this.#inJail(request, hooks, (jailed) =>
+        const template = await this.#inJail(request, hooks, (make) =>
           Template.start({
             pool: this.pool,
             driver,
@@ -401,7 +404,7 @@ export class Engine {
             rounds: warmRounds(request.n, this.options.resident ?? false),
             width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
             firstEval,
-            ...(jailed ? { jail: makeJail() } : {}),
+            ...(make ? { jail: make() } : {}),
             ...(signal ? { signal } : {}),
           }),
         );
@@ -414,25 +417,32 @@ export class Engine {
     });
   }
 
-  /** VMs are sent to jail: so it was wished, and nothing has come in the way yet. */
-  get #jailed(): boolean {
-    return this.options.jail !== false && this.#jailProblem === undefined;
+  /** What jails are made by, as far as the kernel has let it be done so far; undefined for none. */
+  get #makeJail(): MakeJail | undefined {
+    return this.options.jail === false ? undefined : JAILS[this.#jailsRefused];
   }
 
   /**
-   * A host may forbid what its capabilities would allow, as container runtimes do. Then VMs run without a jail from there on, which
-   * is told; unless that was ruled out (STRICT_REFUSED).
+   * A host may forbid what its capabilities would allow, as container runtimes do. Then VMs run in what is left of the jail from
+   * there on, which is told; unless that was ruled out (STRICT_REFUSED).
    */
-  async #inJail<T>(request: { strict?: boolean }, hooks: ForkHooks, use: (jailed: boolean) => Promise<T>): Promise<T> {
+  async #inJail<T>(
+    request: { strict?: boolean },
+    hooks: ForkHooks,
+    use: (make: MakeJail | undefined) => Promise<T>,
+  ): Promise<T> {
+    const refused = this.#jailsRefused;
     try {
-      return await use(this.#jailed);
+      return await use(this.#makeJail);
     } catch (error) {
-      const problem = this.#jailed ? jailProblem(ForkdError.from(error)) : undefined;
+      const problem = this.#makeJail ? jailProblem(ForkdError.from(error)) : undefined;
       if (problem === undefined) throw error;
       if (request.strict || this.options.strict) throw new ForkdError('STRICT_REFUSED', { missing: problem }, error);
-      this.#jailProblem = problem;
-      (hooks.onWeaker ?? this.options.onWeaker)?.(`VMs run without a jail: ${problem}`);
-      return use(false);
+      // Another request may have met the same meanwhile.
+      this.#jailsRefused = Math.max(this.#jailsRefused, refused + 1);
+      const left = this.#makeJail ? 'no jail but a filter of system calls' : 'no jail';
+      (hooks.onWeaker ?? this.options.onWeaker)?.(`VMs run in ${left}: ${problem}`);
+      return this.#inJail(request, hooks, use);
     }
   }
 

@@ -1,10 +1,12 @@
 /** Who has taken over a VMM in jail: what he tries is refused, or ends the VMM he holds. The jail is the one of QEMU, the program is not. */
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmdirSync } from 'node:fs';
 import { constants } from 'node:os';
+import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
 import { Cgroup } from '../../src/main/host/cgroup.js';
+import { eventually } from '../support/world.js';
 import { Hostile, type Outcome } from './hostile.js';
 
 const hostile = suite<{ inside: Hostile }>('hostile');
@@ -80,7 +82,7 @@ hostile(
 hostile('a fork bomb: held by the limit of its group, counted, and gone with it', async ({ inside }) => {
   const cgroup = Cgroup.create('sb-00000000-0000b0b0', { pids: 100 });
   if (!cgroup) throw new Error('this host has no cgroups');
-  const bomb = inside.copy({ cgroupProcs: cgroup.procs });
+  const bomb = inside.copy(cgroup.procs);
   const { result, text } = (await inside.attempt(36, 0, bomb)) as { result: number; text: string };
   // Two of its own threads are counted too.
   assert.ok(result >= 90 && result < 100, text);
@@ -97,13 +99,20 @@ hostile('clone3, whose arguments no filter can see, is not there', async ({ insi
   assert.equal(await inside.attempt(22), { result: -1, error: 'ENOSYS', text: '' });
 });
 
-hostile('and where it is needed, it makes no user namespace', async ({ inside }) => {
-  const { confinement, terms } = inside.jail;
-  const open = new Hostile({ confinement, terms: { ...terms, flags: terms.flags | 4 } });
+hostile('a child joins a group of cgroup v2, whose file the engine has opened', async ({ inside }) => {
+  const v2 = /^\S+ (\S+) cgroup2 /m.exec(readFileSync('/proc/self/mounts', 'utf8'))?.[1];
+  if (v2 === undefined) return;
+  const dir = mkdtempSync(join(v2, 'forkd-test-'));
+  const procs = join(dir, 'cgroup.procs');
   try {
-    assert.equal(await open.attempt(22), { result: -1, error: 'EPERM', text: '' });
+    const born = inside.copy([procs]);
+    await inside.attempt(0, 0, born);
+    const other = inside.copy([procs]);
+    assert.ok(await eventually(() => readFileSync(procs, 'utf8').trim() === String(other.pid)));
+    other.kill();
+    await other.ended;
   } finally {
-    await open.close();
+    rmdirSync(dir);
   }
 });
 

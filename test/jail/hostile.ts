@@ -3,8 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { How, Say } from '../../src/contract/hotfork.js';
-import type { CgroupPlaces } from '../../src/contract/task.js';
+import { type ForkEntry, How, Say } from '../../src/contract/hotfork.js';
 import { makeJail } from '../../src/main/host/jail.js';
 import { type ExitStatus, native, shimPath } from '../../src/native/binding.js';
 import { Deadline } from '../../src/workers/deadline.js';
@@ -65,14 +64,14 @@ export class Hostile {
   }
 
   /** A copy that waits for what it is to try. */
-  copy({ cgroupProcs }: CgroupPlaces = { cgroupProcs: [] }): Copy {
+  copy(cgroupProcs: string[] = []): Copy {
     const deadline = new Deadline(WAIT_MS);
     const entries = [
       { fd: CONTROL, how: How.pairSeqpacket },
       { fd: COMMAND, how: How.pairStream },
     ];
     const groups = cgroupProcs.map((path) => openSync(path, 'w'));
-    const joins = groups.map(() => ({ fd: -1, how: How.cgroupProcs }));
+    const joins: ForkEntry[] = groups.map(() => ({ fd: -1, how: How.cgroupProcs }));
     this.#shim.requestFork(this.#index++, 0, [...entries, ...joins], groups, deadline);
     for (const fd of groups) closeSync(fd);
     const { pid, fds } = childOf(this.#shim.receive(deadline));

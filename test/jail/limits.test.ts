@@ -109,7 +109,7 @@ limits('--strict runs where all can be enforced, and refuses by name where it ca
   assert.is(lax.code, 0, lax.stderr);
 });
 
-limits('where the jail is forbidden, it runs without one, and says so; --strict refuses', async () => {
+limits('where the jail is forbidden, what is left is said; --strict refuses', async () => {
   // In a user namespace of its own, with no more mount namespaces to be had: what it may do says yes, the kernel says no.
   const inside = (...args: string[]) => {
     const script = 'echo 0 > /proc/sys/user/max_mnt_namespaces && exec "$0" "$@"';
@@ -119,7 +119,7 @@ limits('where the jail is forbidden, it runs without one, and says so; --strict 
   for (const more of [[], ['--cold']]) {
     const lax = await inside('-n', '2', ...more, '--', 'echo', 'ran');
     assert.is(lax.code, 0, lax.stderr);
-    assert.match(lax.stderr, /VMs run without a jail: .*unshare/);
+    assert.match(lax.stderr, /VMs run in no jail but a filter of system calls: .*unshare/);
     assert.is(lax.stdout.match(/ran/g)?.length, 2);
   }
   const strict = await inside('-n', '2', '--strict', '--', 'true');

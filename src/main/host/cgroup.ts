@@ -13,11 +13,10 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits as maxima } from '../../contract/limits.js';
 import type { LimitsChange, ResourceLimits, ResourceUsage } from '../../contract/resources.js';
-import type { CgroupPlaces } from '../../contract/task.js';
 import { MiB } from '../../contract/units.js';
 
 export const CONTROLLERS = ['cpu', 'memory', 'io', 'pids'] as const;
@@ -102,6 +101,7 @@ export class Cgroup {
 
   /** Throws CGROUP_FAILED when a limit cannot be set. Undefined when none is asked for and this host, or this user, can have no groups. */
   static create(name: string, wanted: ResourceLimits, disk?: string): Cgroup | undefined {
+    sweep();
     const cgroup = new Cgroup(name, disk);
     const needed = controllersOf(wanted);
     try {
@@ -132,15 +132,10 @@ export class Cgroup {
     return this.#limits;
   }
 
-  /** Where it is to be born: v2 has a directory for that (clone3(2), CLONE_INTO_CGROUP). */
-  get places(): CgroupPlaces {
-    const v2 = Object.values(hierarchies()).find(({ version }) => version === 2);
-    const into = v2 && this.#dirs.find((dir) => dir === this.#dir(v2));
-    const cgroupProcs = this.#dirs.filter((dir) => dir !== into).map((dir) => join(dir, 'cgroup.procs'));
-    return { cgroupProcs, ...(into === undefined ? {} : { cgroupInto: into }) };
-  }
-
-  /** The same for a VM that is not forked, and writes itself into all of them. */
+  /**
+   * What a VM writes itself into before its first step. Not clone3(2) with CLONE_INTO_CGROUP, where v2 has that: the kernel asks what
+   * the template in its jail may do, and here what the engine might that has opened the file.
+   */
   get procs(): string[] {
     return this.#dirs.map((dir) => join(dir, 'cgroup.procs'));
   }
@@ -355,6 +350,30 @@ export const removeCgroup = (dir: string): void => {
     rmdirSync(dir);
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw error;
+  }
+};
+
+/** Longest from a child's group to its process: all groups of a fan-out are made before the first child starts. */
+export const FAN_OUT_MS = 600_000;
+
+/** When a group was made, ms since the epoch: a sandbox's id says so (contract/names.ts). Undefined for a name that is none. */
+export const cgroupMadeAt = (dir: string): number | undefined => {
+  const made = /^sb-([0-9a-f]+)-/.exec(basename(dir))?.[1];
+  return made === undefined ? undefined : Number.parseInt(made, 16) * 1000;
+};
+
+let swept = false;
+
+/** An engine that was killed leaves the groups of its VMs. Once for each process. */
+const sweep = (): void => {
+  if (swept) return;
+  swept = true;
+  for (const dir of emptyCgroups()) {
+    try {
+      if (Date.now() - (cgroupMadeAt(dir) ?? Number.POSITIVE_INFINITY) > FAN_OUT_MS) removeCgroup(dir);
+    } catch {
+      // Another's, or in use after all.
+    }
   }
 };
 

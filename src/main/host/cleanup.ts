@@ -34,7 +34,7 @@ import {
 import { stale } from '../sandbox/registry.js';
 import { type AbandonedHalf, abandonedHalves, removeHalf } from '../store/half-file.js';
 import { leftoverTag, Store } from '../store/store.js';
-import { emptyCgroups, removeCgroup } from './cgroup.js';
+import { cgroupMadeAt, emptyCgroups, FAN_OUT_MS, removeCgroup } from './cgroup.js';
 import { startTime } from './process.js';
 import { LOCK_FILE } from './workdir.js';
 
@@ -74,8 +74,6 @@ const BUILDER = ['agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 const JUST_MADE_MS = 200;
 /** Longest that the image builder needs one of its temporary directories, generously. */
 const BUILD_MS = 3_600_000;
-/** Longest from a child's cgroup to its process: all cgroups of a fan-out are made before the first child starts. */
-const FAN_OUT_MS = 600_000;
 
 export const findLeftovers = (): Leftovers => {
   const found: Leftovers = { remove: [], skip: [] };
@@ -251,10 +249,9 @@ const recordInUse = (path: string): string | undefined => {
 const cgroupInUse = (path: string, open: OpenFile[]): string | undefined => {
   const problem = notOurDirectory(path);
   if (problem !== undefined) return problem;
-  // A sandbox id says when it was made (contract/names.ts).
-  const made = /^sb-([0-9a-f]+)-/.exec(basename(path))?.[1];
+  const made = cgroupMadeAt(path);
   if (made === undefined) return 'its name is not one that forkd gives';
-  const isYoung = Date.now() - Number.parseInt(made, 16) * 1000 < FAN_OUT_MS;
+  const isYoung = Date.now() - made < FAN_OUT_MS;
   const isStarting = open.some(({ target }) => basename(target) === LOCK_FILE && isLockedKind(dirname(target)));
   return isYoung && isStarting ? 'VMs are being started, and one may be about to use it' : undefined;
 };

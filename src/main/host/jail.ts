@@ -5,10 +5,9 @@
 import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { ForkdError } from '../../contract/errors.js';
-import { JAIL_ANY_CALL, JAIL_CLONE3, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
+import { JAIL_ANY_CALL, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
 import { limits } from '../../contract/limits.js';
 import type { Confinement } from '../../contract/task.js';
-import { hierarchies } from './cgroup.js';
 
 /** The parts, in the order in which `forkd doctor` lists them. */
 export const JAIL_PARTS = ['namespaces', 'user', 'seccomp'] as const;
@@ -82,15 +81,21 @@ export interface Jail {
   terms: JailTerms;
 }
 
+const NOTHING: JailAbility = { missing: { namespaces: 'refused', user: 'refused' }, byUserNamespace: false };
+
 export interface JailWishes {
   /** It uses no network namespace that is there, so it gets an empty one of its own. */
   ownNetwork?: boolean;
   /** What it calls is not known well enough to be listed. */
   anyCall?: boolean;
+  /** The kernel has refused the rest: no_new_privs, limits and the filter of system calls, which need nobody's leave. */
+  callsOnly?: boolean;
 }
 
-export const makeJail = ({ ownNetwork = true, anyCall = false }: JailWishes = {}): Jail => {
-  const { missing, byUserNamespace } = jailAbility();
+export type MakeJail = (wishes?: JailWishes) => Jail;
+
+export const makeJail: MakeJail = ({ ownNetwork = true, anyCall = false, callsOnly = false } = {}) => {
+  const { missing, byUserNamespace } = callsOnly ? NOTHING : jailAbility();
   const namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (ownNetwork ? CLONE_NEWNET : 0);
   const range = missing.user === undefined ? uidRange() : undefined;
   const uid = range ? range.first + randomInt(range.count) : 0;
@@ -107,18 +112,12 @@ export const makeJail = ({ ownNetwork = true, anyCall = false }: JailWishes = {}
     },
     terms: {
       flags:
-        (missing.namespaces === undefined ? JAIL_ROOT : 0) |
-        (range ? JAIL_USER : 0) |
-        (hasUnified() ? JAIL_CLONE3 : 0) |
-        (anyCall ? JAIL_ANY_CALL : 0),
+        (missing.namespaces === undefined ? JAIL_ROOT : 0) | (range ? JAIL_USER : 0) | (anyCall ? JAIL_ANY_CALL : 0),
       uid,
       gid: uid,
     },
   };
 };
-
-/** Children are born in groups of cgroup v2. */
-const hasUnified = (): boolean => Object.values(hierarchies()).some(({ version }) => version === 2);
 
 /**
  * User ids that belong to nobody: one is taken at random for each template, so that no list has to be kept of those in use. Where

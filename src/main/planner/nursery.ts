@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply, ForkRequest as IdentityRequest } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
-import type { CgroupPlaces, StartedVmm, TaskEvent } from '../../contract/task.js';
+import type { StartedVmm, TaskEvent } from '../../contract/task.js';
 import type { Cgroup } from '../host/cgroup.js';
 import { ticksNow } from '../host/process.js';
 import type { WorkDir } from '../host/workdir.js';
@@ -85,11 +85,7 @@ export class Nursery {
     return this.workDir.file(`child-${index}.console`);
   }
 
-  groups(index: number): CgroupPlaces {
-    return this.#cgroups.get(index)?.places ?? { cgroupProcs: [] };
-  }
-
-  procsOf(index: number): string[] {
+  cgroupProcs(index: number): string[] {
     return this.#cgroups.get(index)?.procs ?? [];
   }
 

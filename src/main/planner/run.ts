@@ -192,7 +192,7 @@ const hotBatches = (children: PlannedChild[], lanes: Lane[], job: Job): Batch[] 
       index: child.index,
       name: `child ${child.index}`,
       consolePath: nursery.consoleOf(child.index),
-      ...nursery.groups(child.index),
+      cgroupProcs: nursery.cgroupProcs(child.index),
       identity: nursery.identity(child, request.env),
     }));
     const outcome = (lanes[w] as Lane).take((port) =>
@@ -218,7 +218,7 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
         name: `child ${child.index}`,
         consolePath: nursery.consoleOf(child.index),
         memfd: memory.memfd,
-        cgroupProcs: nursery.procsOf(child.index),
+        cgroupProcs: nursery.cgroupProcs(child.index),
         ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
       };
       const ownNetwork = !child.netns && !hardware.tap;

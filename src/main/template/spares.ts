@@ -108,8 +108,13 @@ export class Spares {
     // Named as a sandbox, so that `cleanup` knows how old it is.
     const name = sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE());
     const cgroup = this.options.unlimited ? undefined : Cgroup.create(name, {}, this.options.manifest.rootfs);
-    const places = cgroup?.places ?? { cgroupProcs: [] };
-    const child = { index, name: `spare ${index}`, consolePath, ...places, identity: rehearsalIdentity() };
+    const child = {
+      index,
+      name: `spare ${index}`,
+      consolePath,
+      cgroupProcs: cgroup?.procs ?? [],
+      identity: rehearsalIdentity(),
+    };
     const born: Sandbox[] = [];
     const onEvent = (event: TaskEvent) => {
       if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath, cgroup));

@@ -124,5 +124,5 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
   if (!fine(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "jail: no_new_privs", why)) return false;
   // A file that has reached RLIMIT_FSIZE takes no more: that is a console to be cut short, no reason to die.
   signal(SIGXFSZ, SIG_IGN);
-  return (request->flags & HF_JAIL_ANY_CALL) != 0 || seccomp_install(request->flags, why);
+  return (request->flags & HF_JAIL_ANY_CALL) != 0 || seccomp_install(why);
 }

@@ -119,10 +119,8 @@ enum {
   HF_JAIL_ROOT = 1,
   /** `uid` and `gid` from now on, and no capability. */
   HF_JAIL_USER = 2,
-  /** The filter lets clone3 pass, for HF_CGROUP_INTO. */
-  HF_JAIL_CLONE3 = 4,
   /** No filter of system calls: a monitor whose calls nobody has listed yet. */
-  HF_JAIL_ANY_CALL = 8,
+  HF_JAIL_ANY_CALL = 4,
 };
 
 struct hf_frozen {

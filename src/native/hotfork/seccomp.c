@@ -104,7 +104,7 @@ static const short always[] = {
     SYS_getpid, SYS_getppid, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_getrandom, SYS_uname,
     SYS_sysinfo};
 
-static void build(uint32_t flags) {
+static void build(void) {
   length = 0;
   load(offsetof(struct seccomp_data, arch));
   emit(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, AUDIT_ARCH_X86_64);
@@ -130,17 +130,14 @@ static void build(uint32_t flags) {
   allow_without(SYS_clone, 0,
                 CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |
                     CLONE_NEWNET | CLONE_PTRACE | CLONE_UNTRACED);
-  // Its arguments lie in memory, where no filter can look. libc falls back to clone; the shim itself needs it
-  // for children that are born in a cgroup.
-  if ((flags & HF_JAIL_CLONE3) != 0)
-    allow(SYS_clone3);
-  else
-    fail_with(SYS_clone3, ENOSYS);
+  // Its arguments lie in memory, where no filter can look; libc falls back to clone. HF_CGROUP_INTO needs it,
+  // but who is in jail has no right to be born into a group anyway.
+  fail_with(SYS_clone3, ENOSYS);
   finish(SECCOMP_RET_KILL_PROCESS);
 }
 
-bool seccomp_install(uint32_t flags, struct refusal* why) {
-  build(flags);
+bool seccomp_install(struct refusal* why) {
+  build();
   const struct sock_fprog filter = {.len = length, .filter = program};
   *why = (struct refusal){HF_SYSCALL, E2BIG, "jail: seccomp"};
   if (length > INSTRUCTIONS_MAX) return false;

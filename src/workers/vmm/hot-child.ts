@@ -1,7 +1,6 @@
 /** What a forked child is given in place of what it must not share, and the first words to it. */
-import { closeSync, constants, openSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import type { ForkRequest } from '../../contract/guest.js';
-import type { CgroupPlaces } from '../../contract/task.js';
 import { encodeRequest } from '../../contract/frames.js';
 import { type ForkEntry, How, type TemplatePort } from '../../contract/hotfork.js';
 
@@ -22,7 +21,7 @@ export const silentEntries = (port: TemplatePort): ForkEntry[] => [
 export const withEntries = <T>(
   port: TemplatePort,
   consolePath: string,
-  { cgroupProcs, cgroupInto }: CgroupPlaces,
+  cgroupProcs: string[],
   use: (entries: ForkEntry[], given: number[]) => T,
 ): T => {
   const opened: number[] = [];
@@ -39,12 +38,6 @@ export const withEntries = <T>(
       const group = openSync(path, 'w');
       opened.push(group);
       entries.push({ fd: -1, how: How.cgroupProcs });
-      given.push(group);
-    }
-    if (cgroupInto !== undefined) {
-      const group = openSync(cgroupInto, constants.O_RDONLY | constants.O_DIRECTORY);
-      opened.push(group);
-      entries.push({ fd: -1, how: How.cgroupInto });
       given.push(group);
     }
     return use(entries, given);
