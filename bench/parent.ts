@@ -3,15 +3,17 @@ import { ForkdError } from '../src/contract/errors.js';
 import { Engine } from '../src/main/engine.js';
 
 export const BENCH_TAG = 'bench';
+/** The same with a network card. */
+export const CARD_TAG = 'bench-card';
 
 /** What the reference's benchmark asks of every child. */
 export const FIRST_EVAL = 'numpy.zeros(5).tolist()';
 export const FIRST_ANSWER = '[0.0, 0.0, 0.0, 0.0, 0.0]';
 
-export const ensureParent = async (): Promise<void> => {
+export const ensureParent = async (tag = BENCH_TAG): Promise<void> => {
   const engine = new Engine();
   try {
-    const usable = await engine.load(BENCH_TAG).then(
+    const usable = await engine.load(tag).then(
       (loaded) => {
         loaded.close();
         return true;
@@ -24,7 +26,7 @@ export const ensureParent = async (): Promise<void> => {
     );
     if (usable) return;
     const onStep = (text: string) => process.stderr.write(`==> ${text}\n`);
-    await engine.snapshot({ tag: BENCH_TAG, force: true }, { onStep });
+    await engine.snapshot({ tag, net: tag === CARD_TAG, force: true }, { onStep });
   } finally {
     await engine.close();
   }

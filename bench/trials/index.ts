@@ -12,6 +12,7 @@ import { fanOut } from './fan-out.js';
 import { fault } from './fault.js';
 import { files } from './files.js';
 import { isolation } from './isolation.js';
+import { isolationNet } from './isolation-net.js';
 import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
@@ -40,6 +41,7 @@ export const benches: Bench<any>[] = [
   execStream,
   files,
   daemonBench,
+  isolationNet,
 ];
 
 export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

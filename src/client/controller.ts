@@ -84,8 +84,8 @@ export class Controller {
 
   /** Boots a guest and saves it. Takes as long as a boot does. */
   createSnapshot(options: CreateSnapshotOptions): Promise<SnapshotInfo> {
-    const { tag, kernel, initrd, rootfs, tap, bootWaitSecs, memoryMib, vcpus, warmEval, labels } = options;
-    const body = { tag, kernel, initrd, rootfs, tap, boot_wait_secs: bootWaitSecs, memory_mib: memoryMib, vcpus };
+    const { tag, kernel, initrd, rootfs, net, tap, bootWaitSecs, memoryMib, vcpus, warmEval, labels } = options;
+    const body = { tag, kernel, initrd, rootfs, net, tap, boot_wait_secs: bootWaitSecs, memory_mib: memoryMib, vcpus };
     const timeoutMs = Math.max(this.timeoutMs, BOOT_MS);
     const volumes = options.volumes?.map((one) => ({
       host_path: one.hostPath,
@@ -147,7 +147,7 @@ export class Controller {
   /** The body has every boolean that was given, false too. */
   spawnSandboxes(options: SpawnOptions): Promise<SandboxInfo[]> {
     const { snapshotTag, n = 1, perChildNetns = false, memoryLimitMib, prewarm, liveFork, hugepages } = options;
-    const { labels, ttlSecs, idleSecs, cpus, ioMibPerS, pids, strict } = options;
+    const { network, labels, ttlSecs, idleSecs, cpus, ioMibPerS, pids, strict } = options;
     return this.#json('POST', '/v1/sandboxes', {
       snapshot_tag: snapshotTag,
       n,
@@ -157,6 +157,7 @@ export class Controller {
       io_mib_per_s: ioMibPerS,
       pids,
       strict,
+      network: network && { allow: network.allow, allow_domains: network.allowDomains },
       prewarm,
       live_fork: liveFork,
       hugepages,

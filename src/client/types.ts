@@ -1,4 +1,5 @@
 /** What the client takes and gives: names of the reference's TypeScript SDK, bodies of `contract/rest.ts`. */
+import type { NetworkWish } from '../contract/network.js';
 import type { ResourceUsage } from '../contract/resources.js';
 import type { EventBody, Labels, SandboxBody, SnapshotBody, WorkspaceBody } from '../contract/rest.js';
 
@@ -60,6 +61,8 @@ export interface SpawnOptions {
   pids?: number;
   /** Refuse where the daemon's host cannot enforce the whole jail and every limit. */
   strict?: boolean;
+  /** A network of its own for each, from which nothing can be reached but what is named. */
+  network?: Partial<NetworkWish>;
   prewarm?: boolean;
   liveFork?: boolean;
   hugepages?: boolean;
@@ -83,6 +86,8 @@ export interface CreateSnapshotOptions {
   kernel?: string;
   initrd?: string;
   rootfs?: string;
+  /** A network card, for sandboxes with a network. */
+  net?: boolean;
   tap?: string;
   /** At most 60. */
   bootWaitSecs?: number;

@@ -180,7 +180,38 @@ export const catalogue = {
   TAP_SHARED: row(
     409,
     "snapshot '{tag}' has a network card on '{tap}', which only one child can hold",
-    'Use -n 1, or --per-child-netns.',
+    'Use -n 1, or --net (--per-child-netns), which gives each child a network of its own.',
+  ),
+  NETWORK_CARD_MISSING: row(
+    409,
+    "snapshot '{tag}' was made without a network card, and a fork cannot add one",
+    'Make one that has it: `forkd snapshot --tag NAME --net`.',
+  ),
+  NETWORK_RULE_INVALID: row(
+    400,
+    "'{rule}' is not a rule: {reason}",
+    'Write --allow 10.0.0.0/8:443, --allow 1.1.1.1:53/udp, --allow-domain pypi.org or --allow-domain "*.example.org:443".',
+    2,
+  ),
+  NETWORK_DENIED: row(
+    403,
+    'making a network needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and /dev/net/tun',
+    'Run as root, or without --net: the agent is reached without a network.',
+  ),
+  NETWORK_FAILED: row(
+    500,
+    'cannot make a network: {reason}',
+    '`forkd doctor` says whether this kernel has what it needs; `forkd cleanup` shows what an engine that was killed left.',
+  ),
+  LISTEN_FAILED: row(
+    409,
+    'cannot listen on {host}:{port}: {reason}',
+    'Choose another port with --listen (or FORKD_TARGET), or end what has this one.',
+  ),
+  NETWORK_FULL: row(
+    507,
+    'no more networks: {range} has room for {count} children',
+    'Set FORKD_NET_RANGE to a larger range, e.g. 10.64.0.0/12.',
   ),
   CGROUP_FAILED: row(
     409,

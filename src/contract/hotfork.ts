@@ -69,6 +69,8 @@ export interface TemplatePort {
   agent: number;
   /** Console and standard streams: each child gets its own console file there. */
   consoles: number[];
+  /** Behind its network card: each child gets a tap of its own there. */
+  taps: number[];
   /** Anything else that must not be shared: children get /dev/null. */
   others: number[];
 }

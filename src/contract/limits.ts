@@ -42,6 +42,8 @@ export const limits = {
   connectionsPerAddressMax: 1024,
   /** Requests a second from one address, unless --rate-limit says otherwise: more than two processors can answer. */
   requestsPerSecond: 5000,
+  /** Rules of what one child may reach: each packet walks through them in turn. */
+  networkRulesMax: 256,
   /** Bytes; a shorter token can be guessed. */
   tokenMinBytes: 16,
   /** Guest RAM. Below 128 MiB the Debian kernel and numpy do not fit; above 64 GiB is beyond what has been tried. */

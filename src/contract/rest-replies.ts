@@ -43,6 +43,15 @@ export const replySchemas = {
     snapshot_tag: text,
     netns: textOrNull,
     guest_addr: text,
+    network: {
+      ...object({
+        address: text,
+        allow: { type: 'array', items: text },
+        allow_domains: { type: 'array', items: text },
+        denied: { type: 'array', items: object({ to: text, count: whole }) },
+      }),
+      type: ['object', 'null'],
+    },
     created_at_unix: whole,
     pid: wholeOrNull,
     memory_limit_mib: wholeOrNull,

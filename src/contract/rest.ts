@@ -1,6 +1,7 @@
 /** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
 import type { StreamReply } from './guest.js';
 import { limits } from './limits.js';
+import type { NetworkInfo } from './network.js';
 import type { LimitsBody } from './resources.js';
 import type { Isolation } from './snapshot.js';
 
@@ -15,8 +16,10 @@ export interface SandboxBody {
   id: string;
   snapshot_tag: string;
   netns: string | null;
-  /** `unix:PATH`, where the agent's line protocol is spoken. Opaque to clients. */
+  /** Where the agent's line protocol is spoken: `ADDRESS:8888` of its own network, else `unix:PATH`. Opaque to clients. */
   guest_addr: string;
+  /** Its own, with what it may reach and what it was not let reach; null when it has none. */
+  network: NetworkInfo | null;
   created_at_unix: number;
   pid: number | null;
   memory_limit_mib: number | null;
@@ -93,6 +96,8 @@ export interface SpawnBody {
   io_mib_per_s?: number | null;
   pids?: number | null;
   strict: boolean;
+  /** A network of its own for each, from which nothing can be reached but what is in here. */
+  network?: { allow: string[]; allow_domains: string[] } | null;
   prewarm: boolean;
   live_fork: boolean;
   hugepages: boolean;
@@ -107,6 +112,8 @@ export interface CreateSnapshotBody {
   initrd?: string | null;
   rootfs?: string | null;
   rw: boolean;
+  /** A network card, for sandboxes with a network. */
+  net: boolean;
   tap?: string | null;
   boot_wait_secs: number;
   memory_mib?: number | null;
@@ -224,6 +231,18 @@ export const labelsSchema = {
   additionalProperties: { type: 'string', maxLength: limits.labelMaxChars },
 } as const;
 
+const rules = {
+  type: 'array',
+  items: { type: 'string', maxLength: 300 },
+  maxItems: limits.networkRulesMax,
+  default: [],
+} as const;
+/** What `--net`, `--allow` and `--allow-domain` are on the command line. */
+const networkSchema = {
+  type: ['object', 'null'],
+  properties: { allow: rules, allow_domains: rules },
+} as const;
+
 export const spawnSchema = {
   type: 'object',
   required: ['snapshot_tag'],
@@ -236,6 +255,7 @@ export const spawnSchema = {
     io_mib_per_s: amountOrNull,
     pids: unsignedOrNull,
     strict: no,
+    network: networkSchema,
     prewarm: no,
     live_fork: no,
     hugepages: no,
@@ -269,6 +289,7 @@ export const createSnapshotSchema = {
     initrd: textOrNull,
     rootfs: textOrNull,
     rw: no,
+    net: no,
     tap: textOrNull,
     boot_wait_secs: { ...unsigned, default: 10 },
     memory_mib: unsignedOrNull,

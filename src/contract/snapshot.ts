@@ -68,7 +68,9 @@ export interface SnapshotManifest {
   volume_digests: FileDigest[];
   /** Generation of the agent that is inside the memory image. */
   agent_generation: number;
-  /** Host interface of the guest's network card, when it has one. */
+  /** The guest has a network card, which each child's own network is put behind. */
+  network_card?: true;
+  /** It has one, and a child that is given no network of its own is put behind this interface of the host. */
   tap?: string;
   /** Where it came from when it was not booted: the id of a sandbox, or `compact:<tag>`. */
   branched_from?: string;
@@ -80,6 +82,9 @@ export interface SnapshotManifest {
   memory_bytes: number;
   vmstate_bytes: number;
 }
+
+export const hasCard = ({ network_card, tap }: Pick<SnapshotManifest, 'network_card' | 'tap'>): boolean =>
+  network_card === true || tap !== undefined;
 
 /** A snapshot as listings show it. */
 export interface SnapshotSummary {

@@ -12,6 +12,7 @@
  */
 import type { ErrorData } from './errors.js';
 import type { JailTerms, TemplatePort } from './hotfork.js';
+import type { Network } from './network.js';
 import type { LayerName } from './layer-damage.js';
 import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
 
@@ -48,6 +49,16 @@ export interface VmmStart {
   name: string;
 }
 
+/** What is open of one child's network (net/make.ts). All of it is the owner's; the namespace and both ends of the link go with the last. */
+export interface NetworkFds {
+  /** For the VMM, which holds the namespace from then on. */
+  tap: number;
+  /** A netlink socket in the namespace: its rules are changed and its denials read by it. */
+  rules: number;
+  /** Where the guest asks for names. */
+  udp: number;
+}
+
 /** A started VMM. The main thread owns all of it. */
 export interface StartedVmm {
   index: number;
@@ -67,6 +78,8 @@ export interface HotChild {
   name: string;
   consolePath: string;
   cgroupProcs: string[];
+  /** What its network card is connected to; nothing, when absent. */
+  tap?: number;
   identity: Omit<ForkRequest, 'clock_ns'>;
 }
 
@@ -216,6 +229,16 @@ export interface Tasks {
   regain: {
     input: { shims: { name: string; controlFd: number }[] };
     output: { lost: { name: string; reason: string }[] };
+  };
+  /** Makes networks for children, by their numbers; `taken` are those that another program had. */
+  networks: {
+    input: {
+      numbers: number[];
+      links: Network;
+      /** Addresses of this host. */
+      own: string[];
+    };
+    output: { made: { number: number; fds: NetworkFds }[]; taken: number[] };
   };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */
   call: {

@@ -16,7 +16,7 @@ import type {
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
-import type { Isolation, SnapshotManifest } from '../contract/snapshot.js';
+import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
@@ -32,9 +32,12 @@ import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { withParent } from './parent.js';
 import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
+import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
+import { givenNames } from './network/names.js';
+import { canMakeNetworks, Networks } from './network/networks.js';
 import { Namespaces } from './planner/namespaces.js';
 import { type ForkRequest, type HostState, type Plan, planFork } from './planner/plan.js';
-import { type FanOut, type Origin, runFork } from './planner/run.js';
+import { type FanOut, type Origin, type RunContext, runFork } from './planner/run.js';
 import { Pool } from './pool.js';
 import { end } from './sandbox/end.js';
 import { publish, unpublish } from './sandbox/registry.js';
@@ -43,6 +46,7 @@ import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/
 import { Template } from './template/template.js';
 import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
+import { Undo } from './undo.js';
 import { type Compacted, type CompactRequest, compact } from './store/compact.js';
 import { misfit } from './store/fit.js';
 import { type Verification, verify } from './store/inspection.js';
@@ -144,6 +148,7 @@ export class Engine {
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #closing = new Set<Promise<void>>();
   readonly #namespaces = new Namespaces();
+  readonly networks: Networks;
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
   /** How many of JAILS the kernel has refused. */
@@ -151,6 +156,7 @@ export class Engine {
 
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
+    this.networks = new Networks(this.pool, options.resident);
   }
 
   driver(): Promise<QemuDriver> {
@@ -183,6 +189,7 @@ export class Engine {
         vcpus: 1,
         cpuModel: 'host',
         volumes: [],
+        card: false,
         kernelArgs: kernelArgs('kvm', await tscKhz(hostFile())),
       };
       const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
@@ -299,6 +306,8 @@ export class Engine {
   ): Promise<ForkResult> {
     const { fallback } = plan;
     if (fallback !== undefined) hooks.onFallback?.(fallback);
+    // Beside the template: whoever takes them hears what goes wrong.
+    if (plan.network) void this.networks.fill(plan.children.length).catch(() => undefined);
     if (plan.mechanism === 'cold-restore') return this.#forkCold(request, plan, hooks, began);
     let template: Template;
     try {
@@ -328,8 +337,8 @@ export class Engine {
   ): Promise<ForkResult> {
     const { snapshot } = template;
     const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
-    // A spare was born without these limits, and has used what it has used.
-    const spares = Object.keys(plan.limits).length === 0 ? template.spares : undefined;
+    // A spare was born without these limits, and has used what it has used; nor has it a network.
+    const spares = Object.keys(plan.limits).length === 0 && !plan.network ? template.spares : undefined;
     const origin = { lanes: template.lanes, ...(spares ? { spares } : {}), ...(cold ? { cold } : {}) };
     // Who would load what is missing, once this process is gone? It would read as zeros.
     await (this.options.tied ? snapshot?.memory.complete() : snapshot?.memory.beforeFork());
@@ -347,10 +356,21 @@ export class Engine {
       hugePages: request.hugePages ?? false,
       ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}),
     });
+    const undo = new Undo();
     try {
+      const connection = connectionOf(plan, this.options.tied);
+      if (connection) undo.push(() => connection.close());
       const origin = { cold: { driver: await this.driver(), snapshot } };
-      return await this.#inJail(request, hooks, (make) => this.#run(plan, request, origin, hooks, began, make));
+      const more = connection ? { ...hooks, hostTap: connection.tap } : hooks;
+      const result = await this.#inJail(request, hooks, (make) => this.#run(plan, request, origin, more, began, make));
+      if (!connection) return result;
+      undo.push(() => this.kill(result.sandboxes));
+      connection.open();
+      undo.clear();
+      void Promise.all(result.sandboxes.map(({ ended }) => ended)).then(() => connection.close());
+      return result;
     } finally {
+      await undo.run();
       snapshot.close();
     }
   }
@@ -359,14 +379,16 @@ export class Engine {
     plan: Plan,
     request: ForkRequest,
     origin: Origin,
-    hooks: ForkHooks,
+    hooks: ForkHooks & Pick<RunContext, 'hostTap'>,
     began: number,
     make = this.#makeJail,
   ): Promise<ForkResult> {
-    const { signal, onReady, onFallback, keepWorkDir } = hooks;
+    const { signal, onReady, onFallback, keepWorkDir, hostTap } = hooks;
     const forking = performance.now();
     const { workDir, ...fanOut } = await runFork(plan, request, {
       pool: this.pool,
+      networks: this.networks,
+      ...(hostTap === undefined ? {} : { hostTap }),
       origin,
       tied: this.options.tied ?? false,
       ...(make ? { makeJail: make } : {}),
@@ -550,7 +572,8 @@ export class Engine {
     return {
       resources: hostResources(),
       netns: networkNamespaces(),
-      netnsTaken: this.#namespaces.takenBy(this.#sandboxes.values()),
+      makesNetworks: canMakeNetworks(),
+      netnsTaken: new Set([...this.#namespaces.takenBy(this.#sandboxes.values()), ...givenNames()]),
       hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
       hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
       newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),
@@ -563,8 +586,18 @@ export class Engine {
     for (const sandbox of sandboxes) {
       if (sandbox.state !== 'ready' || this.#servers.has(sandbox.id)) continue;
       const path = sandbox.socketPath;
-      this.#servers.set(sandbox.id, await serveLine(path, sandbox.agent));
+      this.#servers.set(sandbox.id, await serveLine({ path }, sandbox.agent));
       publish(sandboxesDir(), sandbox.info(), path, sandbox.birth.snapshot?.memory_root);
+    }
+  }
+
+  /** Offers a sandbox's agent at an address of this host. Throws LISTEN_FAILED. */
+  async listen(sandbox: Sandbox, address: { host: string; port: number }): Promise<void> {
+    try {
+      const server = await serveLine(address, sandbox.agent);
+      void sandbox.ended.then(() => server.close());
+    } catch (error) {
+      throw new ForkdError('LISTEN_FAILED', { ...address, reason: reasonOf(error) }, error);
     }
   }
 
@@ -573,7 +606,18 @@ export class Engine {
     const taken = await takeOver(claims, {
       pool: this.pool,
       manifestOf: (record) => this.#manifestOf(record),
-      onEnd: (sandbox) => this.#forget(sandbox),
+      networkOf: (record, pidfd) => {
+        try {
+          return this.networks.takeBack(record, pidfd);
+        } catch (error) {
+          onProblem(`the network of a sandbox on ${record.snapshot_tag} cannot be taken back: ${reasonOf(error)}`);
+          return undefined;
+        }
+      },
+      onEnd: (sandbox) => {
+        sandbox.birth.network?.end();
+        this.#forget(sandbox);
+      },
     });
     const folders = new Map<string, { sandboxes: Sandbox[]; workDir: WorkDir }>();
     for (const one of taken) {
@@ -737,6 +781,7 @@ export class Engine {
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();
     if (!leave) await Promise.all(this.#closing);
+    await this.networks.close({ leave });
     await this.pool.close();
   }
 }
@@ -751,6 +796,12 @@ const callOne = async (sandbox: Sandbox, request: GuestRequest, timeoutMs: numbe
   } catch (error) {
     settle(sandbox, performance.now() - began, { error: ForkdError.from(error).toData() });
   }
+};
+
+/** What the cards of children without a network of their own are connected to. */
+const connectionOf = ({ network, snapshot, children }: Plan, tied = false): HostTap | undefined => {
+  if (network || !hasCard(snapshot) || children.some(({ netns }) => netns !== undefined)) return undefined;
+  return snapshot.tap === undefined ? deadEnd() : hostTap(snapshot.tap, tied);
 };
 
 const NOT_ASKED: KvmVerdict = { usable: false, reason: 'it was not asked for' };

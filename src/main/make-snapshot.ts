@@ -15,6 +15,8 @@ import {
   type Volume,
 } from '../contract/snapshot.js';
 import { MiB } from '../contract/units.js';
+import { GATEWAY_ADDRESS } from '../net/ruleset.js';
+import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
 import { type Parent, withParent } from './parent.js';
 import type { Jail, JailWishes } from './host/jail.js';
 import type { Pool } from './pool.js';
@@ -32,6 +34,9 @@ export interface SnapshotRequest {
   tscKhz: number;
   memoryMib?: number;
   vcpus?: number;
+  /** A network card, behind nothing while the parent is made. */
+  net?: boolean;
+  /** A network card, on this interface of the host. */
   tap?: string;
   volumes?: Volume[];
   /** Upper bound for the boot, seconds. */
@@ -109,12 +114,15 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       const saved = await pool.run('save', saveInput(parent, request, staging));
       return { saved, hello: parent.hello, boot_ms: parent.bootMs };
     };
+    const connection = connect(request);
+    undo.push(() => connection?.close());
     const options = { pool, driver, name: tag, kind: 'parent' as const, waitMs: bootWaitSecs * 1000 };
     const { saved, hello, boot_ms } = await withParent(
       spec,
       {
         ...options,
         ...(makeJail ? { makeJail } : {}),
+        ...(connection ? { tap: connection.tap } : {}),
         keepWorkDir: request.keepWorkDir ?? false,
         ...(signal ? { signal } : {}),
       },
@@ -139,7 +147,8 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       rootfs_digest: rootfs as FileDigest,
       volume_digests: volumeDigests,
       agent_generation: hello.generation,
-      ...(spec.tap ? { tap: spec.tap } : {}),
+      ...(request.net ? { network_card: true as const } : {}),
+      ...(request.tap ? { tap: request.tap } : {}),
       memory_root: saved.memory_root,
       memory_bytes: spec.memoryMib * MiB,
       vmstate_bytes: saved.state_bytes,
@@ -157,7 +166,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
 
 /** Checks what the user gave. Throws FILE_MISSING, VOLUME_INVALID, ARGUMENT_INVALID. */
 const bootSpec = (request: SnapshotRequest): BootSpec => {
-  const { memoryMib = DEFAULT_MEMORY_MIB, vcpus = DEFAULT_VCPUS, volumes = [], tap, isolation } = request;
+  const { memoryMib = DEFAULT_MEMORY_MIB, vcpus = DEFAULT_VCPUS, volumes = [], net, tap, isolation } = request;
   requireRange('--mem-size-mib', memoryMib, limits.memoryMinMib, limits.memoryMaxMib);
   requireRange('--vcpus', vcpus, 1, limits.vcpusMax);
   requireRange('--boot-wait-secs', request.bootWaitSecs ?? 1, 1, limits.bootWaitMaxSecs);
@@ -172,15 +181,24 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
     kernel: requireFile('kernel', request.kernel),
     initrd: requireFile('initramfs', request.initrd),
     rootfs: requireFile('root file system', request.rootfs),
-    kernelArgs: [...kernelArgs(isolation, request.tscKhz), ...(request.agent === 'c' ? ['forkd.agent=c'] : [])],
+    kernelArgs: [
+      ...kernelArgs(isolation, request.tscKhz),
+      ...(request.agent === 'c' ? ['forkd.agent=c'] : []),
+      // Its own network's gateway answers questions for names; a host interface has whatever its owner has set up.
+      ...(net ? [`forkd.dns=${GATEWAY_ADDRESS}`] : []),
+    ],
     isolation,
     memoryMib,
     vcpus,
     cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
     volumes: volumes.map((v) => ({ ...v, host_path: resolve(v.host_path) })),
-    ...(tap ? { tap } : {}),
+    card: net === true || tap !== undefined,
   };
 };
+
+/** What the parent's card is connected to. Throws NETWORK_DENIED, NETWORK_FAILED. */
+const connect = ({ net, tap }: SnapshotRequest): HostTap | undefined =>
+  tap !== undefined ? hostTap(tap) : net ? deadEnd() : undefined;
 
 const requireFile = (what: string, path: string): string => {
   if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw new ForkdError('FILE_MISSING', { what, path });

@@ -27,6 +27,8 @@ export interface ParentOptions {
   name: string;
   kind: 'parent' | 'probe';
   waitMs: number;
+  /** What its network card is connected to. */
+  tap?: number | string;
   keepWorkDir?: boolean;
   /** It is sent to jail before the guest runs. One that builds a disk has to reach the network, and is not. */
   makeJail?: (wishes: JailWishes) => Jail;
@@ -39,7 +41,7 @@ export const withParent = async <T>(
   options: ParentOptions,
   use: (parent: Parent) => Promise<T>,
 ): Promise<T> => {
-  const { pool, driver, name, kind, waitMs, keepWorkDir = false, signal } = options;
+  const { pool, driver, name, kind, waitMs, tap, keepWorkDir = false, signal } = options;
   const undo = new Undo();
   let sandbox: Sandbox | undefined;
   const onAbort = () => sandbox?.kill();
@@ -54,10 +56,11 @@ export const withParent = async <T>(
       return sandbox ? end([sandbox]) : undefined;
     });
     const consolePath = workDir.file('parent.console');
-    const wishes = { ownNetwork: !spec.tap, anyCall: spec.isolation === 'kvm' };
+    const wishes = { ownNetwork: typeof tap !== 'string', anyCall: spec.isolation === 'kvm' };
     const jail = spec.builds ? undefined : options.makeJail?.(wishes);
+    const start = { name: 'the parent', consolePath, memfd, ...(tap === undefined ? {} : { tap }) };
     const vmm = {
-      ...driver.boot(spec, { name: 'the parent', consolePath, memfd }, jail && shimPath),
+      ...driver.boot(spec, start, jail && shimPath),
       ...(jail ? { confinement: jail.confinement } : {}),
     };
     const order = jail ? { jail: { ...jail.terms, controlTarget: VmmFd.control } } : {};

@@ -21,6 +21,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterPidfd(env, exports);
   forkd::RegisterPoll(env, exports);
   forkd::RegisterNetns(env, exports);
+  forkd::RegisterNetlink(env, exports);
   forkd::RegisterTsc(env, exports);
   forkd::RegisterArrivals(env, exports);
   forkd::RegisterFault(env, exports);

@@ -20,6 +20,7 @@ void RegisterSpawn(Napi::Env env, Napi::Object exports);
 void RegisterPidfd(Napi::Env env, Napi::Object exports);
 void RegisterPoll(Napi::Env env, Napi::Object exports);
 void RegisterNetns(Napi::Env env, Napi::Object exports);
+void RegisterNetlink(Napi::Env env, Napi::Object exports);
 void RegisterTsc(Napi::Env env, Napi::Object exports);
 void RegisterArrivals(Napi::Env env, Napi::Object exports);
 void RegisterFault(Napi::Env env, Napi::Object exports);

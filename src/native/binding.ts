@@ -361,11 +361,40 @@ export interface Native {
 
   /** poll(2) for POLLIN: those of `fds` that can be read, or were hung up. Empty after timeoutMs. Blocks: call it from a worker. */
   pollReadable(fds: number[], timeoutMs: number): number[];
+  /** unshare(2) CLONE_NEWNET on a native thread of its own: a new network namespace, which lives as long as somebody holds something of it. */
+  netnsCreate(): number;
+  /** mount(2) MS_BIND onto a file that exists: the namespace lives until it is unmounted. */
+  netnsBind(netns: number, path: string): void;
+  /** umount2(2) MNT_DETACH | UMOUNT_NOFOLLOW. */
+  netnsUnbind(path: string): void;
+  /** ioctl(2) SIOCGSKNS: the namespace of a socket. */
+  netnsOfSocket(socket: number): number;
+  /** pidfd_getfd(2), then ioctl(2) TUNGETDEVNETNS: the namespace of a tap that a process has open as `fd`. */
+  netnsOf(pidfd: number, fd: number): number;
+  /**
+   * open(2) of /dev/net/tun and ioctl(2) TUNSETIFF, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, inside a namespace, which lives as long as the tap is
+   * open. The tap itself goes with its descriptor, or when it `stays` (TUNSETPERSIST) with its namespace: the kernel then takes away many
+   * at once, in its own time, where closing one takes tens of milliseconds.
+   */
+  tapCreate(netns: number, name: string, stays: boolean): number;
+  /** signalfd(2) of no signal, in place of a tap: nothing ever comes from it, and it takes nothing. */
+  tapNowhere(): number;
   /**
    * socket(2) made inside a network namespace, which it then belongs to for life: a native thread of its own enters it with setns(2).
    * Returns a non-blocking TCP socket, not yet connected.
    */
   tcpSocketIn(netns: number, family: 4 | 6): number;
+  /** The same, of UDP. */
+  udpSocketIn(netns: number, family: 4 | 6): number;
+  /** setsockopt(2) SO_REUSEADDR, bind(2) to a numeric address and, when `listens`, listen(2). */
+  inetBind(socket: number, address: string, port: number, listens: boolean): void;
+  /** socket(2) AF_NETLINK, SOCK_RAW, in a namespace, with NETLINK_CAP_ACK and NETLINK_EXT_ACK. */
+  netlinkSocket(netns: number, protocol: number): number;
+  /**
+   * send(2) of one or more messages, then recv(2) until each that asks for it (NLM_F_ACK, NLM_F_DUMP) has its answer. Returns the messages
+   * that came, without acknowledgements. Throws the first refusal, with the kernel's own words as `path`. Blocks this thread; one call at a time.
+   */
+  netlinkCall(socket: number, request: Uint8Array, timeoutMs: number): Uint8Array;
   /** connect(2) to a numeric address, waiting up to timeoutMs. Blocks that long at most. */
   tcpConnect(socket: number, address: string, port: number, timeoutMs: number): void;
 

@@ -80,7 +80,7 @@ class Reader {
   size_t pages_ = 0;
 };
 
-struct Request {
+struct ProcessRequest {
   pid_t pid;
   int memfd;
   int target;
@@ -89,7 +89,7 @@ struct Request {
   Digest parent_root;
 };
 
-SysError WriteProcess(const Request& request, LayerWritten* written, uint64_t* dirty_bytes) {
+SysError WriteProcess(const ProcessRequest& request, LayerWritten* written, uint64_t* dirty_bytes) {
   PrivatePages pages;
   if (SysError error = pages.List(request.pid, request.memfd, request.scan)) return error;
   LayerWriter writer(request.target, request.zstd_level);
@@ -111,7 +111,7 @@ SysError WriteProcess(const Request& request, LayerWritten* written, uint64_t* d
 
 Napi::Value LayerWriteProcess(const Napi::CallbackInfo& info) {
   Args args(info);
-  Request request;
+  ProcessRequest request;
   request.pid = args.Int(0, "pid", 1, INT32_MAX);
   request.memfd = args.Fd(1, "memfd");
   request.target = args.Fd(2, "target");

@@ -13,6 +13,7 @@ import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
 import { memoryDiff } from './tasks/memory-diff.js';
+import { networks } from './tasks/networks.js';
 import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
 import { regain } from './tasks/regain.js';
 import { restore } from './tasks/restore.js';
@@ -38,6 +39,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   hash,
   hotfork,
   memoryDiff,
+  networks,
   regain,
   restore,
   save,

@@ -14,6 +14,7 @@ let ids = 0;
 const host = (change: Partial<HostState> = {}): HostState => ({
   resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 100_000 },
   netns: new Set(['forkd-child-1', 'forkd-child-2']),
+  makesNetworks: false,
   netnsTaken: new Set(),
   hotForkProblem: undefined,
   hotFrom: 2,
@@ -101,6 +102,24 @@ plan('a network card is one child’s, or each has a namespace', () => {
     ['forkd-child-1', 'forkd-child-2'],
   );
   refused('NETNS_MISSING', { n: 3, perChildNetns: true });
+});
+
+plan('networks are made where no namespaces are, and a card is what they need', () => {
+  const makes = { makesNetworks: true };
+  const wish = { allow: ['10.0.0.0/8'], allowDomains: [] };
+  refused('NETWORK_CARD_MISSING', { network: wish }, makes);
+  const withCard = manifest({ network_card: true });
+  const asked = planFork({ tag: 'base', n: 3, network: wish }, withCard, host(makes));
+  assert.equal([asked.network, asked.mechanism], [wish, 'hot-fork']);
+  // Two are there, three are wanted: those of somebody else are left alone.
+  const named = planFork({ tag: 'base', n: 3, perChildNetns: true }, withCard, host(makes));
+  assert.equal(named.network, { allow: [], allowDomains: [] });
+  assert.equal(
+    named.children.map((child) => child.netns),
+    ['forkd-child-3', 'forkd-child-4', 'forkd-child-5'],
+  );
+  const entered = planFork({ tag: 'base', n: 2, perChildNetns: true }, withCard, host(makes));
+  assert.equal([entered.network, entered.mechanism], [undefined, 'cold-restore']);
 });
 
 plan('namespaces that are taken are passed over, for as long as they are', async () => {

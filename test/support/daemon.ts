@@ -14,11 +14,15 @@ export interface TestDaemon {
 }
 
 /** Any free port; the socket is where clients look for it in this world. */
-export const startDaemon = async (world: World, args: string[] = []): Promise<TestDaemon> => {
+export const startDaemon = async (
+  world: World,
+  args: string[] = [],
+  { env = {} }: { env?: Record<string, string> } = {},
+): Promise<TestDaemon> => {
   const socketPath = join(world.env.XDG_DATA_HOME, 'forkd/controller.sock');
   const own = ['--bind', '127.0.0.1:0', '--socket', socketPath, '--audit-log', join(world.root, 'audit.log')];
   const running = start(process.execPath, [join(CLI, '../controller.js'), 'serve', ...own, ...args], {
-    env: world.env,
+    env: { ...world.env, ...env },
     timeoutMs: 200_000,
   });
   const said = await running.says(/listening on port \d+/);

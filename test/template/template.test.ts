@@ -87,7 +87,7 @@ template('a template that is dead before it is asked: all its children are given
     cgroupProcs: [],
     identity: {} as HotChild['identity'],
   }));
-  const port = { controlFd: control, control: 3, qmp: 4, agent: 5, consoles: [], others: [] };
+  const port = { controlFd: control, control: 3, qmp: 4, agent: 5, consoles: [], taps: [], others: [] };
   // The patience is longer than the runner has with this suite.
   const { failures } = hotfork({ port, children, answerMs: 2 ** 31 - 1, cancel: new Int32Array(1) }, () => undefined);
   native.fdClose(control);

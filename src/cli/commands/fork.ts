@@ -5,6 +5,9 @@ import type { Sandbox } from '../../main/sandbox/sandbox.js';
 import type { Command } from '../command.js';
 import { limitOptions, readLimits } from '../limit-options.js';
 import type { Options } from '../options.js';
+import type { NetworkWish } from '../../contract/network.js';
+import { networkOf, networkOptions } from '../network-options.js';
+import { type Bind, isLoopback, parseBind } from '../../main/daemon/bind.js';
 import { Bar, line, warn } from '../progress.js';
 import { printJson, printLine, printRaw } from '../render.js';
 import { sleep, withEngine } from '../with-engine.js';
@@ -25,7 +28,15 @@ export const fork: Command = {
     ['--input <FILE>', 'One line for each child: {line} in CMD is replaced by it'],
     ['--timeout-secs <N>', `Longest run of CMD, seconds (default ${DEFAULT_TIMEOUT_SECS})`],
     ['--settle-secs <N>', `Keep the children alive this long, seconds (default ${DEFAULT_SETTLE_SECS}; 0 with CMD)`],
-    ['--per-child-netns', 'Child i runs in the network namespace forkd-child-<i>'],
+    ...networkOptions,
+    [
+      '--listen <IP:PORT>',
+      'Offer the agent of the one child there, on loopback (default: FORKD_TARGET, where it is such an address)',
+    ],
+    [
+      '--per-child-netns',
+      'Child i has the network namespace forkd-child-<i>: one that is there, or --net by that name',
+    ],
     ...limitOptions,
     ['--strict', 'Refuse to run where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
     ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
@@ -56,6 +67,8 @@ export const fork: Command = {
         keepWorkDir: options.flag('keep-workdir'),
       });
       bar.end();
+      const [first] = result.sandboxes;
+      if (job.listen && first) await engine.listen(first, job.listen);
       for (const { index, error } of result.failures) warn(`child ${index}: ${error.message}`);
       return job.command.length > 0 ? runCommand(engine, result, job, signal) : settle(engine, result, job, signal);
     });
@@ -67,6 +80,7 @@ interface Job {
     tag: string;
     n: number;
     perChildNetns: boolean;
+    network?: NetworkWish;
     hugePages: boolean;
     eager: boolean;
     cold: boolean;
@@ -81,6 +95,7 @@ interface Job {
   lines: string[] | undefined;
   timeoutSecs: number;
   settleSecs: number;
+  listen: Bind | undefined;
   json: boolean;
 }
 
@@ -101,6 +116,7 @@ const readJob = (options: Options): Job => {
       tag: options.required('tag'),
       n,
       perChildNetns: options.flag('per-child-netns'),
+      ...networkOf(options),
       hugePages: options.flag('hugepages'),
       eager: options.flag('eager'),
       strict: options.flag('strict'),
@@ -113,8 +129,22 @@ const readJob = (options: Options): Job => {
     lines,
     timeoutSecs: options.count('timeout-secs') ?? DEFAULT_TIMEOUT_SECS,
     settleSecs: options.count('settle-secs') ?? (command.length > 0 ? 0 : DEFAULT_SETTLE_SECS),
+    listen: listenOf(options, n),
     json: options.flag('json'),
   };
+};
+
+/** Where the agent is offered without any network; the reference's Python SDK dials what FORKD_TARGET names. */
+const listenOf = (options: Options, n: number): Bind | undefined => {
+  const given = options.string('listen');
+  if (given === undefined) {
+    const target = /^(127\.[\d.]+|\[::1\]):\d+$/.exec(process.env['FORKD_TARGET'] ?? '')?.[0];
+    return target !== undefined && n === 1 ? parseBind(target, 'FORKD_TARGET') : undefined;
+  }
+  const bind = parseBind(given, '--listen');
+  if (!isLoopback(bind)) throw options.wrong('--listen', 'is on loopback: whoever reaches it is root in the child');
+  if (n !== 1) throw options.wrong('--listen', 'is for one child: -n 1');
+  return bind;
 };
 
 /** Runs the command in every child. Exit status: how many failed. */
@@ -147,6 +177,7 @@ const runCommand = async (engine: Engine, result: ForkResult, job: Job, signal: 
   signal.removeEventListener('abort', onAbort);
   if (signal.aborted) throw new ForkdError('CANCELLED');
   if (job.settleSecs > 0) await settleOnly(engine, result, job, signal);
+  tellDenied(result.sandboxes);
   if (failed > 0) line(`✗ ${failed} of ${job.request.n} failed`);
   return Math.min(failed, EXIT_COUNT_MAX);
 };
@@ -182,6 +213,7 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
     printLine(`✓ total wall-clock: ${(load_ms + ready_ms).toFixed(0)} ms`);
   }
   const alive = await settleOnly(engine, result, job, signal);
+  tellDenied(sandboxes);
   if (job.json)
     for (const sandbox of sandboxes)
       printJson({ ...sandbox.info(), alive: alive.has(sandbox.id), times: sandbox.times });
@@ -191,6 +223,19 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
   if (first)
     throw new ForkdError('CHILDREN_FAILED', { failed: result.failures.length, n, reason: first.error.message });
   return alive.size === n ? 0 : 1;
+};
+
+/** Targets that are named; a guest that scans tries thousands. */
+const DENIED_SHOWN = 8;
+
+const tellDenied = (sandboxes: Sandbox[]): void => {
+  for (const { birth } of sandboxes) {
+    const denied = birth.network?.denied() ?? [];
+    if (denied.length === 0) continue;
+    const shown = denied.slice(0, DENIED_SHOWN).map(({ to, count }) => (count > 1 ? `${to} (${count} times)` : to));
+    const more = denied.length > DENIED_SHOWN ? `, and ${denied.length - DENIED_SHOWN} more` : '';
+    warn(`child ${birth.index} was not let through: ${shown.join(', ')}${more}`);
+  }
 };
 
 const settleOnly = async (

@@ -21,7 +21,11 @@ export const snapshot: Command = {
       '--rw',
       'Accepted for compatibility: every root is writable, through an overlay in guest RAM; the image never changes',
     ],
-    ['--tap <NAME>', 'Give the guest a network card on this host tap (env FORKD_TAP; default: none)'],
+    ['--net', 'Give the guest a network card, for `fork --net`: it leads nowhere until then (root)'],
+    [
+      '--tap <NAME>',
+      'Give the guest a network card on this host tap, which is made if it is not there (env FORKD_TAP; default: none)',
+    ],
     [
       '--boot-wait-secs <N>',
       `Longest wait for the agent, seconds (default ${DEFAULT_BOOT_WAIT_SECS}); it is asked, not slept for`,
@@ -69,6 +73,7 @@ export const snapshot: Command = {
     const request = {
       tag: options.required('tag'),
       volumes: options.strings('volume').map(parseVolume),
+      net: options.flag('net'),
       force: options.flag('force'),
       keepWorkDir: options.flag('keep-workdir'),
       ...(Object.fromEntries(Object.entries(optional).filter(([, value]) => value !== undefined)) as Record<

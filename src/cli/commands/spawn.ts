@@ -1,6 +1,7 @@
 import { askDaemon, daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
 import { limitOptions, readLimits } from '../limit-options.js';
+import { networkOf, networkOptions } from '../network-options.js';
 import { printJson, printLine } from '../render.js';
 
 /** The reference's: many children take longer than other requests. */
@@ -13,6 +14,7 @@ export const spawn: Command = {
     ['--tag <TAG>', 'The snapshot'],
     ['-n <N>', 'How many (default 1); all are made, or none'],
     ['--per-child-netns', 'Each in its own namespace forkd-child-K'],
+    ...networkOptions,
     ...limitOptions,
     ['--prewarm', 'Accepted for compatibility: every child is forked from a warmed template'],
     ['--strict', 'Refuse where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
@@ -33,6 +35,7 @@ export const spawn: Command = {
       snapshotTag,
       n,
       perChildNetns: options.flag('per-child-netns'),
+      ...networkOf(options),
       prewarm: options.flag('prewarm'),
       liveFork,
       strict: options.flag('strict'),

@@ -86,12 +86,12 @@ const parseReply = (data: Buffer, target: string): GuestReply => {
 const REQUEST_MAX_BYTES = 16 * 1024 * 1024;
 
 /** Offers `agent` on a Unix socket. The caller closes the server. */
-export const serveLine = (path: string, agent: AgentClient): Promise<Server> =>
+export const serveLine = (address: Exclude<Address, { socket: Socket }>, agent: AgentClient): Promise<Server> =>
   new Promise((resolve, reject) => {
     const server = createServer({ allowHalfOpen: true }, (socket) => answerOne(socket, agent));
     server.unref();
     server.once('error', reject);
-    server.listen(path, () => resolve(server));
+    server.listen(address, () => resolve(server));
   });
 
 /** A connection that begins with the magic of a frame is one of the framed protocol. */

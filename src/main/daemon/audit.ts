@@ -34,7 +34,16 @@ export class Audit {
     }
   }
 
+  /** No request: a guest tried to reach something. */
+  denied(object: string, to: string): void {
+    this.#write({ event: 'network.denied', object, to });
+  }
+
   write(line: AuditLine): void {
+    this.#write(line);
+  }
+
+  #write(line: object): void {
     const ts = new Date().toISOString().replace(/\.\d+Z$/, 'Z');
     try {
       writeSync(this.#fd, `${JSON.stringify({ ts, ...line })}\n`);

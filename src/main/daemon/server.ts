@@ -20,6 +20,7 @@ import { Tokens } from './auth.js';
 import { isLoopback, parseBind, requireSafe } from './bind.js';
 import { Connections } from './connections.js';
 import type { Context } from './context.js';
+import { Denials } from './denials.js';
 import { Events } from './events.js';
 import { Journal } from './journal.js';
 import { endStalled, type Listener, makeServer, PATIENCE } from './listener.js';
@@ -254,10 +255,14 @@ const build = (engine: Engine, audit: Audit, guards: Guards, journal: Journal, o
   const workspaces = new Workspaces(context);
   workspaceRoutes(app, context, workspaces);
   branchTreeRoutes(app, context, workspaces);
-  app.addHook('onClose', async () => context.registry.close());
   // Requests of all sizes leave the C heap in pieces; in a process that runs for months what is free goes back now and then.
   const trim = setInterval(() => native.heapTrim(), TRIM_MS).unref();
   app.addHook('onClose', async () => clearInterval(trim));
+  const denials = new Denials(context.registry, audit, app.log);
+  app.addHook('onClose', async () => {
+    denials.close();
+    context.registry.close();
+  });
   return { app, workspaces, context };
 };
 

@@ -20,6 +20,8 @@ import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { keeperPath, native } from '../../native/binding.js';
 import { abandonedParts, removePart } from '../../http/part-file.js';
 import { blobsDir } from '../oci/rootfs.js';
+import { abandonedNames, removeName } from '../network/names.js';
+import { hostRulesUnused, removeUnusedHostRules } from '../network/networks.js';
 import { pullsDir } from '../hub/pull.js';
 import { STAGING_PREFIX } from '../image/cache.js';
 import {
@@ -46,7 +48,9 @@ export type LeftoverKind =
   | 'half-made file'
   | 'partial download'
   | 'sandbox record'
-  | 'cgroup';
+  | 'cgroup'
+  | 'network namespace'
+  | 'network rules';
 
 export interface Leftover {
   kind: LeftoverKind;
@@ -69,6 +73,9 @@ export interface Leftovers {
 const LOCKED = ['fork-', 'parent-', 'probe-', 'spare-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
 const UNLOCKED = ['unpack-', 'pull-', 'agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 const BUILDER = ['agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
+
+/** As `nft` names it. */
+const HOST_RULES = 'table ip forkd';
 
 /** A directory is made before it is locked, a record before it is full: what is younger may be half made. */
 const JUST_MADE_MS = 200;
@@ -105,6 +112,8 @@ export const findLeftovers = (): Leftovers => {
   for (const path of listed(() => stale(sandboxesDir())))
     consider({ kind: 'sandbox record', path, bytes: sizeOf(path) }, recordInUse(path));
   for (const path of listed(emptyCgroups)) consider({ kind: 'cgroup', path, bytes: 0 }, cgroupInUse(path, open));
+  for (const path of abandonedNames()) consider({ kind: 'network namespace', path, bytes: 0 }, undefined);
+  if (hostRulesUnused()) consider({ kind: 'network rules', path: HOST_RULES, bytes: 0 }, undefined);
   return found;
 };
 
@@ -124,6 +133,8 @@ export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> =>
       .forEach(removeHalf);
   else if (kind === 'partial download') removePart(path);
   else if (kind === 'sandbox record') rmSync(path, { force: true });
+  else if (kind === 'network namespace') removeName(path);
+  else if (kind === 'network rules') removeUnusedHostRules();
   else removeCgroup(path);
 };
 
@@ -137,6 +148,8 @@ const judge = (kind: LeftoverKind, path: string): string | undefined => {
   if (kind === 'half-made file') return halves().some((half) => half.path === path) ? notOurFile(path) : 'it is in use';
   if (kind === 'partial download') return parts().includes(path) ? notOurFile(path) : 'it is in use';
   if (kind === 'sandbox record') return stale(sandboxesDir()).includes(path) ? recordInUse(path) : 'it is in use';
+  if (kind === 'network namespace') return abandonedNames().includes(path) ? undefined : 'it is in use';
+  if (kind === 'network rules') return hostRulesUnused() ? undefined : 'they are in use';
   return emptyCgroups().includes(path) ? cgroupInUse(path, openFiles()) : 'it is in use';
 };
 

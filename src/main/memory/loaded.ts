@@ -2,7 +2,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import type { Patience } from '../../contract/patience.js';
-import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
+import { type FileDigest, hasCard, type SnapshotManifest } from '../../contract/snapshot.js';
 import type { Pool } from '../pool.js';
 import { requireFile } from '../store/fit.js';
 import type { OpenChain } from '../store/open-chain.js';
@@ -85,7 +85,7 @@ export class LoadedSnapshot {
 
   /** The hardware its guest was saved with. Disks are named through our open descriptors. */
   get hardware(): Hardware {
-    const { isolation, memory_mib, vcpus, vmm, volumes, tap } = this.manifest;
+    const { isolation, memory_mib, vcpus, vmm, volumes } = this.manifest;
     const [rootfs, ...volumePaths] = this.diskFds.map((fd) => `/proc/${process.pid}/fd/${fd}`);
     return {
       isolation,
@@ -94,7 +94,7 @@ export class LoadedSnapshot {
       cpuModel: vmm.cpu_model,
       rootfs: rootfs ?? '',
       volumes: volumes.map((v, i) => ({ ...v, host_path: volumePaths[i] ?? v.host_path })),
-      ...(tap ? { tap } : {}),
+      card: hasCard(this.manifest),
     };
   }
 

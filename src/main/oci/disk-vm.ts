@@ -55,6 +55,7 @@ export const runInDisk = async (
     vcpus: 1,
     cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
     volumes: [],
+    card: false,
     builds: { loopback },
   };
   const options = { pool, driver, name: 'extras', kind: 'parent' as const, waitMs: BOOT_SECS * 1000 };

@@ -18,6 +18,10 @@ const CHILD_BYTES: Record<Mechanism, number> = { 'cold-restore': 48 * MiB, 'hot-
 
 /** pidfd, QMP, agent and shim sockets, and one that is open for a moment while it starts. */
 const CHILD_DESCRIPTORS = 5;
+/** Namespace, links, tap and rules, in the kernel: 0.73 MiB for each of 4,000. */
+const NETWORK_BYTES = MiB;
+/** Tap, rules and a socket for names. */
+const NETWORK_DESCRIPTORS = 3;
 const SPARE_DESCRIPTORS = 64;
 
 /** Throws MEMORY_SHORT. */
@@ -25,14 +29,16 @@ export const requireRoom = (
   n: number,
   mechanism: Mechanism,
   { memoryAvailable, descriptorsLeft }: HostResources,
+  hasNetwork = false,
 ): void => {
-  const needed = n * CHILD_BYTES[mechanism];
+  const needed = n * (CHILD_BYTES[mechanism] + (hasNetwork ? NETWORK_BYTES : 0));
   if (needed > memoryAvailable) {
     const reason = `${n} children need about ${formatBytes(needed)}, ${formatBytes(memoryAvailable)} is available`;
     throw new ForkdError('MEMORY_SHORT', { reason });
   }
-  if (n * CHILD_DESCRIPTORS + SPARE_DESCRIPTORS > descriptorsLeft) {
-    const reason = `${n} children need ${n * CHILD_DESCRIPTORS} descriptors, ${descriptorsLeft} are left (raise \`ulimit -n\`)`;
+  const descriptors = n * (CHILD_DESCRIPTORS + (hasNetwork ? NETWORK_DESCRIPTORS : 0));
+  if (descriptors + SPARE_DESCRIPTORS > descriptorsLeft) {
+    const reason = `${n} children need ${descriptors} descriptors, ${descriptorsLeft} are left (raise \`ulimit -n\`)`;
     throw new ForkdError('MEMORY_SHORT', { reason });
   }
 };

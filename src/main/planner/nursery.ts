@@ -6,6 +6,7 @@ import type { TemplatePort } from '../../contract/hotfork.js';
 import type { StartedVmm, TaskEvent } from '../../contract/task.js';
 import type { Cgroup } from '../host/cgroup.js';
 import { ticksNow } from '../host/process.js';
+import type { ChildNetwork } from '../network/network.js';
 import type { WorkDir } from '../host/workdir.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
@@ -32,6 +33,7 @@ export class Nursery {
     readonly plan: Plan,
     readonly workDir: WorkDir,
     cgroups: Map<number, Cgroup>,
+    readonly networks: Map<number, ChildNetwork>,
     /** Descriptor numbers inside hot-forked children. */
     readonly numbers: Omit<TemplatePort, 'controlFd'> | undefined,
     readonly hooks: { signal?: AbortSignal; onReady?: (ready: number) => void; onEnd?: (sandbox: Sandbox) => void },
@@ -53,7 +55,13 @@ export class Nursery {
     if (!child) return;
     const cgroup = this.#cgroups.get(child.index);
     const birth = { ...this.#birth(child), consolePath: this.consoleOf(child.index), ...(cgroup ? { cgroup } : {}) };
-    this.#own(child, new Sandbox(birth, vmm, (ended) => this.hooks.onEnd?.(ended)));
+    this.#own(
+      child,
+      new Sandbox(birth, vmm, (ended) => {
+        this.networks.get(child.index)?.end();
+        this.hooks.onEnd?.(ended);
+      }),
+    );
   }
 
   /** A spare becomes this child. */
@@ -77,9 +85,21 @@ export class Nursery {
       isolation,
       snapshot,
       ...(child.netns ? { netns: child.netns } : {}),
+      ...this.#connection(child.index),
       ...(this.numbers ? { numbers: this.numbers } : {}),
     };
   }
+
+  #connection(index: number): { network?: ChildNetwork } {
+    const network = this.networks.get(index);
+    return network ? { network } : {};
+  }
+
+  /** What its card is connected to. */
+  readonly tap = (index: number): { tap?: number } => {
+    const tap = this.networks.get(index)?.tap;
+    return tap === undefined ? {} : { tap };
+  };
 
   consoleOf(index: number): string {
     return this.workDir.file(`child-${index}.console`);

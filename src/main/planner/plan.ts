@@ -1,8 +1,9 @@
 /** Turns a request and the host's state into a plan. Pure: nothing is started, opened or asked here. */
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
+import type { NetworkWish } from '../../contract/network.js';
 import { type ResourceLimits, resourceProblem } from '../../contract/resources.js';
-import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import { hasCard, type Isolation, type SnapshotManifest } from '../../contract/snapshot.js';
 import { type HostResources, requireRoom } from './admission.js';
 
 export interface ForkRequest {
@@ -11,6 +12,8 @@ export interface ForkRequest {
   /** Refuse any other isolation. */
   require?: Isolation;
   perChildNetns?: boolean;
+  /** Each child has a network of its own, and may reach what is in here. */
+  network?: NetworkWish;
   memoryLimitMib?: number;
   /** See contract/resources.ts. */
   cpus?: number;
@@ -33,6 +36,8 @@ export interface HostState {
   resources: HostResources;
   /** Names under /var/run/netns. */
   netns: ReadonlySet<string>;
+  /** This process may make networks. */
+  makesNetworks: boolean;
   /** Those of them that are in use. */
   netnsTaken: ReadonlySet<string>;
   /** Why this host cannot hot-fork, or undefined when it can. */
@@ -50,6 +55,7 @@ export interface PlannedChild {
   id: string;
   hostname: string;
   machineId: string;
+  /** Entered by its VMM when it was there before; else the name of its network. */
   netns?: string;
 }
 
@@ -62,25 +68,35 @@ export interface Plan {
   snapshot: SnapshotManifest;
   children: PlannedChild[];
   limits: ResourceLimits;
+  /** Each child is given one; else its card, if it has one, leads to an interface of the host, to its namespace's, or nowhere. */
+  network?: NetworkWish;
 }
 
-/** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, MEMORY_SHORT. */
+/** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, NETWORK_CARD_MISSING, MEMORY_SHORT. */
 export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): Plan => {
   const { n, tag } = request;
   if (!Number.isSafeInteger(n) || n < 1 || n > limits.childrenMax) {
     throw new ForkdError('COUNT_INVALID', { n: String(n), max: limits.childrenMax });
   }
   requireIsolation(request.require, snapshot.isolation, `snapshot '${tag}'`);
-  if (snapshot.tap && n > 1 && !request.perChildNetns) throw new ForkdError('TAP_SHARED', { tag, tap: snapshot.tap });
-  const chosen = chooseMechanism(request, snapshot, host);
-  requireRoom(n, chosen.mechanism, host.resources);
+  const placed = request.perChildNetns ? placeInNamespaces(request, host) : { names: [] };
+  const network = placed.enters ? undefined : (request.network ?? (request.perChildNetns ? NOTHING : undefined));
+  if (request.network && !hasCard(snapshot)) throw new ForkdError('NETWORK_CARD_MISSING', { tag });
+  if (snapshot.tap && n > 1 && !network && !placed.enters)
+    throw new ForkdError('TAP_SHARED', { tag, tap: snapshot.tap });
+  const chosen = chooseMechanism(
+    request,
+    snapshot,
+    host,
+    placed.enters === true || (!network && snapshot.tap !== undefined),
+  );
+  requireRoom(n, chosen.mechanism, host.resources, network !== undefined);
 
-  const namespaces = request.perChildNetns ? freeNamespaces(n, host) : [];
   const children = Array.from({ length: n }, (_, i): PlannedChild => {
     const index = i + 1;
     const id = host.newId();
     const child = { index, id, hostname: id, machineId: host.newMachineId() };
-    const netns = namespaces[i];
+    const netns = placed.names[i];
     return netns === undefined ? child : { ...child, netns };
   });
   return {
@@ -90,6 +106,7 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
     snapshot,
     children,
     limits: limitsOf(request),
+    ...(network ? { network } : {}),
   };
 };
 
@@ -108,17 +125,23 @@ const chooseMechanism = (
   request: ForkRequest,
   snapshot: SnapshotManifest,
   host: HostState,
+  isTied: boolean,
 ): Pick<Plan, 'mechanism' | 'fallback'> => {
   if (request.cold) return { mechanism: 'cold-restore' };
-  const problem = hotForkProblem(request, snapshot, host);
+  const problem = hotForkProblem(request, snapshot, host, isTied);
   return problem === undefined ? { mechanism: 'hot-fork' } : { mechanism: 'cold-restore', fallback: problem };
 };
 
-const hotForkProblem = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): string | undefined => {
+const hotForkProblem = (
+  request: ForkRequest,
+  snapshot: SnapshotManifest,
+  host: HostState,
+  isTied: boolean,
+): string | undefined => {
   if (host.hotForkProblem !== undefined) return host.hotForkProblem;
   if (snapshot.isolation === 'kvm') return 'a VM under KVM cannot be carried across a fork';
-  if (snapshot.tap) return 'its network card would be shared';
-  if (request.perChildNetns) return 'a network namespace for each child has to be entered before QEMU starts';
+  if (isTied && request.perChildNetns) return 'namespaces that were there before have to be entered before QEMU starts';
+  if (isTied) return 'its network card is on an interface of the host';
   if (request.n < host.hotFrom) return `for fewer than ${host.hotFrom} children a template does not pay`;
   return undefined;
 };
@@ -127,6 +150,28 @@ export const requireIsolation = (wanted: Isolation | undefined, actual: Isolatio
   if (wanted === undefined || wanted === actual) return;
   throw new ForkdError(wanted === 'kvm' ? 'KVM_REQUIRED' : 'TCG_REQUIRED', { reason: `${what} runs under ${actual}` });
 };
+
+/** What a child may reach that is given a namespace and no word about it. */
+const NOTHING: NetworkWish = { allow: [], allowDomains: [] };
+
+/**
+ * Namespaces that somebody has made, as the reference's script does, are entered, with what he has set up in them; else networks are
+ * made here and named so. Throws NETNS_MISSING.
+ */
+const placeInNamespaces = ({ n, network }: ForkRequest, host: HostState): { names: string[]; enters?: boolean } => {
+  const { netns: existing, netnsTaken: taken, makesNetworks } = host;
+  const isFree = (name: string) => existing.has(name) && !taken.has(name);
+  const free = [...existing].filter((name) => NAME.test(name) && isFree(name)).length;
+  if (!network && (free >= n || !makesNetworks)) return { names: freeNamespaces(n, host), enters: true };
+  const names: string[] = [];
+  for (let number = 1; names.length < n; number++) {
+    const name = `forkd-child-${number}`;
+    if (!existing.has(name) && !taken.has(name)) names.push(name);
+  }
+  return { names };
+};
+
+const NAME = /^forkd-child-\d+$/;
 
 /** The reference's names, `forkd-child-<number>` from 1, without those that are taken. Throws NETNS_MISSING for the first that would be needed. */
 const freeNamespaces = (n: number, { netns: existing, netnsTaken: taken }: HostState): string[] => {

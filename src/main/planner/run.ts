@@ -2,10 +2,13 @@
 import { join } from 'node:path';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
+import { hasCard } from '../../contract/snapshot.js';
 import { limits } from '../../contract/limits.js';
 import { Cgroup } from '../host/cgroup.js';
 import type { Jail, JailWishes } from '../host/jail.js';
 import { WorkDir } from '../host/workdir.js';
+import type { ChildNetwork } from '../network/network.js';
+import type { Networks } from '../network/networks.js';
 import type { LoadedSnapshot } from '../memory/loaded.js';
 import type { Pool } from '../pool.js';
 import { end } from '../sandbox/end.js';
@@ -37,7 +40,10 @@ export interface Origin {
 
 export interface RunContext {
   pool: Pool;
+  networks: Networks;
   origin: Origin;
+  /** What the cards of children without a network of their own are connected to: an open tap, or one by its name. */
+  hostTap?: number | string;
   /** The children live as long as somebody holds their descriptors, not as long as this process. */
   tied?: boolean;
   /** For children that are restored cold: each is sent to a jail of its own, by the shim. */
@@ -77,7 +83,9 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     undo.push(() => end(spares));
     const rest = plan.children.slice(spares.length);
     const cgroups = context.unlimited ? new Map() : makeCgroups(plan, rest, undo);
-    const children = new Nursery(plan, workDir, cgroups, origin.lanes?.[0]?.port, {
+    const networks = await takeNetworks(plan, context.networks, undo);
+    signal?.throwIfAborted();
+    const children = new Nursery(plan, workDir, cgroups, networks, origin.lanes?.[0]?.port, {
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
       ...(onEnd ? { onEnd } : {}),
@@ -105,6 +113,8 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     signal?.throwIfAborted();
 
     const sandboxes = await children.settle(failures);
+    for (const { birth, vmm } of sandboxes) birth.network?.handOver(vmm.pid);
+    for (const { index } of failures) networks.get(index)?.end();
     const [first] = failures;
     if (sandboxes.length === 0 && first) throw ForkdError.fromData(first.error);
     undo.clear();
@@ -135,6 +145,22 @@ const makeCgroups = (plan: Plan, children: PlannedChild[], undo: Undo): Map<numb
     undo.push(() => cgroup.remove());
   }
   return cgroups;
+};
+
+const takeNetworks = async (
+  { network, children }: Plan,
+  networks: Networks,
+  undo: Undo,
+): Promise<Map<number, ChildNetwork>> => {
+  if (!network) return new Map();
+  const taken = await networks.take(children.length, network);
+  undo.push(() => {
+    for (const one of taken) one.end();
+  });
+  children.forEach(({ netns }, i) => {
+    if (netns !== undefined) taken[i]?.nameIt(netns);
+  });
+  return new Map(taken.map((one, i) => [children[i]?.index ?? 0, one]));
 };
 
 const common = ({ request, cancel }: Job) => ({
@@ -193,6 +219,7 @@ const hotBatches = (children: PlannedChild[], lanes: Lane[], job: Job): Batch[] 
       name: `child ${child.index}`,
       consolePath: nursery.consoleOf(child.index),
       cgroupProcs: nursery.cgroupProcs(child.index),
+      ...nursery.tap(child.index),
       identity: nursery.identity(child, request.env),
     }));
     const outcome = (lanes[w] as Lane).take((port) =>
@@ -214,14 +241,16 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
     const mine = batch.map((i) => children[i] as PlannedChild);
     const restores = mine.map((child) => {
       const { hardware, memory } = cold.snapshot;
+      const place = placeOf(child, nursery, context);
       const options = {
         name: `child ${child.index}`,
         consolePath: nursery.consoleOf(child.index),
         memfd: memory.memfd,
         cgroupProcs: nursery.cgroupProcs(child.index),
-        ...(child.netns ? { netnsPath: join('/var/run/netns', child.netns) } : {}),
+        ...place,
       };
-      const ownNetwork = !child.netns && !hardware.tap;
+      // A tap that is open works from anywhere; one that is to be opened has to be there.
+      const ownNetwork = place.netnsPath === undefined && typeof place.tap !== 'string';
       // Nobody has seen yet what QEMU calls under KVM.
       const jail = context.makeJail?.({ ownNetwork, anyCall: hardware.isolation === 'kvm' });
       return {
@@ -238,6 +267,18 @@ const coldBatches = (children: PlannedChild[], job: Job): Batch[] => {
     const input = { children: restores, stateFd: cold.snapshot.stateFd, stateTarget: VmmFd.state, ...common(job) };
     return { children: mine, outcome: context.pool.run('restore', input, nursery.onEvent) };
   });
+};
+
+/** What a child that is restored cold is connected to: its own network, what its namespace has, an interface of the host, or nothing. */
+const placeOf = (
+  { index, netns }: PlannedChild,
+  { plan, networks, tap }: Nursery,
+  { hostTap }: RunContext,
+): { netnsPath?: string; tap?: number | string } => {
+  if (plan.network && hasCard(plan.snapshot)) return tap(index);
+  if (plan.network || networks.size > 0) return {};
+  const netnsPath = netns === undefined ? {} : { netnsPath: join('/var/run/netns', netns) };
+  return { ...netnsPath, ...(hostTap === undefined ? {} : { tap: hostTap }) };
 };
 
 /** Waits for every batch. A worker that died fails those of its children that were not ready; they are ended, known or not. */

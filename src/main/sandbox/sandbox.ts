@@ -10,6 +10,7 @@ import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ForkdError } from '../../contract/errors.js';
 import {
+  AGENT_TCP_PORT,
   type ForkReceipt,
   type GuestReply,
   type GuestRequest,
@@ -19,9 +20,11 @@ import {
 } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
 import { type LimitsBody, type LimitsChange, limitsBody, type ResourceUsage } from '../../contract/resources.js';
-import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import { hasCard, type Isolation, type SnapshotManifest } from '../../contract/snapshot.js';
 import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js';
 import { type ExitStatus, native } from '../../native/binding.js';
+import type { NetworkInfo } from '../../contract/network.js';
+import type { ChildNetwork } from '../network/network.js';
 import { AgentClient } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
 import type { Cgroup } from '../host/cgroup.js';
@@ -36,6 +39,8 @@ export interface SandboxInfo {
   isolation: Isolation;
   pid: number;
   netns: string | null;
+  /** Where the host reaches it, and what it was not let reach; null without a network. */
+  network: NetworkInfo | null;
   memory_limit_mib: number | null;
   limits: LimitsBody;
   created_at_unix: number;
@@ -52,6 +57,8 @@ export interface Birth {
   netns?: string;
   /** Where its limits are set. */
   cgroup?: Cgroup;
+  /** Its own, when it has one. */
+  network?: ChildNetwork;
   /** The snapshot that it comes from. */
   snapshot?: SnapshotManifest;
   /** Descriptor numbers inside it, when it was hot-forked: those of its template. */
@@ -157,6 +164,14 @@ export class Sandbox {
   /** Where its agent's line protocol is offered once it is published: beside its console. */
   get socketPath(): string {
     return this.#birth.consolePath.replace(/\.console$/, '.sock');
+  }
+
+  /** Where its agent's line protocol is spoken. */
+  get address(): string {
+    const { network, snapshot } = this.#birth;
+    return network && snapshot && hasCard(snapshot)
+      ? `${network.address}:${AGENT_TCP_PORT}`
+      : `unix:${this.socketPath}`;
   }
 
   /** See agent/send-mark.ts. */
@@ -300,7 +315,7 @@ export class Sandbox {
   }
 
   info(): SandboxInfo {
-    const { id, index, tag, hostname, isolation, netns, cgroup } = this.birth;
+    const { id, index, tag, hostname, isolation, netns, network, cgroup } = this.birth;
     return {
       id,
       index,
@@ -309,6 +324,7 @@ export class Sandbox {
       isolation,
       pid: this.vmm.pid,
       netns: netns ?? null,
+      network: network?.info() ?? null,
       memory_limit_mib: cgroup?.limits.memoryMib ?? null,
       limits: limitsBody(cgroup?.limits),
       created_at_unix: this.createdAt,

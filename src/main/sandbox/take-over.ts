@@ -18,6 +18,7 @@ import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
 import { takeMark } from '../agent/send-mark.js';
 import { lastLines } from '../../workers/vmm/obituary.js';
+import type { ChildNetwork } from '../network/network.js';
 import type { KeptFds } from './keeper.js';
 import { type Birth, Sandbox } from './sandbox.js';
 
@@ -30,6 +31,8 @@ export interface SandboxRecord {
   isolation: Isolation;
   console_path: string;
   netns: string | null;
+  /** Its own, and what it may reach. Absent when an older daemon wrote it. */
+  network?: { number: number; allow: string[]; allow_domains: string[] } | null;
   memory_limit_mib: number | null;
   /** Its group and what it is limited to there; records of older daemons have none. */
   cgroup?: string | null;
@@ -42,7 +45,7 @@ export interface SandboxRecord {
 }
 
 export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRecord => {
-  const { index, tag, hostname, isolation, consolePath, netns, cgroup, snapshot, numbers } = birth;
+  const { index, tag, hostname, isolation, consolePath, netns, network, cgroup, snapshot, numbers } = birth;
   return {
     process: identify(vmm.pid) ?? null,
     created_at_unix: createdAt,
@@ -52,6 +55,7 @@ export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRe
     isolation,
     console_path: consolePath,
     netns: netns ?? null,
+    network: network?.record ?? null,
     memory_limit_mib: cgroup?.limits.memoryMib ?? null,
     cgroup: cgroup?.name ?? null,
     limits: limitsBody(cgroup?.limits),
@@ -61,11 +65,12 @@ export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRe
   };
 };
 
-const numbersOf = ({ control, qmp, agent, consoles, others }: Omit<TemplatePort, 'controlFd'>) => ({
+const numbersOf = ({ control, qmp, agent, consoles, taps, others }: Omit<TemplatePort, 'controlFd'>) => ({
   control,
   qmp,
   agent,
   consoles,
+  taps,
   others,
 });
 
@@ -95,7 +100,8 @@ const birthOf = (id: string, record: SandboxRecord, snapshot: SnapshotManifest |
     ...(netns === null ? {} : { netns }),
     ...(cgroup == null ? {} : { cgroup: Cgroup.open(cgroup, limits, snapshot?.rootfs) }),
     ...(snapshot ? { snapshot } : {}),
-    ...(numbers ? { numbers } : {}),
+    // A daemon before this one may have known of no taps.
+    ...(numbers ? { numbers: { ...numbers, taps: numbers.taps ?? [] } } : {}),
   };
 };
 
@@ -120,6 +126,8 @@ export interface TakeOverContext {
   pool: Pool;
   /** The snapshot that it comes from, if it is still there. */
   manifestOf: (record: SandboxRecord) => SnapshotManifest | undefined;
+  /** Takes back the network of a machine that lives. */
+  networkOf: (record: SandboxRecord, pidfd: number) => ChildNetwork | undefined;
   onEnd: (sandbox: Sandbox) => void;
 }
 
@@ -149,14 +157,16 @@ export const takeOver = async (claims: Claim[], context: TakeOverContext): Promi
 /** Agents that are asked at a time: each has to be woken, and all at once would be late together. */
 const WINDOW = 16;
 
-const identified = (claim: Claim, { manifestOf, onEnd }: TakeOverContext): Taken => {
+const identified = (claim: Claim, { manifestOf, networkOf, onEnd }: TakeOverContext): Taken => {
   const { id, record, fds } = claim;
   const pidfd = record.process ? openProcess(record.process) : undefined;
   if (pidfd !== undefined && fds) {
     const { life, qmp: qmpFd, agent: agentFd, lock } = fds;
     const ties = record.numbers ? { controlFd: life } : { tetherFd: life };
     const vmm = { index: record.index, pid: record.process?.pid ?? 0, pidfd, qmpFd, agentFd, ...ties };
-    const sandbox = new Sandbox(birthOf(id, record, manifestOf(record)), vmm, onEnd);
+    const network = networkOf(record, pidfd);
+    const birth = { ...birthOf(id, record, manifestOf(record)), ...(network ? { network } : {}) };
+    const sandbox = new Sandbox(birth, vmm, onEnd);
     sandbox.createdAt = record.created_at_unix;
     if (record.receipt) sandbox.ready(record.receipt);
     return { claim, sandbox, lock };

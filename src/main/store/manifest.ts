@@ -51,6 +51,7 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   volume_digests: list(digest),
   agent_generation: count,
   tap: optional(string),
+  network_card: optional((v) => v === true),
   branched_from: optional(string),
   promoted_from: optional(string),
   memory_root: hash,

@@ -4,11 +4,12 @@
  */
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
-import type { SnapshotManifest } from '../../contract/snapshot.js';
+import { hasCard, type SnapshotManifest } from '../../contract/snapshot.js';
 import type { SourcePort, StartedVmm, TaskEvent } from '../../contract/task.js';
 import { shimPath } from '../../native/binding.js';
 import type { Jail } from '../host/jail.js';
 import { WorkDir } from '../host/workdir.js';
+import { deadEnd } from '../network/host-tap.js';
 import type { LoadedSnapshot } from '../memory/loaded.js';
 import { end } from '../sandbox/end.js';
 import { Sandbox } from '../sandbox/sandbox.js';
@@ -79,6 +80,8 @@ export class Template {
       undo.push(() => workDir.close());
       undo.push(() => endTemplate(vms));
       const consolePath = workDir.file('template.console');
+      const connection = hasCard(manifest) ? deadEnd() : undefined;
+      if (connection) undo.push(() => connection.close());
       const vmm = driver.template(
         snapshot.hardware,
         {
@@ -86,6 +89,7 @@ export class Template {
           consolePath,
           memfd: memory.memfd,
           lazy: memory.server !== undefined,
+          ...(connection ? { tap: connection.tap } : {}),
           ...(snapshot.remote ? { arrivals: snapshot.remote.arrivals } : {}),
         },
         shimPath,

@@ -11,7 +11,8 @@ export interface Hardware {
   /** Paths, or `/proc/PID/fd/N` of files held open by the engine. */
   rootfs: string;
   volumes: Volume[];
-  tap?: string;
+  /** It has a network card. */
+  card: boolean;
 }
 
 export interface BootSpec extends Hardware {
@@ -32,6 +33,8 @@ export interface StartOptions {
   /** The memfd that is the guest's RAM. */
   memfd: number;
   netnsPath?: string;
+  /** What the network card is connected to: an open tap, or one of the namespace by its name. */
+  tap?: number | string;
   cgroupProcs?: string[];
 }
 
@@ -64,6 +67,7 @@ export const VmmFd = {
   tether: 9,
   arrivals: 10,
   asks: 11,
+  tap: 12,
   /** And the volumes after it. */
   disks: 20,
 } as const;

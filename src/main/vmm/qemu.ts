@@ -83,7 +83,7 @@ export class QemuDriver implements VmmDriver {
     shared: boolean,
     more: string[][],
   ): VmmStart {
-    const { memfd, consolePath, name, netnsPath, cgroupProcs = [] } = options;
+    const { memfd, consolePath, name, netnsPath, tap, cgroupProcs = [] } = options;
     const { builds } = hardware;
     const size = `${hardware.memoryMib}M`;
     const held: [number, number][] = [];
@@ -120,9 +120,14 @@ export class QemuDriver implements VmmDriver {
       ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
       ...disk('root', inherited(hardware.rootfs), builds !== undefined),
       ...hardware.volumes.flatMap((volume, i) => disk(`vol${i}`, inherited(volume.host_path))),
-      ...(hardware.tap
+      ...(hardware.card
         ? [
-            ['-netdev', `tap,id=net0,ifname=${quote(hardware.tap)},script=no,downscript=no`],
+            [
+              '-netdev',
+              typeof tap === 'string'
+                ? `tap,id=net0,ifname=${quote(tap)},script=no,downscript=no`
+                : `tap,id=net0,fd=${VmmFd.tap}`,
+            ],
             ['-device', `virtio-net-device,netdev=net0,mac=${GUEST_MAC}`],
           ]
         : []),
@@ -141,7 +146,7 @@ export class QemuDriver implements VmmDriver {
         `PATH=/usr/bin:/bin`,
         ...(builds ? [`LD_PRELOAD=${fencePath}`, `FORKD_FENCE=${builds.loopback.join(',')}`] : []),
       ],
-      fds: [[memfd, VmmFd.memory], ...held],
+      fds: [[memfd, VmmFd.memory], ...held, ...(typeof tap === 'number' ? [[tap, VmmFd.tap] as [number, number]] : [])],
       qmpTarget: VmmFd.qmp,
       agentTarget: VmmFd.agent,
       consolePath,

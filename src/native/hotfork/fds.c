@@ -418,6 +418,8 @@ static long replace(const struct descriptor* one, const struct fd_sources* sourc
   if (how == HF_KEEP) return 0;
   if (how == HF_CLOSE) return sys(SYS_close, one->fd);
   const long result = sys(SYS_dup3, sources->child_end[one->entry], one->fd, one->cloexec ? O_CLOEXEC : 0);
+  // Whatever was there before: a tap may take the place of what stood for none.
+  if (result >= 0 && how == HF_GIVEN) tap_settle(one->fd);
   // Pairs and pipes are made non-blocking, as nearly everything here was; only what differs costs a call.
   const bool made = how == HF_PAIR_STREAM || how == HF_PAIR_SEQPACKET || how == HF_PIPE_WRITE;
   const bool right = how == HF_NULL || (made && (one->flags & O_NONBLOCK) != 0);

@@ -15,6 +15,7 @@
 //   disk.c      a root disk that is still being fetched: reads wait for their blocks
 //   jail.c      an empty root, another user, no capability
 //   seccomp.c   the system calls that are left
+//   tap.c       what a tap was told, for the tap that takes its place
 //   intercept.c calls of the host program that would break all this
 #ifndef FORKD_HOTFORK_HOTFORK_H_
 #define FORKD_HOTFORK_HOTFORK_H_
@@ -129,6 +130,9 @@ struct descriptors {
 
 HF_INTERNAL extern struct descriptors descriptors;
 /** Lists and sorts out every open descriptor. */
+/** Tells a child's own tap what the one that it replaces was told. */
+HF_INTERNAL void tap_settle(int fd);
+
 HF_INTERNAL bool fds_scan(struct refusal* why);
 /** Descriptors that came with the request under way: not the program's, so no scan sees them. */
 HF_INTERNAL void fds_ignore(const int* given, uint32_t count);

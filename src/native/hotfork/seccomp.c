@@ -116,9 +116,9 @@ static void build(void) {
   allow_without(SYS_openat, 2, O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND);
   // Not F_SETOWN and F_SETSIG, by which the kernel sends any signal to any process of the same user.
   ALLOW_VALUES(SYS_fcntl, 1, F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS);
-  // What a guest's network driver sets on a tap that is there already.
+  // What a guest's network driver sets on a tap that is there already, and what QEMU asks of it.
   ALLOW_VALUES(SYS_ioctl, 1, FIONBIO, FIONREAD, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE,
-               TUNSETQUEUE);
+               TUNSETQUEUE, TUNGETVNETHDRSZ, TUNGETFEATURES, TUNGETIFF);
   ALLOW_VALUES(SYS_socketpair, 0, AF_UNIX);
   // Signals that a sibling takes for a stray one: those that park threads, and QEMU's own kick.
   ALLOW_VALUES(SYS_tgkill, 2, (uint32_t)park_signal(), SIGUSR1);

@@ -1,7 +1,7 @@
 import { FORK_FROZEN, Say } from '../../contract/hotfork.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
-import { silentEntries } from '../vmm/hot-child.js';
+import { withSilentEntries } from '../vmm/hot-child.js';
 import { childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
 
 /** A fork takes milliseconds; a host that is out of memory or processors may need seconds. */
@@ -14,15 +14,16 @@ export const copy = (
 ): TaskOutput<'copy'> => {
   const shim = new HotforkControl(source.controlFd, source.name);
   const deadline = new Deadline(COPY_MS);
-  const entries = silentEntries(source);
   const flags = frozen ? FORK_FROZEN : 0;
-  const { pid, fds, fork_us, pause_us } = running
-    ? shim.branch(flags, entries, [], deadline)
-    : forkOne(shim, () => shim.requestFork(0, flags, entries, [], deadline), deadline);
+  const { pid, fds, fork_us, pause_us } = withSilentEntries(source, (entries, given) =>
+    running
+      ? shim.branch(flags, entries, given, deadline)
+      : forkOne(shim, () => shim.requestFork(0, flags, entries, given, deadline), deadline),
+  );
   const [pidfd, controlFd, qmpFd, agentFd] = fds as [number, number, number, number];
   emit({ type: 'spawned', vmm: { index: 0, pid, pidfd, qmpFd, agentFd, controlFd } });
-  const { control, qmp, agent, consoles, others } = source;
-  return { port: { controlFd, control, qmp, agent, consoles, others }, fork_us, pause_us };
+  const { control, qmp, agent, consoles, taps, others } = source;
+  return { port: { controlFd, control, qmp, agent, consoles, taps, others }, fork_us, pause_us };
 };
 
 const forkOne = (shim: HotforkControl, request: () => number, deadline: Deadline): ForkedChild => {

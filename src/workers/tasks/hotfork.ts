@@ -68,7 +68,7 @@ class FanOut {
       const child = this.#queue.shift() as HotChild;
       const at = performance.now();
       try {
-        const id = withEntries(this.input.port, child.consolePath, child.cgroupProcs, (entries, given) =>
+        const id = withEntries(this.input.port, child, (entries, given) =>
           this.#shim.requestFork(child.index, this.#flags, entries, given, new Deadline(this.input.answerMs)),
         );
         this.#requested.set(id, { child, at });

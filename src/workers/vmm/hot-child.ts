@@ -3,6 +3,8 @@ import { closeSync, openSync } from 'node:fs';
 import type { ForkRequest } from '../../contract/guest.js';
 import { encodeRequest } from '../../contract/frames.js';
 import { type ForkEntry, How, type TemplatePort } from '../../contract/hotfork.js';
+import type { HotChild } from '../../contract/task.js';
+import { native } from '../../native/binding.js';
 
 /** The three socket pairs; their peers come with the child in this order, after its pidfd. */
 const pairs = (port: TemplatePort): ForkEntry[] => [
@@ -11,17 +13,21 @@ const pairs = (port: TemplatePort): ForkEntry[] => [
   { fd: port.agent, how: How.pairStream },
 ];
 
-/** What a copy is given that nobody talks to, frozen or to be saved: its consoles lead nowhere. */
-export const silentEntries = (port: TemplatePort): ForkEntry[] => [
-  ...pairs(port),
-  ...[...port.consoles, ...port.others].map((fd) => ({ fd, how: How.null })),
-];
+/** A copy that nobody talks to, frozen or to be saved: its consoles and its network card lead nowhere. */
+export const withSilentEntries = <T>(port: TemplatePort, use: (entries: ForkEntry[], given: number[]) => T): T => {
+  const given = port.taps.map(() => native.tapNowhere());
+  try {
+    const nowhere = [...port.consoles, ...port.others].map((fd) => ({ fd, how: How.null }));
+    return use([...pairs(port), ...nowhere, ...port.taps.map((fd) => ({ fd, how: How.given }))], given);
+  } finally {
+    for (const fd of given) closeSync(fd);
+  }
+};
 
 /** Runs `use` with the entries of a fork request and the open files that travel with it, and closes those after. */
 export const withEntries = <T>(
   port: TemplatePort,
-  consolePath: string,
-  cgroupProcs: string[],
+  { consolePath, cgroupProcs, tap }: Pick<HotChild, 'consolePath' | 'cgroupProcs' | 'tap'>,
   use: (entries: ForkEntry[], given: number[]) => T,
 ): T => {
   const opened: number[] = [];
@@ -33,6 +39,11 @@ export const withEntries = <T>(
     for (const fd of port.consoles) {
       entries.push({ fd, how: How.given });
       given.push(console);
+    }
+    for (const fd of port.taps) {
+      if (tap === undefined) opened.push(native.tapNowhere());
+      entries.push({ fd, how: How.given });
+      given.push(tap ?? (opened.at(-1) as number));
     }
     for (const path of cgroupProcs) {
       const group = openSync(path, 'w');

@@ -195,6 +195,9 @@ export const childOf = ({ body, fds }: Message): ForkedChild => ({
   fds,
 });
 
+/** /dev/net/tun: major 10, minor 200 (Documentation/admin-guide/devices.txt). */
+const TUN_DEVICE = (10 << 8) | 200;
+
 /** What every descriptor that needs replacing is for: known by its number, or by the file that it is. */
 export const sortDescriptors = (
   frozen: Frozen,
@@ -206,11 +209,15 @@ export const sortDescriptors = (
   const rest = numbers.filter((fd) => fd !== known.control && fd !== known.qmp && fd !== known.agent);
   // Not by its path: that of a file in a mount namespace that nothing is left of is cut short.
   const console = statSync(consolePath);
-  const isConsole = (fd: number) => {
-    const { dev, ino } = statSync(`/proc/${pid}/fd/${fd}`);
-    return dev === console.dev && ino === console.ino;
-  };
-  return { consoles: rest.filter(isConsole), others: rest.filter((fd) => !isConsole(fd)) };
+  const consoles: number[] = [];
+  const taps: number[] = [];
+  const others: number[] = [];
+  for (const fd of rest) {
+    const { dev, ino, rdev } = statSync(`/proc/${pid}/fd/${fd}`);
+    const isConsole = dev === console.dev && ino === console.ino;
+    (isConsole ? consoles : rdev === TUN_DEVICE ? taps : others).push(fd);
+  }
+  return { consoles, taps, others };
 };
 
 const u32 = (...values: number[]): Uint8Array => {

@@ -63,6 +63,7 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
         tag,
         n,
         perChildNetns: body.per_child_netns,
+        ...(body.network ? { network: { allow: body.network.allow, allowDomains: body.network.allow_domains } } : {}),
         hugePages: body.live_fork && body.hugepages,
         strict: body.strict,
         ...wantedLimits,

@@ -78,6 +78,7 @@ export const snapshotRoutes = (app: FastifyInstance, { engine, snapshots, slots 
             ...paths,
             // The reference sleeps for so long. Here the agent says when it is there, so this is only a bound.
             bootWaitSecs: Math.max(wait, DEFAULT_BOOT_WAIT_SECS),
+            net: body.net,
             ...(body.tap == null ? {} : { tap: body.tap }),
             ...(body.memory_mib == null ? {} : { memoryMib: body.memory_mib }),
             ...(body.vcpus == null ? {} : { vcpus: body.vcpus }),

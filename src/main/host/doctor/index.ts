@@ -38,6 +38,7 @@ const CHECKS: Check[] = [
   machine.ksm,
   machine.damon,
   network.ipForward,
+  network.networks,
   network.tap,
   network.netns,
   network.daemon,

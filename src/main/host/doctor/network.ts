@@ -1,5 +1,7 @@
 /** Checks of what guests with a network card need, and of the daemon. Without a card nothing here matters. */
-import { errnoOf } from '../../../contract/errors.js';
+import { errnoOf, reasonOf } from '../../../contract/errors.js';
+import { tryNetwork } from '../../../net/make.js';
+import { canMakeNetworks } from '../../network/networks.js';
 import { networkNamespaces } from '../resources.js';
 import { type Check, fail, pass, readText, skip, warn } from './check.js';
 
@@ -26,11 +28,27 @@ export const ipForward: Check = {
   },
 };
 
+/** Made and let go: whether the kernel has taps, namespaces and every kind of rule that a network needs. */
+export const networks: Check = {
+  name: 'networks',
+  run: () => {
+    if (!canMakeNetworks()) return skip('only root, with /dev/net/tun, makes networks for children (`fork --net`)');
+    try {
+      tryNetwork();
+      return pass('a namespace, its tap and its rules can be made');
+    } catch (error) {
+      return warn(`--net will be refused: ${reasonOf(error)}`, {
+        hint: 'The kernel needs CONFIG_NF_TABLES, CONFIG_NF_NAT, CONFIG_VETH and CONFIG_TUN.',
+      });
+    }
+  },
+};
+
 export const tap: Check = {
   name: 'tap device',
   run: () => {
     const flags = tapFlags();
-    if (flags === undefined) return skip(`no ${TAP}; only \`snapshot --tap\` wants one`);
+    if (flags === undefined) return skip(`no ${TAP}; a guest of \`snapshot --tap\` has it made`);
     if ((flags & IFF_UP) === 0) return warn(`${TAP} is down`, { hint: `ip link set ${TAP} up` });
     const state = readText(`/sys/class/net/${TAP}/operstate`);
     return pass(`${TAP} is up (${state === 'up' || state === 'unknown' ? 'a peer is attached' : 'idle'})`);
@@ -41,7 +59,7 @@ export const netns: Check = {
   name: 'per-child netns',
   run: () => {
     const count = childNamespaces();
-    return count > 0 ? pass(`${count} of forkd-child-*`) : skip('none; only --per-child-netns wants them');
+    return count > 0 ? pass(`${count} of forkd-child-*`) : skip('none; --per-child-netns makes them');
   },
 };
 

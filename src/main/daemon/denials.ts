@@ -1,0 +1,46 @@
+/** What guests tried to reach and were not let reach: told in the log and in the audit log, each target of each sandbox once. */
+import type { FastifyBaseLogger } from 'fastify';
+import type { Denied } from '../../contract/network.js';
+import type { Audit } from './audit.js';
+import type { Registry } from './registry.js';
+
+/** The kernel remembers what it denied; this is how soon it is told. */
+const LOOK_MS = 2000;
+
+export class Denials {
+  readonly #told = new Map<string, Set<string>>();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(
+    readonly registry: Registry,
+    readonly audit: Audit,
+    readonly log: FastifyBaseLogger,
+  ) {
+    this.#timer = setInterval(() => this.look(), LOOK_MS).unref();
+    // One that lives shorter than that is asked when it ends.
+    registry.events.listen(({ kind, action, object, sandbox }) => {
+      if (kind !== 'sandbox' || action === 'created') return;
+      this.#tell(object, sandbox?.network?.denied ?? []);
+      if (action === 'deleted') this.#told.delete(object);
+    });
+  }
+
+  look(): void {
+    for (const { sandbox } of this.registry.list())
+      if (sandbox.state !== 'dead') this.#tell(sandbox.id, sandbox.birth.network?.denied() ?? []);
+  }
+
+  #tell(id: string, denied: Denied[]): void {
+    const told = this.#told.get(id) ?? new Set();
+    for (const { to, count } of denied) {
+      if (told.has(to)) continue;
+      this.#told.set(id, told.add(to));
+      this.log.warn({ sandbox: id, to, count }, 'not let through');
+      this.audit.denied(id, to);
+    }
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+  }
+}
