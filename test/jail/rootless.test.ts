@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { jailAbility } from '../../src/main/host/jail.js';
 import { CLI, start } from '../support/cli.js';
 import { BASE_TAG, eventually, makeWorld, qemusOf, type World } from '../support/world.js';
 
@@ -56,6 +57,13 @@ test('children have no capability, an empty root and a network of their own, and
   const cold = ['fork', '--tag', 'more', '-n', '1', '--cold', '--', 'cat', '/root/x'];
   const read = await start('setpriv', [...AS_NOBODY, ...cold], { env }).ended;
   assert.is(read.stdout, '[1] kept\n', read.stderr);
+});
+
+rootless('who may trace keeps that, and makes no user namespace: memory on demand needs it', () => {
+  const status = (caps: string) => `Uid:\t1000\t1000\t1000\t1000\nCapEff:\t${caps}\nSeccomp:\t0\n`;
+  assert.match(jailAbility(status('0000000000080000')).missing.namespaces ?? '', /CAP_SYS_PTRACE would be lost/);
+  const { missing } = jailAbility(status('0000000000000000'));
+  assert.match(missing.user ?? '', /^needs CAP_SETUID, /);
 });
 
 rootless.run();

@@ -46,7 +46,9 @@ export const jailAbility = (status = readFileSync('/proc/self/status', 'utf8')):
   const lacking = (caps: Cap[]) => caps.filter((cap) => (held & (1n << BigInt(CAP[cap]))) === 0n);
   const missing: JailAbility['missing'] = {};
   const namespaces = lacking(FOR_NAMESPACES);
-  const problem = namespaces.length > 0 ? userNamespaceProblem(status) : undefined;
+  // With it a VM has memory loaded when it is touched (memory/lazy.ts); root of a user namespace has no such right.
+  const keeps = lacking(['SYS_PTRACE']).length === 0 ? 'CAP_SYS_PTRACE would be lost in one' : undefined;
+  const problem = namespaces.length > 0 ? (keeps ?? userNamespaceProblem(status)) : undefined;
   if (problem !== undefined) missing.namespaces = `needs ${named(namespaces)}, or user namespaces: ${problem}`;
   const user = lacking(FOR_USER);
   if (user.length > 0) missing.user = `needs ${named(user)}`;
