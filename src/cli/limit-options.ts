@@ -5,8 +5,8 @@ import type { Options } from './options.js';
 export const limitOptions: [string, string][] = [
   ['--cpus <X>', "Processors' worth of time of each: 0.5 is half of one (cgroup; root)"],
   ['--memory-limit-mib <N>', 'Memory limit of each, MiB (cgroup; root)'],
-  ['--io-mib-per-s <X>', 'MiB a second that each may read from disk, and write (cgroup; root)'],
-  ['--pids <N>', 'Processes and threads of each VM on this host, 256 if not given (cgroup; root)'],
+  ['--io-mib-per-s <X>', 'MiB a second of each, read and written (cgroup; root)'],
+  ['--pids <N>', 'Processes and threads on this host of each, 256 if not given (cgroup; root)'],
 ];
 
 const FLAGS: Record<keyof ResourceLimits, string> = {
