@@ -36,6 +36,9 @@ export const rootfsDir = (): string => join(cacheDir(), 'rootfs');
 /** Root disks made of recipes. */
 export const recipeDisksDir = (): string => join(cacheDir(), 'recipes');
 
+/** What says which networks on this host are whose: `$FORKD_RUN_DIR`, else /run/forkd. */
+export const runDir = (): string => process.env['FORKD_RUN_DIR'] || '/run/forkd';
+
 export const tempDir = (): string => tmpdir();
 
 /** Every directory that forkd makes in the temp dir starts so: `cleanup` removes no other. */

@@ -32,6 +32,7 @@ network.before(async () => {
   world = makeWorld();
   env = world.env;
   process.env['XDG_DATA_HOME'] = env['XDG_DATA_HOME'];
+  process.env['FORKD_RUN_DIR'] = env['FORKD_RUN_DIR'];
   outside = await openOutside('203.0.113', 'fktest0');
   const engine = new Engine();
   try {

@@ -18,7 +18,7 @@ export const sharedData = (): string => {
 
 export interface World {
   root: string;
-  env: { XDG_DATA_HOME: string; TMPDIR: string; FORKD_RUN_CACHE: string };
+  env: { XDG_DATA_HOME: string; TMPDIR: string; FORKD_RUN_DIR: string; FORKD_RUN_CACHE: string };
   snapshots: string;
   close(): void;
 }
@@ -35,6 +35,7 @@ export const makeWorld = (withBase = false): World => {
   const env = {
     XDG_DATA_HOME: data,
     TMPDIR: temp,
+    FORKD_RUN_DIR: join(root, 'run'),
     FORKD_RUN_CACHE: process.env['FORKD_RUN_CACHE'] ?? '/var/cache/forkd',
   };
   return { root, env, snapshots, close: () => rmSync(root, { recursive: true, force: true }) };

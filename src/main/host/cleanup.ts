@@ -120,6 +120,8 @@ export const findLeftovers = (): Leftovers => {
 /** Removes one after judging it again. Throws CLEANUP_REFUSED when it is in use now, or not ours. */
 export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> => {
   if (kind === 'process') return killOrphan(path);
+  // No file, and judged with the lock held.
+  if (kind === 'network rules') return removeUnusedHostRules();
   // Whose it was, or another cleanup, was quicker.
   if (kind !== 'half-made file' && lstat(path) === undefined) return;
   const reason = judge(kind, path);
@@ -134,7 +136,6 @@ export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> =>
   else if (kind === 'partial download') removePart(path);
   else if (kind === 'sandbox record') rmSync(path, { force: true });
   else if (kind === 'network namespace') removeName(path);
-  else if (kind === 'network rules') removeUnusedHostRules();
   else removeCgroup(path);
 };
 
@@ -149,7 +150,6 @@ const judge = (kind: LeftoverKind, path: string): string | undefined => {
   if (kind === 'partial download') return parts().includes(path) ? notOurFile(path) : 'it is in use';
   if (kind === 'sandbox record') return stale(sandboxesDir()).includes(path) ? recordInUse(path) : 'it is in use';
   if (kind === 'network namespace') return abandonedNames().includes(path) ? undefined : 'it is in use';
-  if (kind === 'network rules') return hostRulesUnused() ? undefined : 'they are in use';
   return emptyCgroups().includes(path) ? cgroupInUse(path, openFiles()) : 'it is in use';
 };
 

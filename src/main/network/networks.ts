@@ -1,7 +1,7 @@
 /** Networks for children: made ahead, given out, never used twice. They are made and removed by this program, and end with it. */
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
-import { dirname } from 'node:path';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import type { Network, NetworkWish } from '../../contract/network.js';
@@ -11,6 +11,8 @@ import { commit, NETFILTER } from '../../net/nft.js';
 import { openNetwork } from '../../net/make.js';
 import { linkNames } from '../../net/route.js';
 import { hasHostRules, hostRules, LINK_PREFIX, removeHostRules } from '../../net/ruleset.js';
+import { runDir } from '../paths.js';
+import { soon } from '../host/soon.js';
 import type { Pool } from '../pool.js';
 import type { SandboxRecord } from '../sandbox/take-over.js';
 import { VmmFd } from '../vmm/driver.js';
@@ -22,7 +24,10 @@ import { parsePolicy } from './policy.js';
 const DEFAULT_LINKS: Network = { address: '10.43.0.0', prefix: 16 };
 const FORWARD = '/proc/sys/net/ipv4/ip_forward';
 /** Who uses the host's rules holds it shared; who removes them has it alone. */
-const LOCK = '/run/forkd/network.lock';
+const lockPath = (): string => join(runDir(), 'network.lock');
+/** Longest that somebody has the lock alone, and how long who only looks waits for it. */
+const LOCK_MS = 5000;
+const LOOK_MS = 200;
 /** Attempts to find numbers that no other program takes in the same moment. */
 const ATTEMPTS = 5;
 /** The kernel removes namespaces in its own time, many at once: longest to wait for that, and for each one more. */
@@ -184,9 +189,11 @@ export class Networks {
   #prepareHost(): void {
     if (this.#lock !== undefined) return;
     try {
-      mkdirSync(dirname(LOCK), { recursive: true });
-      this.#lock = openSync(LOCK, 'a+', 0o600);
-      native.flockTry(this.#lock, 'shared');
+      mkdirSync(runDir(), { recursive: true });
+      this.#lock = openSync(lockPath(), 'a+', 0o600);
+      const lock = this.#lock;
+      const isOurs = soon(LOCK_MS, () => native.flockTry(lock, 'shared') || undefined);
+      if (!isOurs) throw new Error(`${lockPath()} is held by another process`);
       withOwn((rules) => commit(rules, hostRules(this.links)));
     } catch (error) {
       throw failed(error);
@@ -251,10 +258,13 @@ export const removeUnusedHostRules = (): void => {
 
 /** Undefined when somebody uses the rules, or there never were any. */
 const alone = <T>(act: () => T): T | undefined => {
-  if (!existsSync(LOCK) || !canMakeNetworks()) return undefined;
-  const lock = openSync(LOCK, 'a+', 0o600);
+  if (!existsSync(lockPath()) || !canMakeNetworks() || childLinks().length > 0 || !withOwn(hasHostRules))
+    return undefined;
+  const lock = openSync(lockPath(), 'a+', 0o600);
   try {
-    return native.flockTry(lock, 'exclusive') && childLinks().length === 0 ? act() : undefined;
+    // Another who only looks has it for a moment.
+    const isAlone = soon(LOOK_MS, () => native.flockTry(lock, 'exclusive') || undefined);
+    return isAlone && childLinks().length === 0 ? act() : undefined;
   } finally {
     closeSync(lock);
   }
