@@ -42,7 +42,7 @@ runner('says what went wrong', async ({ dir }) => {
     Object.entries(SUITES).map(async ([name, [body]]): Promise<[string, Outcome]> => {
       const file = join(dir, `${name}.mjs`);
       writeFileSync(file, `import { suite } from '${support}'; var t = suite('${name}'); ${body}`);
-      return [name, await runSuite(name, file, { ...process.env, NO_COLOR: '1' })];
+      return [name, await runSuite(name, file, { ...process.env, NO_COLOR: '1', FORKD_TEST_HOLD_MS: '1' })];
     }),
   );
   for (const [name, { passed, failed, report }] of outcomes) {

@@ -10,13 +10,16 @@ process.on('exit', () => {
   for (const title of underWay) console.error(`'${title}' was under way`);
 });
 
+/** How long a test may wait for what keeps no process alive, before that counts as waiting for nothing. */
+const HOLD_MS = Number(process.env['FORKD_TEST_HOLD_MS'] ?? 120_000);
+
 /** Much of what an engine waits for does not keep a process alive that has nothing else to do, as a test may have not. */
 const held = async (work: () => unknown): Promise<void> => {
-  const hold = setInterval(() => undefined, 60_000);
+  const hold = setTimeout(() => undefined, HOLD_MS);
   try {
     await work();
   } finally {
-    clearInterval(hold);
+    clearTimeout(hold);
   }
 };
 
