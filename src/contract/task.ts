@@ -210,7 +210,8 @@ export interface Tasks {
    * saved is let run.
    */
   copy: {
-    input: { source: SourcePort; running: boolean; frozen: boolean };
+    /** `cgroupProcs`: the groups that it leaves its source's for. */
+    input: { source: SourcePort; running: boolean; frozen: boolean; cgroupProcs?: string[] };
     output: { port: TemplatePort; pause_us: number; fork_us: number };
   };
   /** Saves a running copy: device state, and the pages that differ from the image it was loaded from. It is left stopped. */

@@ -506,7 +506,9 @@ export class Engine {
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
     if (!snapshot)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'the snapshot that it comes from is gone' });
-    const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1));
+    // Its source's groups are emptied when that ends.
+    const outside = sandbox.birth.cgroup?.outside ?? [];
+    const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1, outside));
     const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
     this.#branches.add(template);
     return { template, pause_us: pauseUs };

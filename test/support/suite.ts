@@ -2,6 +2,8 @@
  * uvu's `suite`, whose hooks say what they threw. uvu forgets it, and with it the tests that were then not run, and a test's
  * own error when the hook after it fails too.
  */
+import { inspect } from 'node:util';
+import { Assertion } from 'uvu/assert';
 import { type Callback, suite as plain, type Test } from 'uvu';
 
 /** Titles of the tests that have begun and not ended: a process that ends early, ends in one of them. */
@@ -21,6 +23,13 @@ const held = async (work: () => unknown): Promise<void> => {
   } finally {
     clearTimeout(hold);
   }
+};
+
+/** uvu takes `details` of an error for its own, fails over another's, and then forgets all tests from there on. */
+const printable = (error: unknown): Error => {
+  if (error instanceof Assertion) return error;
+  if (!(error instanceof Error)) return new Error(`it threw ${inspect(error)}`);
+  return Object.assign(new Error(error.message), { stack: error.stack });
 };
 
 export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
@@ -51,7 +60,7 @@ export const suite = <T = Record<string, unknown>>(name: string): Test<T> => {
         await held(() => body(context));
       } catch (error) {
         failure = { test, error };
-        throw error;
+        throw printable(error);
       } finally {
         underWay.delete(test);
       }

@@ -1,3 +1,4 @@
+import { ForkdError } from '../../contract/errors.js';
 import { formatBytes } from '../../contract/units.js';
 import { findLeftovers, type Leftover, removalProblem, removeLeftover } from '../../main/host/cleanup.js';
 import type { Command } from '../command.js';
@@ -42,7 +43,8 @@ const removed = async (one: Leftover): Promise<Row> => {
     await removeLeftover(one);
     return { ...one, action: 'del' };
   } catch (error) {
-    return { ...one, action: 'fail', reason: removalProblem(error) };
+    const isInUse = error instanceof ForkdError && error.code === 'CLEANUP_REFUSED';
+    return { ...one, action: isInUse ? 'skip' : 'fail', reason: removalProblem(error) };
   }
 };
 

@@ -140,6 +140,22 @@ export class Cgroup {
     return this.#dirs.map((dir) => join(dir, 'cgroup.procs'));
   }
 
+  /** The same for a copy that shares neither this VM's limits nor its end: where this process itself is. */
+  get outside(): string[] {
+    const own = textOf('/proc/self/cgroup').split('\n');
+    const found = CONTROLLERS.flatMap((controller) => {
+      const hierarchy = hierarchies()[controller];
+      if (!hierarchy || !existsSync(this.#dir(hierarchy))) return [];
+      const { version, root } = hierarchy;
+      // `N:controllers:path`; v2 names none. Seen from a container, the path may lie outside of what is mounted.
+      const name = version === 2 ? '' : controller === 'io' ? 'blkio' : controller;
+      const path = own.map((line) => line.split(':')).find(([, names]) => names?.split(',').includes(name))?.[2] ?? '';
+      const file = join(root, path, 'cgroup.procs');
+      return [existsSync(file) ? file : join(root, 'cgroup.procs')];
+    });
+    return [...new Set(found)];
+  }
+
   /** Sets, changes and lifts limits. `told` is what was asked for, where that is less. Throws CGROUP_FAILED; those before the one that failed are set. */
   change(change: LimitsChange, told: LimitsChange = change): void {
     try {

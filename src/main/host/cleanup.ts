@@ -16,7 +16,7 @@ import {
   type Stats,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { ForkdError, reasonOf } from '../../contract/errors.js';
+import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { keeperPath, native } from '../../native/binding.js';
 import { abandonedParts, removePart } from '../../http/part-file.js';
 import { blobsDir } from '../oci/rootfs.js';
@@ -136,7 +136,16 @@ export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> =>
   else if (kind === 'partial download') removePart(path);
   else if (kind === 'sandbox record') rmSync(path, { force: true });
   else if (kind === 'network namespace') removeName(path);
-  else removeCgroup(path);
+  else removeEmptyCgroup(path);
+};
+
+const removeEmptyCgroup = (path: string): void => {
+  try {
+    removeCgroup(path);
+  } catch (error) {
+    if (errnoOf(error) === 'EBUSY') throw new ForkdError('CLEANUP_REFUSED', { path, reason: 'it is in use' });
+    throw error;
+  }
 };
 
 /** Why it may not be removed now, or undefined. */

@@ -138,6 +138,7 @@ export class Template {
     manifest: SnapshotManifest,
     pool: Pool,
     width: number,
+    cgroupProcs: string[] = [],
   ): Promise<{ template: Template; pauseUs: number }> {
     const undo = new Undo();
     const vms: Sandbox[] = [];
@@ -147,7 +148,7 @@ export class Template {
       undo.push(() => endTemplate(vms));
       const consolePath = workDir.file('template.console');
       const adopt = adoptInto(vms, manifest, consolePath);
-      const { port, pause_us } = await pool.run('copy', { source, running: true, frozen: true }, adopt);
+      const { port, pause_us } = await pool.run('copy', { source, running: true, frozen: true, cgroupProcs }, adopt);
       const first = { ...port, name: `the branch of ${source.name}` };
       const template = new Template(
         manifest,

@@ -1,3 +1,5 @@
+import { writeFileSync } from 'node:fs';
+import { errnoOf } from '../../contract/errors.js';
 import { FORK_FROZEN, Say } from '../../contract/hotfork.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
@@ -9,7 +11,7 @@ const COPY_MS = 30_000;
 
 /** A frozen copy has one thread, and nothing is rebuilt. Its descriptors have the source's numbers. */
 export const copy = (
-  { source, running, frozen }: TaskInput<'copy'>,
+  { source, running, frozen, cgroupProcs = [] }: TaskInput<'copy'>,
   emit: (event: TaskEvent) => void,
 ): TaskOutput<'copy'> => {
   const shim = new HotforkControl(source.controlFd, source.name);
@@ -22,8 +24,19 @@ export const copy = (
   );
   const [pidfd, controlFd, qmpFd, agentFd] = fds as [number, number, number, number];
   emit({ type: 'spawned', vmm: { index: 0, pid, pidfd, qmpFd, agentFd, controlFd } });
+  // Not left to itself: it would be on its way still when its source ends, and with that all that is in the same groups.
+  for (const path of cgroupProcs) moveTo(path, pid);
   const { control, qmp, agent, consoles, taps, others } = source;
   return { port: { controlFd, control, qmp, agent, consoles, taps, others }, fork_us, pause_us };
+};
+
+const moveTo = (procs: string, pid: number): void => {
+  try {
+    writeFileSync(procs, String(pid));
+  } catch (error) {
+    // It has ended: whoever asks it for something is told.
+    if (errnoOf(error) !== 'ESRCH') throw error;
+  }
 };
 
 const forkOne = (shim: HotforkControl, request: () => number, deadline: Deadline): ForkedChild => {
