@@ -45,7 +45,7 @@ const KEYS: Record<string, string[]> = {
 };
 
 /** These take up to half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
-const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream'];
+const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream', 'isolation', 'isolation-net', 'lazy'];
 const all = process.env['FORKD_TEST_ALL_BENCHES'] !== undefined;
 
 bench.before((context) => {
