@@ -78,6 +78,8 @@ export const daemon: Command = {
       onProblem: warn,
     });
     const where = `listening on port ${served.port}${tls ? ' (TLS)' : ''} and ${served.options.socketPath}`;
+    // Whoever read what it says may be gone: no reason to end without ending its sandboxes.
+    for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
     process.on('SIGHUP', () => {
       supervisor.reloading();
       served.reopen();
