@@ -1,6 +1,7 @@
 import { Engine } from '../../src/main/engine.js';
 import type { Bench, Parameters } from '../bench.js';
 import { cpuMs, pssKib } from '../host.js';
+import { warmWhole } from '../in-turns.js';
 import { BENCH_TAG, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
 import { median, round, spread } from '../stats.js';
 
@@ -68,9 +69,7 @@ const trial = async ({ n, idle_secs, spares, eager }: Parameters): Promise<Trial
   const engine = new Engine({ resident: true, eager: eager === true });
   try {
     const warming = performance.now();
-    const { snapshot } = await engine.warm(BENCH_TAG, { firstEval: FIRST_EVAL });
-    // A fork is followed by the fault server while there is one: slower, and not what a resident template is like for long.
-    while (snapshot?.memory.server !== undefined) await pause(0.02);
+    await warmWhole(engine, BENCH_TAG);
     const template_ms = performance.now() - warming;
     const { pids, ...hot } = await forkOnce(engine, n, false);
     await pause(1);

@@ -3,13 +3,11 @@ import { Engine } from '../../src/main/engine.js';
 import { Networks } from '../../src/main/network/networks.js';
 import { linkNames } from '../../src/net/route.js';
 import type { Bench, Parameters } from '../bench.js';
-import { BENCH_TAG, CARD_TAG, ensureParent, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
+import { inTurns, type Turns } from '../in-turns.js';
+import { BENCH_TAG, CARD_TAG, ensureParent } from '../parent.js';
 import { median, round, spread } from '../stats.js';
 
-interface Trial {
-  with: number[];
-  without: number[];
-  failed: number;
+interface Trial extends Turns<'with' | 'without'> {
   make_ms: number;
   remove_ms: number;
   /** Links and descriptors that were not there before the namespaces were made. */
@@ -18,32 +16,15 @@ interface Trial {
 
 const NOTHING = { allow: [], allowDomains: [] };
 
-/** One of each, `rounds` times: what the machine does meanwhile befalls both. */
-const fanOuts = async (n: number, rounds: number): Promise<Pick<Trial, 'with' | 'without' | 'failed'>> => {
+const fanOuts = async (n: number, rounds: number): Promise<Turns<'with' | 'without'>> => {
   const engine = new Engine({ resident: true });
-  const ready = { with: [] as number[], without: [] as number[] };
-  let failed = 0;
+  // Made in advance, as a pool is.
+  const before = () => engine.networks.fill(n);
   try {
-    for (const tag of [BENCH_TAG, CARD_TAG]) {
-      const { snapshot } = await engine.warm(tag, { firstEval: FIRST_EVAL });
-      // See fan-out.ts.
-      while (snapshot?.memory.server !== undefined) await pause(20);
-    }
-    for (let i = 0; i < rounds; i++) {
-      for (const which of i % 2 === 0 ? (['with', 'without'] as const) : (['without', 'with'] as const)) {
-        const isWith = which === 'with';
-        // Made in advance, as a pool is.
-        if (isWith) await engine.networks.fill(n);
-        const request = { tag: isWith ? CARD_TAG : BENCH_TAG, n, firstEval: FIRST_EVAL };
-        const made = await engine.fork(isWith ? { ...request, network: NOTHING } : request);
-        ready[which].push(made.ready_ms);
-        const { sandboxes, failures, firstResults } = made;
-        failed += failures.length;
-        failed += sandboxes.filter((s) => firstResults.get(s.birth.index)?.result !== FIRST_ANSWER).length;
-        await engine.kill(sandboxes);
-      }
-    }
-    return { ...ready, failed };
+    return await inTurns(rounds, {
+      with: { engine, request: { tag: CARD_TAG, n, network: NOTHING }, before },
+      without: { engine, request: { tag: BENCH_TAG, n } },
+    });
   } finally {
     await engine.close();
   }
@@ -93,8 +74,8 @@ export const isolationNet: Bench<Trial> = {
   smoke: { n: 2, trials: 1, rounds: 2, namespaces: 10 },
   trial,
   summarise: (trials, { n, namespaces }) => {
-    const withNet = trials.flatMap((t) => t.with);
-    const without = trials.flatMap((t) => t.without);
+    const withNet = trials.flatMap((t) => t.ready.with);
+    const without = trials.flatMap((t) => t.ready.without);
     return {
       n,
       net_ratio: round(median(withNet) / median(without)),
