@@ -20,7 +20,7 @@ import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snap
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { jailProblem, type MakeJail, makeJail } from './host/jail.js';
+import { Jails, type JailTerms } from './host/jails.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
@@ -121,9 +121,6 @@ export interface EngineOptions {
   snapshotRoot?: string;
 }
 
-/** From the whole jail to what needs nobody's leave. */
-const JAILS: MakeJail[] = [makeJail, (wishes) => makeJail({ ...wishes, callsOnly: true })];
-
 export interface Branch {
   template: Template;
   /** How long the source stood still, microseconds. */
@@ -151,12 +148,12 @@ export class Engine {
   readonly networks: Networks;
   readonly #servers = new Map<string, Server>();
   #driver: Promise<QemuDriver> | undefined;
-  /** How many of JAILS the kernel has refused. */
-  #jailsRefused = 0;
+  readonly #jails: Jails;
 
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
     this.networks = new Networks(this.pool, options.resident);
+    this.#jails = new Jails({ ...termsOf(options, options), none: options.jail === false });
   }
 
   driver(): Promise<QemuDriver> {
@@ -233,7 +230,7 @@ export class Engine {
     };
     const context = { store: this.store, pool: this.pool, driver };
     const more = { ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) };
-    return this.#inJail({}, onStep ? { onWeaker: onStep } : {}, (make) =>
+    return this.#jails.use(onStep ? { onWeaker: onStep } : {}, (make) =>
       makeSnapshot(whole, { ...context, ...more, ...(make ? { makeJail: make } : {}) }),
     );
   }
@@ -362,7 +359,9 @@ export class Engine {
       if (connection) undo.push(() => connection.close());
       const origin = { cold: { driver: await this.driver(), snapshot } };
       const more = connection ? { ...hooks, hostTap: connection.tap } : hooks;
-      const result = await this.#inJail(request, hooks, (make) => this.#run(plan, request, origin, more, began, make));
+      const result = await this.#jails.use(termsOf(request, hooks), (make) =>
+        this.#run(plan, request, origin, more, began, make),
+      );
       if (!connection) return result;
       undo.push(() => this.kill(result.sandboxes));
       connection.open();
@@ -381,7 +380,7 @@ export class Engine {
     origin: Origin,
     hooks: ForkHooks & Pick<RunContext, 'hostTap'>,
     began: number,
-    make = this.#makeJail,
+    make = this.#jails.make,
   ): Promise<ForkResult> {
     const { signal, onReady, onFallback, keepWorkDir, hostTap } = hooks;
     const forking = performance.now();
@@ -418,7 +417,7 @@ export class Engine {
       try {
         const firstEval = request.firstEval ?? WARM_EVAL;
         const driver = await this.driver();
-        const template = await this.#inJail(request, hooks, (make) =>
+        const template = await this.#jails.use(termsOf(request, hooks), (make) =>
           Template.start({
             pool: this.pool,
             driver,
@@ -437,35 +436,6 @@ export class Engine {
         throw error;
       }
     });
-  }
-
-  /** What jails are made by, as far as the kernel has let it be done so far; undefined for none. */
-  get #makeJail(): MakeJail | undefined {
-    return this.options.jail === false ? undefined : JAILS[this.#jailsRefused];
-  }
-
-  /**
-   * A host may forbid what its capabilities would allow, as container runtimes do. Then VMs run in what is left of the jail from
-   * there on, which is told; unless that was ruled out (STRICT_REFUSED).
-   */
-  async #inJail<T>(
-    request: { strict?: boolean },
-    hooks: ForkHooks,
-    use: (make: MakeJail | undefined) => Promise<T>,
-  ): Promise<T> {
-    const refused = this.#jailsRefused;
-    try {
-      return await use(this.#makeJail);
-    } catch (error) {
-      const problem = this.#makeJail ? jailProblem(ForkdError.from(error)) : undefined;
-      if (problem === undefined) throw error;
-      if (request.strict || this.options.strict) throw new ForkdError('STRICT_REFUSED', { missing: problem }, error);
-      // Another request may have met the same meanwhile.
-      this.#jailsRefused = Math.max(this.#jailsRefused, refused + 1);
-      const left = this.#makeJail ? 'no jail but a filter of system calls' : 'no jail';
-      (hooks.onWeaker ?? this.options.onWeaker)?.(`VMs run in ${left}: ${problem}`);
-      return this.#inJail(request, hooks, use);
-    }
   }
 
   #keepSpares(template: Template, firstEval: string): void {
@@ -799,6 +769,12 @@ const callOne = async (sandbox: Sandbox, request: GuestRequest, timeoutMs: numbe
     settle(sandbox, performance.now() - began, { error: ForkdError.from(error).toData() });
   }
 };
+
+/** What is said of the jail with one request, or with all. */
+const termsOf = ({ strict = false }: { strict?: boolean }, { onWeaker }: Pick<ForkHooks, 'onWeaker'>): JailTerms => ({
+  strict,
+  ...(onWeaker ? { onWeaker } : {}),
+});
 
 /** What the cards of children without a network of their own are connected to. */
 const connectionOf = ({ network, snapshot, children }: Plan, tied = false): HostTap | undefined => {
