@@ -30,6 +30,16 @@
       "ldflags": ["-static", "-s"]
     },
     {
+      # Loaded by any guest's Python, whatever its libc: it needs no library.
+      "target_name": "forkd_take",
+      "type": "shared_library",
+      "product_prefix": "",
+      "sources": ["src/guest/take/take.c"],
+      "cflags": ["-std=gnu11", "-Os", "-fPIC", "-ffreestanding", "-fno-builtin", "-fno-stack-protector",
+        "-fvisibility=hidden", "-Wall", "-Wextra"],
+      "ldflags": ["-nostdlib", "-s"]
+    },
+    {
       # Outlives the daemon: static, since an upgrade may replace the libraries below it.
       "target_name": "forkd_keeper",
       "type": "executable",

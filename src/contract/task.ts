@@ -113,6 +113,13 @@ export interface ChildTimes {
   ready_at: number;
 }
 
+/** The directories of a group, what is written there once, and who joins it. */
+export interface JoinOrder {
+  dirs: string[];
+  files: [path: string, text: string][];
+  pid: number;
+}
+
 /** Asked of a shim that is preloaded for nothing else, before the guest runs; its socket is `controlTarget`. */
 export interface JailOrder extends JailTerms {
   controlTarget: number;
@@ -226,6 +233,8 @@ export interface Tasks {
       dirty_bytes: number;
     };
   };
+  /** Puts VMs that run into groups of their own. One that has ended meanwhile is left out. */
+  join: { input: { groups: JoinOrder[] }; output: object };
   /** Takes up the conversation with shims whose engine was killed in the middle of one. */
   regain: {
     input: { shims: { name: string; controlFd: number }[] };

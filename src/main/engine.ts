@@ -40,6 +40,7 @@ import { type ForkRequest, type HostState, type Plan, planFork } from './planner
 import { type FanOut, type Origin, type RunContext, runFork } from './planner/run.js';
 import { Pool } from './pool.js';
 import { end } from './sandbox/end.js';
+import { joinGroups } from './sandbox/join.js';
 import { publish, unpublish } from './sandbox/registry.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
@@ -142,6 +143,7 @@ export class Engine {
   /** Branches whose tags are not on disk yet. */
   readonly #unwritten = new Map<string, Template>();
   readonly #writing = new Set<Promise<WrittenBranch>>();
+  readonly #joining = new Set<Promise<void>>();
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #closing = new Set<Promise<void>>();
   readonly #namespaces = new Namespaces();
@@ -383,6 +385,7 @@ export class Engine {
     make = this.#jails.make,
   ): Promise<ForkResult> {
     const { signal, onReady, onFallback, keepWorkDir, hostTap } = hooks;
+    const unlimited = this.options.jail === false && Object.keys(plan.limits).length === 0;
     const forking = performance.now();
     const { workDir, ...fanOut } = await runFork(plan, request, {
       pool: this.pool,
@@ -391,7 +394,6 @@ export class Engine {
       origin,
       tied: this.options.tied ?? false,
       ...(make ? { makeJail: make } : {}),
-      unlimited: this.options.jail === false && Object.keys(plan.limits).length === 0,
       onEnd: (sandbox) => this.#forget(sandbox),
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
@@ -399,9 +401,15 @@ export class Engine {
     });
     const ready = performance.now();
     for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
+    if (!unlimited) this.#join(fanOut.sandboxes);
     this.#closeWithLast(fanOut.sandboxes, () => workDir.close(keepWorkDir));
     const { tag, isolation, mechanism } = plan;
     return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
+  }
+
+  #join(sandboxes: Sandbox[]): void {
+    const joining = joinGroups(this.pool, sandboxes).finally(() => this.#joining.delete(joining));
+    this.#joining.add(joining);
   }
 
   /** The template of a tag: the one that is there, or a new one. It stays until the engine closes or memory runs short. */
@@ -477,6 +485,7 @@ export class Engine {
     if (!snapshot)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'the snapshot that it comes from is gone' });
     // Its source's groups are emptied when that ends.
+    await sandbox.joined;
     const outside = sandbox.birth.cgroup?.outside ?? [];
     const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1, outside));
     const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
@@ -666,8 +675,8 @@ export class Engine {
   }
 
   /** Changes what a sandbox may use of this host, while it runs. Throws SANDBOX_NOT_FOUND, LIMITS_IMPOSSIBLE, CGROUP_FAILED, VMM_DIED. */
-  limit(id: string, change: LimitsChange): void {
-    this.sandbox(id).limit(change);
+  async limit(id: string, change: LimitsChange): Promise<void> {
+    await this.sandbox(id).limit(change);
   }
 
   /** Asks about files, or about programs in the background. Throws GUEST_OUTDATED, AGENT_ERROR and what `call` of a sandbox throws. */
@@ -748,7 +757,7 @@ export class Engine {
 
   /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
   async close({ leave = false }: { leave?: boolean } = {}): Promise<void> {
-    await Promise.allSettled(this.#writing);
+    await Promise.allSettled([...this.#writing, ...this.#joining]);
     if (!leave) await end(this.#sandboxes.values());
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();

@@ -437,6 +437,10 @@ export const shimPath =
 export const agentPath =
   process.env.FORKD_AGENT_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_agent');
 
+/** What the agent in Python loads to take a copy's identity (guest/take). FORKD_TAKE_PATH names another build. */
+export const takePath =
+  process.env.FORKD_TAKE_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_take.so');
+
 /** Holds descriptors of sandboxes beyond the daemon's end (main/sandbox/keeper.ts). FORKD_KEEPER_PATH names another build. */
 export const keeperPath =
   process.env.FORKD_KEEPER_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_keeper');

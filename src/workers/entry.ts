@@ -12,6 +12,7 @@ import { compact } from './tasks/compact.js';
 import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
+import { join } from './tasks/join.js';
 import { memoryDiff } from './tasks/memory-diff.js';
 import { networks } from './tasks/networks.js';
 import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
@@ -38,6 +39,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   fillPages,
   hash,
   hotfork,
+  join,
   memoryDiff,
   networks,
   regain,

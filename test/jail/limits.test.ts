@@ -35,6 +35,7 @@ const one = async (engine: Engine, more: object = {}): Promise<Sandbox> =>
 limits('every child is in a group of its own, which goes with it', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2 });
   for (const child of sandboxes) {
+    await child.joined;
     assert.ok(
       read(fileOf(child, 'pids', 'cgroup.procs', 'cgroup.procs'))
         .split('\n')
@@ -65,11 +66,11 @@ limits(
   'changed while it runs: a child that computes is throttled from then on, which is counted',
   async ({ engine }) => {
     const child = await one(engine);
-    engine.limit(child.id, { cpus: 0.1 });
+    await engine.limit(child.id, { cpus: 0.1 });
     await engine.exec(child.id, ['sh', '-c', 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'], 60);
-    const { cpu_throttled_periods: periods, cpu_throttled_ms: ms } = child.usage();
+    const { cpu_throttled_periods: periods, cpu_throttled_ms: ms } = await child.usage();
     assert.ok((periods ?? 0) > 0 && (ms ?? 0) > 0, `${periods} ${ms}`);
-    engine.limit(child.id, { cpus: null, memoryMib: 700 });
+    await engine.limit(child.id, { cpus: null, memoryMib: 700 });
     assert.match(read(fileOf(child, ...CPU)), /^(-1|max 100000)$/);
     assert.equal(child.info().limits, { cpus: null, memory_limit_mib: 700, io_mib_per_s: null, pids: null });
     await engine.kill([child]);

@@ -84,6 +84,14 @@ class Actions:
         gc.freeze()
         return {'sealed': True, 'exit_code': 0}
 
+    def fork_sealed(self, payload: bytes) -> Optional[bytes]:
+        """The answer of a sealed copy to a `fork` request that needs nothing special, from bytes to bytes; None: handle it."""
+        if self._released or (self.streams is not None and self.streams.active):
+            return None
+        answer = self._identity.take_sealed(payload)
+        self._released = answer is not None
+        return answer
+
     def _fork(self, request: Dict[str, Any]) -> Dict[str, Any]:
         self._released = False
         if self.streams is not None and self.streams.active:

@@ -27,7 +27,7 @@ class LegacyRandom:
 
     def _find_state(self) -> Optional[Any]:
         legacy, generator = self._legacy, self._generator
-        if type(generator).__name__ != 'MT19937' or not hasattr(legacy, '_initialize_bit_generator'):
+        if type(generator).__name__ != 'MT19937':
             return None
         place = {'data': (generator.ctypes.state_address, False), 'shape': (KEY_WORDS + 1,), 'typestr': '<u4', 'version': 3}
         words = self._numpy.asarray(type('Words', (), {'__array_interface__': place})())
@@ -36,15 +36,30 @@ class LegacyRandom:
             return None
         return words
 
+    @property
+    def address(self) -> Optional[int]:
+        """Where the words lie, for whoever fills them without numpy; None when it must not be done so."""
+        return None if self._state is None or self._replaced() else self._generator.ctypes.state_address
+
+    def _replaced(self) -> bool:
+        # The user may have put another generator in its place (numpy.random.set_state cannot, set_bit_generator can).
+        return self._legacy._bit_generator is not self._generator
+
     def reseed(self) -> None:
         numpy = self._numpy
-        # The user may have put another generator in its place (numpy.random.set_state cannot, set_bit_generator can).
-        if self._state is None or self._legacy._bit_generator is not self._generator:
+        forget_pair = getattr(self._legacy, '_initialize_bit_generator', None)
+        # Before numpy 1.25 nothing else forgets the second half of the parent's last pair of normal deviates.
+        if self._state is None or self._replaced() or forget_pair is None:
             numpy.random.seed(numpy.frombuffer(os.urandom(16), 'u4'))
             return
         words = numpy.frombuffer(os.urandom(STATE_BYTES), 'u4')
         self._state[:] = words
         # All words are used up: the next number makes new ones.
         self._state[KEY_WORDS] = KEY_WORDS
-        # Forgets the second half of the parent's last pair of normal deviates.
-        self._legacy._initialize_bit_generator(self._generator)
+        forget_pair(self._generator)
+
+    def forget_pair(self) -> None:
+        """The second half of the last pair of normal deviates, ahead of time: what is left to a copy are the words."""
+        name, key, position, has_pair, _pair = self._legacy.get_state()
+        if has_pair:
+            self._legacy.set_state((name, key, position, 0, 0.0))

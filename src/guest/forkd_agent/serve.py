@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from typing import List
+from typing import List, cast
 
 from . import wire
 from .actions import Actions, failed
@@ -184,6 +184,10 @@ class Server:
         if is_helper and self._idle_helpers == 0:
             # Main is busy and this thread may become so: someone must remain who reads.
             self._add_helper()
+        if is_fork(frame) and kind == wire.REQUEST:
+            sealed = self._actions.fork_sealed(cast(bytes, payload))
+            if sealed is not None:
+                return self._answer(ident, sealed)
         if kind in wire.OF_STREAMS:
             # Of one that is over by now.
             return None
@@ -199,10 +203,13 @@ class Server:
         self._actions.handle(request, lambda answer: self._reply(ident, answer), ident)
 
     def _reply(self, ident: int, answer: dict) -> None:
+        self._answer(ident, wire.encode_json(answer))
+
+    def _answer(self, ident: int, answer: bytes) -> None:
         if threading.get_ident() != self._main_thread:
-            self._port.send(wire.frame(wire.REPLY, ident, wire.encode_json(answer)))
+            self._port.send(wire.frame(wire.REPLY, ident, answer))
             return
-        answers = self._held + wire.frame(wire.REPLY, ident, wire.encode_json(answer))
+        answers = self._held + wire.frame(wire.REPLY, ident, answer)
         if self._holding:
             self._held = answers
             return

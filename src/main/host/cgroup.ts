@@ -17,6 +17,7 @@ import { basename, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits as maxima } from '../../contract/limits.js';
 import type { LimitsChange, ResourceLimits, ResourceUsage } from '../../contract/resources.js';
+import type { JoinOrder } from '../../contract/task.js';
 import { MiB } from '../../contract/units.js';
 
 export const CONTROLLERS = ['cpu', 'memory', 'io', 'pids'] as const;
@@ -85,8 +86,8 @@ const enable = (root: string, controllers: Controller[]): void => {
 };
 
 /**
- * Memory is accounted to the group that a page was first used in, so the group has to be there from birth; what one VM starts of
- * threads is limited always. The other controllers come when they are asked for: each costs every birth some 0.1 ms.
+ * Memory is accounted to the group that a page was first used in, so a VM joins as soon as it has answered; what one VM starts of
+ * threads is limited always. The other controllers come when they are asked for: each costs every VM some 0.1 ms.
  */
 const ALWAYS: Controller[] = ['memory', 'pids'];
 
@@ -121,6 +122,13 @@ export class Cgroup {
     }
   }
 
+  /** One for a VM that runs already: `joining` is what makes it so. Undefined where this host, or this user, can have no groups. */
+  static later(name: string, disk?: string): Cgroup | undefined {
+    sweep();
+    const cgroup = new Cgroup(name, disk);
+    return cgroup.#always.length === 0 ? undefined : cgroup;
+  }
+
   /** One that another process has made. */
   static open(name: string, wanted: ResourceLimits, disk?: string): Cgroup {
     const cgroup = new Cgroup(name, disk);
@@ -138,6 +146,13 @@ export class Cgroup {
    */
   get procs(): string[] {
     return this.#dirs.map((dir) => join(dir, 'cgroup.procs'));
+  }
+
+  /** The work of a worker (tasks/join.ts). */
+  joining(pid: number): JoinOrder {
+    const dirs = this.#always.map((hierarchy) => this.#dir(hierarchy));
+    const limit = this.#path('pids', 'pids.max');
+    return { dirs, files: limit === undefined ? [] : [[limit, String(maxima.vmTasks)]], pid };
   }
 
   /** The same for a copy that shares neither this VM's limits nor its end: where this process itself is. */
@@ -234,16 +249,17 @@ export class Cgroup {
     return [...new Set(all)].filter((dir) => existsSync(dir));
   }
 
+  /** Where every VM has a group, on this host and as this user; their parent is there then. */
+  get #always(): Hierarchy[] {
+    return [...new Set(ALWAYS.filter((controller) => canMake(controller)).flatMap((c) => hierarchies()[c] ?? []))];
+  }
+
   #dir({ root }: Hierarchy): string {
     return join(root, GROUP, this.name);
   }
 
   #make(controller: Controller): string {
-    const hierarchy = hierarchies()[controller];
-    if (!hierarchy) throw new Error(`this host has no cgroup controller '${controller}'`);
-    mkdirSync(join(hierarchy.root, GROUP), { recursive: true });
-    if (hierarchy.version === 2) enable(hierarchy.root, [controller]);
-    const dir = this.#dir(hierarchy);
+    const dir = this.#dir(makeParent(controller));
     mkdirSync(dir, { recursive: true });
     return dir;
   }
@@ -262,6 +278,23 @@ export class Cgroup {
     return /^\d+$/.test(text) ? Number(text) : null;
   }
 }
+
+const makeParent = (controller: Controller): Hierarchy => {
+  const hierarchy = hierarchies()[controller];
+  if (!hierarchy) throw new Error(`this host has no cgroup controller '${controller}'`);
+  mkdirSync(join(hierarchy.root, GROUP), { recursive: true });
+  if (hierarchy.version === 2) enable(hierarchy.root, [controller]);
+  return hierarchy;
+};
+
+const canMake = (controller: Controller): boolean => {
+  try {
+    accessSync(join(makeParent(controller).root, GROUP), constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+};
 
 /** A process takes a moment to die. */
 const END_TRIES = 50;

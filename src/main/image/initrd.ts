@@ -5,7 +5,7 @@
 import { mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { agentPath } from '../../native/binding.js';
+import { agentPath, takePath } from '../../native/binding.js';
 import { Apt } from './apt.js';
 import { type CpioEntry, writeCpio } from './cpio.js';
 import { unpackDeb } from './deb.js';
@@ -51,9 +51,8 @@ export const buildInitrd = async (options: InitrdOptions): Promise<void> => {
   const modules = options.modulesDir === undefined ? [] : await collectModules(options.modulesDir);
   const busybox =
     options.busybox === undefined ? await downloadBusybox(options.signal) : await readFile(options.busybox);
-  const archive = writeCpio(
-    initrdEntries(busybox, sources, modules, options.bytecode ?? new Map(), await readFile(agentPath)),
-  );
+  const programs = { busybox, agent: await readFile(agentPath), take: await readFile(takePath) };
+  const archive = writeCpio(initrdEntries(programs, sources, modules, options.bytecode ?? new Map()));
   const half = `${options.out}.${process.pid}.part`;
   await writeFile(half, archive);
   await rename(half, options.out);
@@ -61,11 +60,10 @@ export const buildInitrd = async (options: InitrdOptions): Promise<void> => {
 
 /** Not compressed: unpacking gzip under emulation costs more than reading the bytes. */
 export const initrdEntries = (
-  busybox: Buffer,
+  { busybox, agent, take }: Record<'busybox' | 'agent' | 'take', Buffer>,
   sources: GuestSource[],
   modules: KernelModule[],
   bytecode: Map<string, Buffer>,
-  agent: Buffer,
 ): CpioEntry[] => [
   ...[
     'bin',
@@ -87,6 +85,7 @@ export const initrdEntries = (
   { path: 'forkd-agent', kind: 'file', data: agent, mode: 0o755 },
   ...APPLETS.map((name): CpioEntry => ({ path: `bin/${name}`, kind: 'link', target: 'busybox' })),
   ...sources.map(({ path, data }): CpioEntry => ({ path, kind: 'file', data, mode: path === 'init' ? 0o755 : 0o644 })),
+  { path: 'forkd_agent/take.so', kind: 'file', data: take },
   ...[...bytecode].map(([name, data]): CpioEntry => ({ path: `forkd_agent/__pycache__/${name}`, kind: 'file', data })),
   ...modules.map(({ name, data }): CpioEntry => ({ path: `modules/${name}.ko`, kind: 'file', data })),
   {

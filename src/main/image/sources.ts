@@ -24,17 +24,18 @@ export const readGuestSources = (dir = guestSourceDir()): GuestSource[] => {
   return paths.map((path) => ({ path, data: readFileSync(join(dir, path)) }));
 };
 
-/** The agent in C, which is compiled with the addon: by its sources, since every build of it has other bytes. */
-const readAgentSources = (dir = guestSourceDir()): GuestSource[] =>
-  readdirSync(join(dir, 'agent'))
-    .sort()
-    .map((name) => ({ path: `agent/${name}`, data: readFileSync(join(dir, 'agent', name)) }));
+/** What is compiled with the addon: by its sources, since every build of it has other bytes. */
+const readCompiled = (dir = guestSourceDir()): GuestSource[] =>
+  ['agent', 'take'].flatMap((part) =>
+    readdirSync(join(dir, part))
+      .sort()
+      .map((name) => ({ path: `${part}/${name}`, data: readFileSync(join(dir, part, name)) })),
+  );
 
 /** What decides, before apt is asked anything, whether an image in the cache fits this installation. */
 export const sourceDigest = (sources: GuestSource[]): string => {
   const hash = createHash('sha256');
   hash.update(JSON.stringify([BUILDER_VERSION, process.arch, USERLAND, BUSYBOX_COMMANDS]));
-  for (const { path, data } of [...sources, ...readAgentSources()])
-    hash.update(`\0${path}\0${data.length}\0`).update(data);
+  for (const { path, data } of [...sources, ...readCompiled()]) hash.update(`\0${path}\0${data.length}\0`).update(data);
   return hash.digest('hex');
 };

@@ -48,8 +48,6 @@ export interface RunContext {
   tied?: boolean;
   /** For children that are restored cold: each is sent to a jail of its own, by the shim. */
   makeJail?: (wishes: JailWishes) => Jail;
-  /** No groups for the children, not even those that every child has. */
-  unlimited?: boolean;
   signal?: AbortSignal;
   onReady?: (ready: number) => void;
   onEnd?: (sandbox: Sandbox) => void;
@@ -82,7 +80,7 @@ export const runFork = async (plan: Plan, request: ForkRequest, context: RunCont
     const spares = origin.spares?.take(plan.children.length) ?? [];
     undo.push(() => end(spares));
     const rest = plan.children.slice(spares.length);
-    const cgroups = context.unlimited ? new Map() : makeCgroups(plan, rest, undo);
+    const cgroups = Object.keys(plan.limits).length === 0 ? new Map() : makeCgroups(plan, rest, undo);
     const networks = await takeNetworks(plan, context.networks, undo);
     signal?.throwIfAborted();
     const children = new Nursery(plan, workDir, cgroups, networks, origin.lanes?.[0]?.port, {
@@ -135,7 +133,7 @@ interface Job {
   cancel: Int32Array;
 }
 
-/** Spares have theirs. */
+/** With limits from birth on; the others join when they are ready (sandbox/join.ts). */
 const makeCgroups = (plan: Plan, children: PlannedChild[], undo: Undo): Map<number, Cgroup> => {
   const cgroups = new Map<number, Cgroup>();
   for (const child of children) {

@@ -77,6 +77,8 @@ export class Sandbox {
   times: ChildTimes | undefined;
   /** Settles when the process has ended and has been reaped. */
   readonly ended: Promise<ExitStatus>;
+  /** Settles when it is in its groups, if it is to have some. */
+  joined = Promise.resolve();
   /** Seconds since the epoch: when it was asked for. */
   createdAt = now();
   #birth: Birth;
@@ -139,15 +141,26 @@ export class Sandbox {
     return exceeded;
   }
 
+  /** It is on its way into a group that is made for it. */
+  joins(cgroup: Cgroup, done: Promise<void>): void {
+    this.#birth = { ...this.#birth, cgroup };
+    this.joined = done.then(() => {
+      // It left before it was there.
+      if (this.state === 'dead') this.#leaveGroup();
+    });
+  }
+
   /** Changes what it may use. Throws LIMITS_IMPOSSIBLE, CGROUP_FAILED, VMM_DIED. */
-  limit(change: LimitsChange): void {
+  async limit(change: LimitsChange): Promise<void> {
+    await this.joined;
     if (this.state === 'dead') throw this.death();
     if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
     this.#birth.cgroup.changeRunning(this.vmm.pid, change);
   }
 
   /** Throws VMM_DIED, LIMITS_IMPOSSIBLE. */
-  usage(): ResourceUsage {
+  async usage(): Promise<ResourceUsage> {
+    await this.joined;
     if (this.state === 'dead') throw this.death();
     if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
     return this.#birth.cgroup.usage();

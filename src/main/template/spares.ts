@@ -11,11 +11,11 @@ import { limits } from '../../contract/limits.js';
 import { sandboxId } from '../../contract/names.js';
 import type { SnapshotManifest } from '../../contract/snapshot.js';
 import type { TaskEvent } from '../../contract/task.js';
-import { Cgroup } from '../host/cgroup.js';
 import { meminfo } from '../host/resources.js';
 import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';
 import { end } from '../sandbox/end.js';
+import { joinGroups } from '../sandbox/join.js';
 import { Sandbox } from '../sandbox/sandbox.js';
 import { ticksNow } from '../host/process.js';
 import { endStrays } from '../sandbox/strays.js';
@@ -33,7 +33,7 @@ export interface SparesOptions {
   firstEval?: string;
   /** As RunContext.tied: one that waits is held by nobody else. */
   tied?: boolean;
-  /** As RunContext.unlimited. */
+  /** Without groups. */
   unlimited?: boolean;
 }
 
@@ -107,17 +107,16 @@ export class Spares {
     const consolePath = this.#workDir.file(`child-${index}.console`);
     // Named as a sandbox, so that `cleanup` knows how old it is.
     const name = sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE());
-    const cgroup = this.options.unlimited ? undefined : Cgroup.create(name, {}, this.options.manifest.rootfs);
     const child = {
       index,
       name: `spare ${index}`,
       consolePath,
-      cgroupProcs: cgroup?.procs ?? [],
+      cgroupProcs: [],
       identity: rehearsalIdentity(),
     };
     const born: Sandbox[] = [];
     const onEvent = (event: TaskEvent) => {
-      if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath, cgroup));
+      if (event.type === 'spawned') born.push(this.#adopt(event, lane, consolePath));
       if (event.type === 'ready') born[0]?.ready(event.receipt, event.times);
     };
     const input = {
@@ -133,6 +132,7 @@ export class Spares {
       );
       if (failures[0]) throw ForkdError.fromData(failures[0].error);
       if (this.#closed) throw new ForkdError('CANCELLED');
+      if (!this.options.unlimited) await joinGroups(pool, born, () => name);
       // One that has died meanwhile is only missing again.
       this.#idle.push(...born.filter(({ state }) => state === 'ready'));
     } catch (error) {
@@ -140,22 +140,16 @@ export class Spares {
       await end(born);
       throw error;
     } finally {
-      if (born.length === 0) cgroup?.remove();
       for (const sandbox of born) sandbox.returned();
     }
   }
 
-  #adopt(
-    { vmm }: Extract<TaskEvent, { type: 'spawned' }>,
-    lane: Lane,
-    consolePath: string,
-    cgroup: Cgroup | undefined,
-  ): Sandbox {
+  #adopt({ vmm }: Extract<TaskEvent, { type: 'spawned' }>, lane: Lane, consolePath: string): Sandbox {
     const { manifest } = this.options;
     const { tag, isolation } = manifest;
     const { controlFd: _, ...numbers } = lane.port;
     const birth = { id: `spare of ${tag}`, index: vmm.index, tag, hostname: '', isolation, consolePath };
-    const sandbox = new Sandbox({ ...birth, snapshot: manifest, numbers, ...(cgroup ? { cgroup } : {}) }, vmm);
+    const sandbox = new Sandbox({ ...birth, snapshot: manifest, numbers }, vmm);
     this.#living.add(sandbox);
     void sandbox.ended.then(() => this.#buried(sandbox));
     return sandbox;

@@ -1,10 +1,9 @@
-import { writeFileSync } from 'node:fs';
-import { errnoOf } from '../../contract/errors.js';
 import { FORK_FROZEN, Say } from '../../contract/hotfork.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
 import { withSilentEntries } from '../vmm/hot-child.js';
 import { childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
+import { moveTo } from './join.js';
 
 /** A fork takes milliseconds; a host that is out of memory or processors may need seconds. */
 const COPY_MS = 30_000;
@@ -28,15 +27,6 @@ export const copy = (
   for (const path of cgroupProcs) moveTo(path, pid);
   const { control, qmp, agent, consoles, taps, others } = source;
   return { port: { controlFd, control, qmp, agent, consoles, taps, others }, fork_us, pause_us };
-};
-
-const moveTo = (procs: string, pid: number): void => {
-  try {
-    writeFileSync(procs, String(pid));
-  } catch (error) {
-    // It has ended: whoever asks it for something is told.
-    if (errnoOf(error) !== 'ESRCH') throw error;
-  }
 };
 
 const forkOne = (shim: HotforkControl, request: () => number, deadline: Deadline): ForkedChild => {

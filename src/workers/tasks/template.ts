@@ -75,7 +75,11 @@ const startTemplate = (
   const loaded = performance.now();
 
   const agent = new AgentPort(vmm.agentFd, start.name);
-  const rehearse = () => rehearsal(agent, input, deadline);
+  // Sealed again after each: a sealed copy knows what there is to do, and asks neither disk nor modules.
+  const rehearse = () => {
+    rehearsal(agent, input, deadline);
+    agent.call({ action: 'seal' }, deadline);
+  };
   const round = () => {
     shim.freeze(false, deadline);
     shim.release(deadline);
@@ -83,6 +87,7 @@ const startTemplate = (
     idle(IDLE_MS);
   };
   growTlb(agent, input, deadline);
+  agent.call({ action: 'seal' }, deadline);
   for (let i = 0; i < rounds; i++) round();
   if (rounds >= TRIM_AFTER_ROUNDS) {
     shim.freeze(true, deadline);

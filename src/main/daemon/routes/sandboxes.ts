@@ -97,7 +97,7 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     },
     async ({ params, body }) => {
       const entry = registry.get(params.id);
-      engine.limit(params.id, requireLimits(limitsOfBody(body)));
+      await engine.limit(params.id, requireLimits(limitsOfBody(body)));
       await context.survivors.update(entry);
       return bodyOf(entry);
     },
