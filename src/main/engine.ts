@@ -704,7 +704,8 @@ export class Engine {
     const attached = sandboxes.filter((s) => s.isAttached).map((s) => callOne(s, requestFor(s), timeoutMs, settle));
     const fresh = sandboxes.filter((s) => !s.isAttached);
     const lanes = Array.from({ length: this.pool.width }, (_, w) => fresh.filter((_, i) => i % this.pool.width === w));
-    await Promise.all([...attached, ...lanes.map((lane) => this.#callLane(lane, requestFor, timeoutMs, settle))]);
+    const busy = lanes.filter((lane) => lane.length > 0);
+    await Promise.all([...attached, ...busy.map((lane) => this.#callLane(lane, requestFor, timeoutMs, settle))]);
     return results.sort((a, b) => a.index - b.index);
   }
 
