@@ -192,6 +192,14 @@ test('abandoned staging directories go, those of a live writer stay', async (con
   assert.equal([written, snapshot, building, image].map(existsSync), [true, true, true, true]);
 });
 
+test('of another store, only what is in it is looked at', async (context) => {
+  const own = makeDir(join(context.data, 'snapshots'), '.staging-own-AAAAAA');
+  const other = join(context.root, 'other');
+  const staged = makeDir(other, '.staging-half-AAAAAA');
+  assert.equal(summary(await clean(context, '--yes', '--snapshot-root', other)), { [staged]: 'del' });
+  assert.equal([own, staged].map(existsSync), [true, false]);
+});
+
 test('a half-made file goes when its writer is gone, and only if it is what its record says', async (context) => {
   const records = join(context.data, 'snapshots/.halves');
   mkdirSync(records, { recursive: true });

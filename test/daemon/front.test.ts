@@ -44,19 +44,22 @@ while True:
     print(s.recv(4096).decode().replace(chr(10), ' '), flush=True)
 `;
 let manager: Running;
-/** As a killed command of the reference leaves it. */
-const leftover = join(world.env.TMPDIR, 'forkd-unpack-1');
+/** As a killed command of the reference leaves it; and what a killed daemon left of a snapshot, which is not where commands have theirs. */
+const tags = file('tags');
+const leftovers = [join(world.env.TMPDIR, 'forkd-unpack-1'), join(tags, '.staging-half-AAAAAA')];
 
 front.before(async () => {
-  mkdirSync(leftover);
-  utimesSync(leftover, 1, 1);
+  for (const leftover of leftovers) {
+    mkdirSync(leftover, { recursive: true });
+    utimesSync(leftover, 1, 1);
+  }
   manager = start('python3', ['-c', LISTEN, file('notify.sock')]);
   await manager.says('bound');
   for (const which of ['cert', 'key'] as const) copyFileSync(mine[which], file(`served.${which}`));
   const env = { ...world.env, NOTIFY_SOCKET: file('notify.sock'), WATCHDOG_USEC: '200000' };
   daemon = await startDaemon({ ...world, env }, [
     ...['--tls-cert', file('served.cert'), '--tls-key', file('served.key')],
-    ...['--rate-limit', String(RATE)],
+    ...['--rate-limit', String(RATE), '--snapshot-root', tags],
   ]);
   port = Number(new URL(daemon.url).port);
 });
@@ -71,8 +74,9 @@ front.after(async () => {
 const secure = () => `https://127.0.0.1:${port}`;
 
 front('what a killed run left behind goes when it starts, and it says so', () => {
-  assert.not(existsSync(leftover));
+  for (const leftover of leftovers) assert.not(existsSync(leftover));
   assert.match(daemon.said, /removed work dir \S+forkd-unpack-1 /);
+  assert.match(daemon.said, /removed snapshot staging \S+staging-half-AAAAAA /);
 });
 
 /** What the daemon shows to someone who would believe anybody. */

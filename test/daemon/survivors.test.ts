@@ -244,9 +244,21 @@ test('killed at any moment: all that was acknowledged is there, and nothing runs
   for (const { id } of await controller.listSandboxes()) await controller.killSandbox(id);
 });
 
-test('at SIGTERM they run on if it was told so; when the state is gone, cleanup ends them', async () => {
+test('whoever read what it says may be gone: it ends its sandboxes all the same', async () => {
+  const [dead, other] = await both(spawn(2));
+  daemon.hangUp();
+  process.kill(dead.pid ?? 0, 'SIGKILL');
+  await whenDead(dead.id);
+  // A failure is logged, and the end is announced.
+  const failed = await controller.pingSandbox(dead.id).catch((error: ControllerError) => error.status);
+  assert.is(failed, 500);
+  assert.is(await evaluate(other.id, '1 + 1'), '2');
   await controller.close();
   assert.is(await daemon.stop(), 0);
+  assert.equal(machines(), []);
+});
+
+test('at SIGTERM they run on if it was told so; when the state is gone, cleanup ends them', async () => {
   await begin(['--leave-running']);
   const [one] = await spawn();
   await controller.close();

@@ -17,6 +17,8 @@ export interface Running {
   pid: number;
   ended: Promise<Ended>;
   kill: (signal: NodeJS.Signals) => void;
+  /** From now on nobody reads what it says: its next word is an EPIPE. */
+  hangUp: () => void;
   /** Waits for text on stdout or stderr, and resolves to all that was said; rejects when the process ends without it. */
   says: (text: string | RegExp) => Promise<string>;
 }
@@ -84,7 +86,11 @@ export const start = (
       listeners.add(look);
       look();
     });
-  return { pid: child.pid ?? 0, ended, kill: (signal) => void child.kill(signal), says };
+  const hangUp = () => {
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  return { pid: child.pid ?? 0, ended, kill: (signal) => void child.kill(signal), hangUp, says };
 };
 
 /** The lines of stdout as JSON. */

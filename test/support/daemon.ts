@@ -9,6 +9,8 @@ export interface TestDaemon {
   socketPath: string;
   /** What it had said by the time it listened. */
   said: string;
+  /** Nobody reads any more what it says. */
+  hangUp(): void;
   /** Ends it and everything it made; resolves to its exit code. */
   stop(): Promise<number | null>;
 }
@@ -31,5 +33,5 @@ export const startDaemon = async (
     return (await running.ended).code;
   };
   const port = /listening on port (\d+)/.exec(said)?.[1];
-  return { pid: running.pid, url: `http://127.0.0.1:${port}`, socketPath, said, stop };
+  return { pid: running.pid, url: `http://127.0.0.1:${port}`, socketPath, said, hangUp: running.hangUp, stop };
 };

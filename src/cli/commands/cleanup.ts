@@ -1,6 +1,8 @@
+import { resolve } from 'node:path';
 import { ForkdError } from '../../contract/errors.js';
 import { formatBytes } from '../../contract/units.js';
 import { findLeftovers, type Leftover, removalProblem, removeLeftover } from '../../main/host/cleanup.js';
+import { snapshotsDir } from '../../main/paths.js';
 import type { Command } from '../command.js';
 import { printJson, printLine } from '../render.js';
 
@@ -14,20 +16,26 @@ export const cleanup: Command = {
   description: 'Remove what killed runs left behind; without --yes only list it',
   options: [
     ['-y, --yes', 'Remove; nothing is removed without it'],
+    [
+      '--snapshot-root <DIR>',
+      "Of snapshots, look at those there: a daemon's with that option (env FORKD_SNAPSHOT_ROOT)",
+    ],
     ['--json', 'Print one JSON object'],
   ],
   examples: ['forkd cleanup', 'forkd cleanup --yes'],
   run: async (options) => {
     const isDry = !options.flag('yes');
     const json = options.flag('json');
-    const { remove, skip } = findLeftovers();
+    // Absolute: what is removed is told to others, and compared.
+    const root = resolve(options.string('snapshot-root', { env: 'FORKD_SNAPSHOT_ROOT' }) ?? snapshotsDir());
+    const { remove, skip } = findLeftovers(root);
     const rows: Row[] = [];
     const tell = (row: Row) => {
       rows.push(row);
       if (!json) printLine(asLine(row));
     };
     for (const one of skip) tell({ ...one, action: 'skip' });
-    for (const one of remove) tell(isDry ? { ...one, action: 'del' } : await removed(one));
+    for (const one of remove) tell(isDry ? { ...one, action: 'del' } : await removed(one, root));
     const gone = rows.filter(({ action }) => action === 'del');
     const failed = rows.filter(({ action }) => action === 'fail').length;
     const bytes = gone.reduce((sum, row) => sum + row.bytes, 0);
@@ -38,9 +46,9 @@ export const cleanup: Command = {
 };
 
 /** What was taken into use between the listing and now is skipped, as it would have been a moment later. */
-const removed = async (one: Leftover): Promise<Row> => {
+const removed = async (one: Leftover, snapshotRoot: string): Promise<Row> => {
   try {
-    await removeLeftover(one);
+    await removeLeftover(one, snapshotRoot);
     return { ...one, action: 'del' };
   } catch (error) {
     const isInUse = error instanceof ForkdError && error.code === 'CLEANUP_REFUSED';

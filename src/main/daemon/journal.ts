@@ -41,8 +41,6 @@ export class Journal {
   #file: FileHandle | undefined;
   #bytes = 0;
   #waiting: Waiting[] = [];
-  /** Who kept this state before, if anybody did. */
-  readonly predecessor: number | undefined;
   #writing: Promise<void> | undefined;
 
   /** Throws DAEMON_REFUSED for a file that is not ours, is damaged, or is another daemon's. */
@@ -58,7 +56,6 @@ export class Journal {
       throw refused(`another daemon keeps its state in ${path}`);
     }
     try {
-      this.predecessor = Number(readFileSync(`${path}.lock`, 'utf8')) || undefined;
       ftruncateSync(this.#lock);
       writeSync(this.#lock, String(process.pid));
       this.#maps = loadMaps(path);

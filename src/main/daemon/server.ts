@@ -140,7 +140,7 @@ export class Daemon {
       await app.ready();
       for (const told of await survivors.takeOver()) app.log.warn(told);
       for (const told of await workspaces.recover()) app.log.warn(told);
-      for (const told of await tidy()) app.log.warn(told);
+      for (const told of await tidy(engine.store.root)) app.log.warn(told);
       await listening(daemon.#tcp, bind);
       await daemon.#listenLocally();
     } catch (error) {

@@ -3,13 +3,12 @@
  * next daemon takes back what still runs (docs/decisions/0028). One that is not in the journal was never acknowledged; it ends
  * when nobody holds it.
  */
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import type { FastifyBaseLogger } from 'fastify';
 import { reasonOf } from '../../contract/errors.js';
 import type { Labels } from '../../contract/rest.js';
 import { keeperPath, native, shimPath, tetherPath } from '../../native/binding.js';
 import type { Engine } from '../engine.js';
-import { abandonedBy } from '../host/workdir.js';
 import { Keeper, type KeptFds } from '../sandbox/keeper.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 import { goneSandbox, keptFdsOf, recordOf, type SandboxRecord } from '../sandbox/take-over.js';
@@ -88,7 +87,7 @@ export class Survivors {
     this.#keeper.close();
   }
 
-  /** Takes back what still runs, and ends what is half made. Returns what is worth telling. */
+  /** Takes back what still runs, and ends sandboxes that are half made; what else a killed daemon left is tidy's. Returns what is worth telling. */
   async takeOver(): Promise<string[]> {
     const told: string[] = [];
     const records = new Map(this.journal.entries<JournalRecord>('sandboxes'));
@@ -106,18 +105,6 @@ export class Survivors {
       told.push(`sandbox ${id} is ended: ${reason}`);
     }
     told.push(...(await this.#claim(records, kept)));
-    for (const path of this.engine.store.abandoned()) {
-      try {
-        this.engine.store.removeAbandoned(path);
-        told.push(`removed ${path}: a snapshot that was being written or removed`);
-      } catch (error) {
-        told.push(`${path} stays: ${reasonOf(error)}`);
-      }
-    }
-    for (const path of this.journal.predecessor === undefined ? [] : abandonedBy(this.journal.predecessor)) {
-      rmSync(path, { recursive: true, force: true });
-      told.push(`removed ${path}: left over of the daemon before`);
-    }
     return told;
   }
 

@@ -82,7 +82,8 @@ const JUST_MADE_MS = 200;
 /** Longest that the image builder needs one of its temporary directories, generously. */
 const BUILD_MS = 3_600_000;
 
-export const findLeftovers = (): Leftovers => {
+/** Of this user, on this host; of snapshots only what is in `snapshotRoot`. */
+export const findLeftovers = (snapshotRoot = snapshotsDir()): Leftovers => {
   const found: Leftovers = { remove: [], skip: [] };
   const open = openFiles();
   const consider = (leftover: Leftover, reason: string | undefined) => {
@@ -102,13 +103,15 @@ export const findLeftovers = (): Leftovers => {
     const reason = doomed.has(path) ? undefined : workDirInUse(path, open);
     consider({ kind: 'work dir', path, bytes: sizeOf(path) }, reason);
   }
-  for (const path of listed(() => new Store(snapshotsDir()).abandoned())) {
+  for (const path of listed(() => new Store(snapshotRoot).abandoned())) {
     consider({ kind: 'snapshot staging', path, bytes: sizeOf(path) }, notOurDirectory(path));
   }
   for (const path of imageStagings())
     consider({ kind: 'image staging', path, bytes: sizeOf(path) }, builderLives(path));
-  for (const { path } of halves()) consider({ kind: 'half-made file', path, bytes: sizeOf(path) }, notOurFile(path));
-  for (const path of parts()) consider({ kind: 'partial download', path, bytes: sizeOf(path) }, notOurFile(path));
+  for (const { path } of halves(snapshotRoot))
+    consider({ kind: 'half-made file', path, bytes: sizeOf(path) }, notOurFile(path));
+  for (const path of parts(snapshotRoot))
+    consider({ kind: 'partial download', path, bytes: sizeOf(path) }, notOurFile(path));
   for (const path of listed(() => stale(sandboxesDir())))
     consider({ kind: 'sandbox record', path, bytes: sizeOf(path) }, recordInUse(path));
   for (const path of listed(emptyCgroups)) consider({ kind: 'cgroup', path, bytes: 0 }, cgroupInUse(path, open));
@@ -117,20 +120,20 @@ export const findLeftovers = (): Leftovers => {
   return found;
 };
 
-/** Removes one after judging it again. Throws CLEANUP_REFUSED when it is in use now, or not ours. */
-export const removeLeftover = async ({ kind, path }: Leftover): Promise<void> => {
+/** Removes one that was found in `snapshotRoot`, after judging it again. Throws CLEANUP_REFUSED when it is in use now, or not ours. */
+export const removeLeftover = async ({ kind, path }: Leftover, snapshotRoot = snapshotsDir()): Promise<void> => {
   if (kind === 'process') return killOrphan(path);
   // No file, and judged with the lock held.
   if (kind === 'network rules') return removeUnusedHostRules();
   // Whose it was, or another cleanup, was quicker.
   if (kind !== 'half-made file' && lstat(path) === undefined) return;
-  const reason = judge(kind, path);
+  const reason = judge(kind, path, snapshotRoot);
   if (reason !== undefined) throw new ForkdError('CLEANUP_REFUSED', { path, reason });
   if (kind === 'work dir') removeWorkDir(path);
   else if (kind === 'snapshot staging') removeStaging(path);
   else if (kind === 'image staging') rmSync(path, { recursive: true, force: true });
   else if (kind === 'half-made file')
-    halves()
+    halves(snapshotRoot)
       .filter((half) => half.path === path)
       .forEach(removeHalf);
   else if (kind === 'partial download') removePart(path);
@@ -149,14 +152,15 @@ const removeEmptyCgroup = (path: string): void => {
 };
 
 /** Why it may not be removed now, or undefined. */
-const judge = (kind: LeftoverKind, path: string): string | undefined => {
+const judge = (kind: LeftoverKind, path: string, snapshotRoot: string): string | undefined => {
   if (kind === 'work dir')
     return isWorkDir(path) ? workDirInUse(path, openFiles()) : 'its name is not one that forkd gives';
   if (kind === 'snapshot staging')
-    return new Store(snapshotsDir()).abandoned().includes(path) ? notOurDirectory(path) : 'it is in use';
+    return new Store(snapshotRoot).abandoned().includes(path) ? notOurDirectory(path) : 'it is in use';
   if (kind === 'image staging') return builderLives(path);
-  if (kind === 'half-made file') return halves().some((half) => half.path === path) ? notOurFile(path) : 'it is in use';
-  if (kind === 'partial download') return parts().includes(path) ? notOurFile(path) : 'it is in use';
+  if (kind === 'half-made file')
+    return halves(snapshotRoot).some((half) => half.path === path) ? notOurFile(path) : 'it is in use';
+  if (kind === 'partial download') return parts(snapshotRoot).includes(path) ? notOurFile(path) : 'it is in use';
   if (kind === 'sandbox record') return stale(sandboxesDir()).includes(path) ? recordInUse(path) : 'it is in use';
   if (kind === 'network namespace') return abandonedNames().includes(path) ? undefined : 'it is in use';
   return emptyCgroups().includes(path) ? cgroupInUse(path, openFiles()) : 'it is in use';
@@ -247,10 +251,10 @@ const builderLives = (path: string): string | undefined => {
 // Half-made files and parts of downloads
 
 /** Of interrupted pulls: the same pull would go on with it. */
-const parts = (): string[] =>
-  [pullsDir(snapshotsDir()), blobsDir(rootfsDir())].flatMap((dir) => listed(() => abandonedParts(dir)));
+const parts = (snapshotRoot: string): string[] =>
+  [pullsDir(snapshotRoot), blobsDir(rootfsDir())].flatMap((dir) => listed(() => abandonedParts(dir)));
 
-const halves = (): AbandonedHalf[] => listed(() => abandonedHalves(snapshotsDir()));
+const halves = (snapshotRoot: string): AbandonedHalf[] => listed(() => abandonedHalves(snapshotRoot));
 
 /** One that never came to be leaves only its record. */
 const notOurFile = (path: string): string | undefined => {

@@ -2,17 +2,7 @@
  * Work directories in the temp dir. Each holds a locked file: the lock dies with its owner, so `cleanup` knows for
  * certain which directories are in use, whatever became of the process and its pid.
  */
-import {
-  closeSync,
-  ftruncateSync,
-  mkdtempSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { native } from '../../native/binding.js';
 import { tempDir, WORK_DIR_PREFIX } from '../paths.js';
@@ -64,21 +54,6 @@ export class WorkDir {
     closeSync(this.lockFd);
   }
 }
-
-/** Directories that process `pid` made or adopted, and that nobody holds: it has been killed. */
-export const abandonedBy = (pid: number): string[] =>
-  readdirSync(tempDir())
-    .filter((name) => name.startsWith(WORK_DIR_PREFIX))
-    .map((name) => join(tempDir(), name))
-    .filter((path) => makerOf(path) === pid && !isHeld(path));
-
-const makerOf = (path: string): number | undefined => {
-  try {
-    return Number(readFileSync(join(path, LOCK_FILE), 'utf8'));
-  } catch {
-    return undefined;
-  }
-};
 
 /** True when a live process holds the directory. */
 export const isHeld = (dir: string): boolean => {
