@@ -232,7 +232,9 @@ export class Engine {
     };
     const context = { store: this.store, pool: this.pool, driver };
     const more = { ...(signal ? { signal } : {}), ...(onStep ? { onStep } : {}) };
-    return this.#jails.use(onStep ? { onWeaker: onStep } : {}, (make) =>
+    // It is told once: to whoever listens for the whole engine, if anybody does.
+    const here = onStep && !this.options.onWeaker ? { onWeaker: onStep } : {};
+    return this.#jails.use(here, (make) =>
       makeSnapshot(whole, { ...context, ...more, ...(make ? { makeJail: make } : {}) }),
     );
   }

@@ -1,14 +1,15 @@
 /** Limits of real children: set at birth, changed while they run, and what exceeds them is held and named. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { Controller as Client } from '../../src/client/index.js';
 import { ForkdError } from '../../src/contract/errors.js';
 import { Engine } from '../../src/main/engine.js';
 import { type Controller, hierarchies } from '../../src/main/host/cgroup.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
-import { CLI, start } from '../support/cli.js';
-import { BASE_TAG, sharedData } from '../support/world.js';
+import { CLI, type CliOptions, type Running, start } from '../support/cli.js';
+import { BASE_TAG, makeWorld, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
 
@@ -110,13 +111,14 @@ limits('--strict runs where all can be enforced, and refuses by name where it ca
   assert.is(lax.code, 0, lax.stderr);
 });
 
+/** In a user namespace of its own, with no more mount namespaces to be had: what it may do says yes, the kernel says no. */
+const forbidden = (args: string[], options: CliOptions = {}): Running => {
+  const script = 'echo 0 > /proc/sys/user/max_mnt_namespaces && exec "$0" "$@"';
+  return start('unshare', ['--user', '--map-root-user', 'sh', '-c', script, process.execPath, CLI, ...args], options);
+};
+
 limits('where the jail is forbidden, what is left is said; --strict refuses', async () => {
-  // In a user namespace of its own, with no more mount namespaces to be had: what it may do says yes, the kernel says no.
-  const inside = (...args: string[]) => {
-    const script = 'echo 0 > /proc/sys/user/max_mnt_namespaces && exec "$0" "$@"';
-    const command = [process.execPath, CLI, 'fork', '--tag', BASE_TAG, ...args];
-    return start('unshare', ['--user', '--map-root-user', 'sh', '-c', script, ...command]).ended;
-  };
+  const inside = (...args: string[]) => forbidden(['fork', '--tag', BASE_TAG, ...args]).ended;
   for (const more of [[], ['--cold']]) {
     const lax = await inside('-n', '2', ...more, '--', 'echo', 'ran');
     assert.is(lax.code, 0, lax.stderr);
@@ -126,6 +128,30 @@ limits('where the jail is forbidden, what is left is said; --strict refuses', as
   const strict = await inside('-n', '2', '--strict', '--', 'true');
   assert.is(strict.code, 1);
   assert.match(strict.stderr, /strict: this host cannot enforce/);
+});
+
+limits('a daemon says so too, whatever its first VM was for', async () => {
+  const world = makeWorld();
+  const [socket, kernel] = [join(world.root, 'd.sock'), join(world.root, 'no-kernel')];
+  writeFileSync(kernel, 'no kernel');
+  const log = ['--audit-log', join(world.root, 'audit.log')];
+  const daemon = forbidden(['daemon', '--bind', '127.0.0.1:0', '--socket', socket, ...log], { env: world.env });
+  await daemon.says('listening on port');
+  const controller = new Client({ baseUrl: `unix:${socket}`, timeoutMs: 100_000 });
+  // Its parent is started, and then it boots nothing.
+  const made = controller.createSnapshot({ tag: 'none', kernel, initrd: kernel, rootfs: kernel });
+  assert.is(
+    await made.then(
+      () => 0,
+      (error: { status: number }) => error.status,
+    ),
+    500,
+  );
+  await daemon.says(/VMs run in no jail but a filter of system calls: .*unshare/);
+  await controller.close();
+  daemon.kill('SIGTERM');
+  assert.is((await daemon.ended).code, 0);
+  world.close();
 });
 
 limits('what is no limit is refused, and nothing is forked', async ({ engine }) => {
