@@ -1,6 +1,6 @@
 /** What stands in front of the routes of a real daemon: TLS, and how many requests and connections there may be. No VM is needed. */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, utimesSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, utimesSync, writeFileSync } from 'node:fs';
 import { Agent as HttpAgent, get } from 'node:http';
 import { connect as connectTcp, type Socket } from 'node:net';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ front.before(async () => {
   const env = { ...world.env, NOTIFY_SOCKET: file('notify.sock'), WATCHDOG_USEC: '200000' };
   daemon = await startDaemon({ ...world, env }, [
     ...['--tls-cert', file('served.cert'), '--tls-key', file('served.key')],
-    ...['--rate-limit', String(RATE), '--snapshot-root', tags],
+    ...['--rate-limit', String(RATE), '--snapshot-root', tags, '--prewarm-scratch-dir', file('scratch')],
   ]);
   port = Number(new URL(daemon.url).port);
 });
@@ -144,6 +144,21 @@ front('SIGHUP takes a renewed certificate; one that does not fit its key changes
   await renew(other.cert, other.key, 'other');
   await renew(other.cert, mine.key, 'other');
   await renew(mine.cert, mine.key, 'mine');
+});
+
+front('SIGHUP opens the audit log anew: it may have been moved away', async () => {
+  const log = file('audit.log');
+  renameSync(log, `${log}.1`);
+  process.kill(daemon.pid, 'SIGHUP');
+  assert.ok(await eventually(() => existsSync(log)));
+  const controller = new Controller({ baseUrl: `unix:${daemon.socketPath}` });
+  await controller.version();
+  await controller.close();
+  const [line = ''] = readFileSync(log, 'utf8').trim().split('\n').slice(-1);
+  const { ts, latency_us, request_id, ...rest } = JSON.parse(line) as Record<string, unknown>;
+  assert.match(String(ts), /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+  assert.ok(Number.isInteger(latency_us) && typeof request_id === 'string');
+  assert.equal(rest, { method: 'GET', path: '/version', status: 200, ua: '', remote: 'unix', outcome: 'ok' });
 });
 
 front('a service manager hears that it is ready, reloads and lives', async () => {

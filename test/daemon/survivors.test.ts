@@ -244,7 +244,7 @@ test('killed at any moment: all that was acknowledged is there, and nothing runs
   for (const { id } of await controller.listSandboxes()) await controller.killSandbox(id);
 });
 
-test('whoever read what it says may be gone: it ends its sandboxes all the same', async () => {
+test('at SIGTERM it finishes what is under way and ends its sandboxes, also when nobody reads any more what it says', async () => {
   const [dead, other] = await both(spawn(2));
   daemon.hangUp();
   process.kill(dead.pid ?? 0, 'SIGKILL');
@@ -252,9 +252,13 @@ test('whoever read what it says may be gone: it ends its sandboxes all the same'
   // A failure is logged, and the end is announced.
   const failed = await controller.pingSandbox(dead.id).catch((error: ControllerError) => error.status);
   assert.is(failed, 500);
+  // What is under way has its time; nothing new is taken.
+  const late = controller.execCommand(other.id, ['sh', '-c', 'sleep 1; echo done']);
   assert.is(await evaluate(other.id, '1 + 1'), '2');
+  const stopped = daemon.stop();
+  assert.is((await late).stdout, 'done\n');
+  assert.is(await stopped, 0);
   await controller.close();
-  assert.is(await daemon.stop(), 0);
   assert.equal(machines(), []);
 });
 

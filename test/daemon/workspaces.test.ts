@@ -34,6 +34,16 @@ const refusal = async (promise: Promise<unknown>): Promise<[number, string | und
 const tags = async () => (await controller.listSnapshots()).map(({ tag }) => tag);
 const evaluate = async (id: string | undefined, code: string) => (await controller.evalCode(id ?? '', code)).result;
 
+/** What this daemon has told of workspaces, up to `last`. */
+const told = async (last: string): Promise<string[]> => {
+  const actions: string[] = [];
+  for await (const { action } of controller.events({ kinds: ['workspace'], after: 0 })) {
+    actions.push(action);
+    if (action === last) break;
+  }
+  return actions;
+};
+
 workspaces('what is suspended comes back, more than once, also in another daemon after kill -9', async () => {
   const made = await controller.createWorkspace({ name: 'w', snapshotTag: BASE_TAG, labels: { a: 'b' } });
   assert.equal([made.name, made.status, made.source_snapshot_tag], ['w', 'running', BASE_TAG]);
@@ -89,6 +99,7 @@ workspaces('names, tags and states that do not fit; deletion leaves the source',
   for (const call of ['getWorkspace', 'suspendWorkspace', 'resumeWorkspace', 'deleteWorkspace'] as const)
     assert.equal(await refusal(controller[call]('v')), [404, 'WORKSPACE_NOT_FOUND']);
   await controller.deleteWorkspace('w');
+  assert.equal(await told('deleted'), ['resumed', 'stale', 'resumed', 'suspended', 'deleted']);
   assert.equal([await controller.listWorkspaces(), await tags()], [[], [BASE_TAG]]);
 });
 

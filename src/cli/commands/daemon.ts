@@ -28,7 +28,7 @@ export const daemon: Command = {
     ['--tls-key <FILE>', 'Its private key, PEM (env FORKD_TLS_KEY); SIGHUP reads both again'],
     [
       '--log-level <LEVEL>',
-      'trace, debug, info, warn, error or silent: JSON lines on stderr (env FORKD_LOG; default info)',
+      'trace, debug, info, warn, error or silent: JSON lines on stderr (env FORKD_LOG, or RUST_LOG if it is one of them; default info)',
     ],
     ['--eager', 'Load and check all of the memory of a tag first, instead of each part when it is touched'],
     ['--strict', 'Make no sandbox where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
@@ -41,6 +41,7 @@ export const daemon: Command = {
       '--spares <N>',
       'Children forked ahead for each tag in use, about 5 MiB each: a spawn of up to N is faster (env FORKD_SPARES; default 4)',
     ],
+    ['--prewarm-scratch-dir <DIR>', 'Accepted for compatibility: nothing is written to warm a child'],
   ],
   examples: [
     'forkd-controller serve',
@@ -74,7 +75,7 @@ export const daemon: Command = {
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
       // Absolute: `forkd cleanup`, wherever it is run, finds it by the command line of the keeper.
       statePath: resolve(options.string('state', { env: 'FORKD_STATE' }) ?? beside(snapshotRoot, 'state.json')),
-      logLevel: options.string('log-level', { env: 'FORKD_LOG' }) ?? 'info',
+      logLevel: options.string('log-level', { env: 'FORKD_LOG' }) ?? levelOfReference() ?? 'info',
       onProblem: warn,
     });
     const where = `listening on port ${served.port}${tls ? ' (TLS)' : ''} and ${served.options.socketPath}`;
@@ -97,6 +98,10 @@ export const daemon: Command = {
     return 0;
   },
 };
+
+/** RUST_LOG may also hold filters for single modules, which mean nothing here. */
+const levelOfReference = (): string | undefined =>
+  /^(trace|debug|info|warn|error)$/i.exec(process.env['RUST_LOG'] ?? '')?.[0].toLowerCase();
 
 /** What is in the data directory belongs to the daemon of the tags there; a daemon with others has its own beside those. */
 const beside = (snapshotRoot: string | undefined, name: string): string =>
