@@ -1,9 +1,13 @@
 """Reads requests from the port and has them done.
 
 The main thread does ping, fork and eval itself, where it reads them: a child's first answer needs no other thread. While it
-evaluates, a helper thread reads what else comes: its epoll has the port only then, since every answer written to the port
-would wake it as well, for nothing. Nobody watches a clock for that: both epolls are registered exclusively, and the kernel
-wakes the second only if nobody waits in the first. A helper that was woken just as the main thread finished leaves the
+evaluates, a helper thread reads what else comes: its epoll looks at the port only then, since every answer written to the port
+would wake it as well, for nothing. Nobody watches a clock for that: both see the port through exclusive registrations, and the
+kernel wakes the second only if nobody waits in the first. What is switched is not the port's registration: one that is removed
+is freed after a grace period of RCU, and the kernel would keep its clock ticking for that after every eval, three or four
+times, which in a guest that is emulated costs more than the eval. So the helpers' epoll holds another epoll, which holds the
+port, and only what is wanted of that one is changed. (The other's wake-ups say what they are for, a port's do not: only so is
+nobody woken by what he does not want.) A helper that was woken just as the main thread finished leaves the
 request to it, and nudges it: Python allows signal handlers only on the main thread, so evals belong there. The nudge is needed
 with two processors: the helper's look at the port takes the buffer off the device's queue, and the device's interrupt,
 finding nothing more there, wakes nobody.
@@ -37,6 +41,7 @@ class Server:
         self._reader = wire.FrameReader()
         self._read_lock = threading.Lock()
         self._main = select.epoll()
+        self._beside = select.epoll()
         self._helpers = select.epoll()
         self._edge = False
         self._main_thread = threading.get_ident()
@@ -45,6 +50,8 @@ class Server:
         self._count_lock = threading.Lock()
         # The order of registration is the order in which the kernel offers a wake-up.
         self._main.register(port.fd, LEVEL)
+        self._beside.register(port.fd, LEVEL)
+        self._helpers.register(self._beside.fileno(), 0)
         self._helped = False
         self._register_lock = threading.Lock()
         # An answer that leaves with the next one.
@@ -103,8 +110,8 @@ class Server:
         frames = self._read()
         # A read gives one buffer of the device. What came in the same interrupt must be taken now: nobody else was woken
         # for it, and the eval below may take long. What comes from here on wakes a helper.
-        own = self._helpers if is_helper else self._main
-        while any(fd == self._port.fd for fd, _ in own.poll(0)):
+        own, watched = (self._helpers, self._beside.fileno()) if is_helper else (self._main, self._port.fd)
+        while any(fd == watched for fd, _ in own.poll(0)):
             frames += self._read()
         if len(frames) == 1:
             self._do(frames[0], is_helper)
@@ -145,9 +152,10 @@ class Server:
         # An exclusive registration cannot be modified, only made anew.
         with self._register_lock:
             self._edge = events == EDGE
-            for epoll in (self._main, self._helpers) if self._helped else (self._main,):
+            for epoll in (self._main, self._beside):
                 epoll.unregister(self._port.fd)
                 epoll.register(self._port.fd, events)
+            self._tell_helpers()
 
     def _get_help(self, wanted: bool) -> None:
         """Lets a helper read the port from here on, or no longer."""
@@ -155,10 +163,11 @@ class Server:
             if wanted == self._helped:
                 return
             self._helped = wanted
-            if wanted:
-                self._helpers.register(self._port.fd, EDGE if self._edge else LEVEL)
-            else:
-                self._helpers.unregister(self._port.fd)
+            self._tell_helpers()
+
+    def _tell_helpers(self) -> None:
+        wanted = (select.EPOLLIN | select.EPOLLET if self._edge else select.EPOLLIN) if self._helped else 0
+        self._helpers.modify(self._beside.fileno(), wanted)
 
     # --- doing -------------------------------------------------------------------------------------------------------
 
