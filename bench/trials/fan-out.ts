@@ -130,7 +130,7 @@ export const fanOut: Bench<Trial> = {
       mode: 'hot-fork',
       eager,
       fork_ms: round(median(trials.flatMap((t) => t.hot.fork_us)) / 1000),
-      idle_cpu_percent_per_child: round(median(trials.map((t) => t.hot.idle_cpu_percent))),
+      idle_cpu_percent_per_child: round(Math.max(0, median(trials.map((t) => t.hot.idle_cpu_percent)))),
       template_ms: round(median(trials.map((t) => t.hot.template_ms))),
       failed: hot.failed + cold.failed + sum(ahead.map(({ failed }) => failed)),
       cold,

@@ -379,6 +379,33 @@ test('the same entropy gives the same Python generators, other entropy others; n
   assert.is(new Set([first[3], again[3], other[3]]).size, 3);
 });
 
+test('a sealed guest takes its identity by the short way: the same receipt, everything new', async () => {
+  const seen: unknown[][] = [];
+  const entropy = randomBytes(64).toString('base64');
+  const slow = await vm.call(forkRequest({ entropy }));
+  for (const hostname of ['one', 'a-longer-name', 'two']) {
+    await py('np.random.randn()');
+    await vm.call({ action: 'seal' });
+    const message = forkRequest({ entropy, hostname });
+    const reply = await vm.call(message);
+    assert.equal({ ...reply.receipt, boot_id: '' }, { ...slow.receipt, boot_id: '' });
+    assert.is(
+      await out(
+        'hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id; grep -c localhost /etc/hosts',
+      ),
+      [hostname, hostname, message.machine_id, reply.receipt.boot_id, '2'].join('\n'),
+    );
+    const { result } = await py(
+      'import random, uuid\n[random.random(), uuid.getnode(), np.random.rand(), np.random.randn()]',
+    );
+    seen.push([...(JSON.parse(result) as number[]), reply.receipt.boot_id]);
+  }
+  for (const at of [0, 1, 2, 3, 4]) assert.is(new Set(seen.map((all) => all[at])).size, seen.length, `${at}`);
+  // What the short way does not read, the long one does.
+  await vm.call({ action: 'seal' });
+  assert.equal((await vm.call(forkRequest({ env: { A: 'b' } }))).receipt.done.at(-1), 'env');
+});
+
 test('a sealed guest answers only ping and fork, and fails closed', async () => {
   assert.is((await vm.call({ action: 'seal' })).sealed, true);
   assert.match((await py('1')).error, /^NotReleased/);
