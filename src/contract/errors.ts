@@ -512,7 +512,11 @@ export interface ErrorData {
 }
 
 const fill = (text: string, details: ErrorDetails) =>
-  text.replace(/\{(\w+)\}/g, (whole, name: string) => (name in details ? String(details[name]) : whole));
+  text.replace(/\{(\w+)\}/g, (whole, name: string) => (name in details ? plain(String(details[name])) : whole));
+
+/** Some of it comes from guests, and is read on terminals: no sequence of theirs may reach one. */
+const plain = (told: string): string => told.replace(CONTROL, '\ufffd');
+const CONTROL = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
 
 export class ForkdError extends Error {
   readonly code: ErrorCode;

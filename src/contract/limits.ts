@@ -63,6 +63,20 @@ export const limits = {
   relayBacklogBytes: 64 * 1024 * 1024,
   /** A frame or reply of the agent, bytes: the agent caps output at 64 MiB for each of stdout and stderr. */
   agentFrameMaxBytes: 256 * 1024 * 1024,
+  /** Of a reply that is no program's output, bytes: a listing of 100,000 files with long names. */
+  agentAnswerMaxBytes: 64 * 1024 * 1024,
+  /** Of a hello or the answer to a `fork`, bytes: a receipt is about 1 KiB, and kept. */
+  receiptMaxBytes: 64 * 1024,
+  /** Of a frame of a stream, bytes: agents send at most 64 KiB in one. */
+  streamFrameMaxBytes: 1024 * 1024,
+  /** Characters of a reply outside its strings: a listing of 100,000 files has some 90 for each. Each may become 50 bytes of memory. */
+  agentValuesMaxBytes: 16 * 1024 * 1024,
+  /** Frames of one guest a second, and as many at once: an agent at its busiest, 4 KiB in each, sends half as many. One is 1 us of the main thread. */
+  agentFramesPerSecond: 50_000,
+  /** A frame that nobody waits for counts as so many: late answers and what was on its way in streams that were closed, no more. */
+  strayFrameCost: 10,
+  /** Bytes that wait for a guest to read them: the agent takes requests of 64 MiB. */
+  agentBacklogBytes: 256 * 1024 * 1024,
   /** A snapshot.json is a few KiB; anything larger is not one. */
   snapshotJsonMaxBytes: 1024 * 1024,
   /** Links between a snapshot and its base; the reference's limit. Depth costs nothing at spawn, but every link must be there. */
@@ -122,6 +136,6 @@ export const limits = {
   jailTasks: 65_536,
   /** Descriptors of a VMM: some 25, and two for each disk and volume; the shim lists at most 512. */
   jailDescriptors: 1024,
-  /** Bytes that a VMM in jail may write into one file, its console: a guest could print until the disk is full. Device state is some 60 KiB. */
-  jailFileBytes: 64 * 1024 * 1024,
+  /** Bytes that a VMM in jail may write into one file, its console: a guest could print until the disk is full, and so could 1,000. Device state is some 60 KiB. */
+  jailFileBytes: 8 * 1024 * 1024,
 } as const;

@@ -61,6 +61,7 @@ export const replySchemas = {
       io_mib_per_s: numberOrNull,
       pids: wholeOrNull,
     }),
+    held: { type: 'array', items: object({ kind: text, what: text, count: whole }) },
     has_branched: yesNo,
     last_branch_memory_path: textOrNull,
     branch_count: whole,

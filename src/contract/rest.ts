@@ -1,5 +1,6 @@
 /** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
 import type { StreamReply } from './guest.js';
+import type { Held } from './held.js';
 import { limits } from './limits.js';
 import type { NetworkInfo } from './network.js';
 import type { LimitsBody } from './resources.js';
@@ -24,6 +25,8 @@ export interface SandboxBody {
   pid: number | null;
   memory_limit_mib: number | null;
   limits: LimitsBody;
+  /** What it did to its connection and its console that no guest does, and was held in. */
+  held: Held[];
   has_branched: boolean;
   last_branch_memory_path: string | null;
   branch_count: number;

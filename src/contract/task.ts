@@ -14,7 +14,7 @@ import type { ErrorData } from './errors.js';
 import type { JailTerms, TemplatePort } from './hotfork.js';
 import type { Network } from './network.js';
 import type { LayerName } from './layer-damage.js';
-import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, Hello } from './guest.js';
+import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, GuestRequest, Hello } from './guest.js';
 
 /** What a VMM is confined by from before its first instruction; the binding's SpawnOptions say how. */
 export interface Confinement {
@@ -252,7 +252,7 @@ export interface Tasks {
   };
   /** Sends one call to each of a batch of agents and collects the replies as they come. */
   call: {
-    input: { calls: { index: number; name: string; agentFd: number; request: object; timeoutMs: number }[] };
+    input: { calls: { index: number; name: string; agentFd: number; request: GuestRequest; timeoutMs: number }[] };
     output: { answered: number };
   };
   /** Writes the files of a base that equals a chain, base first. */

@@ -68,6 +68,79 @@ frames('a stream that begins in the middle of what a program wrote, however it i
   }
 });
 
+frames('what nobody wants is skipped, and not held, however it is cut', () => {
+  const large = Buffer.concat([Buffer.from('464b020009000000a0860100', 'hex'), Buffer.alloc(100_000, 'FK')]);
+  const stream = Buffer.concat([PING, large, PING]);
+  for (const step of [1000, 4096, 65_536, stream.length]) {
+    const asked: number[] = [];
+    const decoder = new FrameDecoder(true, (_type, id) => {
+      asked.push(id);
+      return id === 7;
+    });
+    const got = [];
+    for (let at = 0; at < stream.length; at += step) {
+      got.push(...decoder.push(stream.subarray(at, at + step)));
+      assert.ok(decoder.heldBytes <= PING.length, `${decoder.heldBytes} bytes are held`);
+    }
+    assert.equal(
+      [got.map(({ id }) => id), asked],
+      [
+        [7, 7],
+        [7, 9, 7],
+      ],
+    );
+  }
+});
+
+/** A generator that gives the same numbers for the same seed (mulberry32). */
+const randomFrom = (seed: number) => () => {
+  seed = (seed + 0x6d2b79f5) | 0;
+  let x = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+  x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x;
+  return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
+};
+
+frames('any bytes: frames within their limits, or RangeError, and nothing else', () => {
+  let refused = 0;
+  for (let seed = 1; seed <= 300; seed++) {
+    const random = randomFrom(seed);
+    const below = (n: number) => Math.floor(random() * n);
+    const parts = Array.from({ length: 40 }, () => {
+      const payload = Buffer.from(Array.from({ length: below(50) }, () => below(256)));
+      const frame = encodeData(below(5), below(256), payload);
+      frame[2] = below(8);
+      return frame;
+    });
+    const stream = Buffer.concat(parts);
+    const isBroken = below(3) > 0;
+    for (let i = 0; isBroken && i < 3; i++) stream.writeUInt8(below(256), below(stream.length));
+    const decoder = new FrameDecoder(false, (_type, id, length) => id !== 3 && length <= 200);
+    try {
+      const got = [];
+      for (let at = 0; at < stream.length; ) {
+        const step = 1 + below(99);
+        got.push(...decoder.push(stream.subarray(at, at + step)));
+        at += step;
+        assert.ok(decoder.heldBytes <= 212 + 99);
+      }
+      for (const { id, payload } of got) assert.ok(id !== 3 && payload.length <= 200);
+      if (!isBroken) assert.is(got.length, parts.filter((part) => part[4] !== 3).length);
+    } catch (error) {
+      if (!(error instanceof RangeError) || !isBroken) throw error;
+      refused++;
+    }
+  }
+  assert.ok(refused > 20, `${refused} were refused`);
+});
+
+frames('text that would fill memory, or nests without end, is refused before it is read', () => {
+  const parse = (text: string) => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) });
+  assert.throws(() => parse(`{"x":${'['.repeat(20_000)}`), /too many brackets/);
+  assert.throws(() => parse(`{"x":[${'0,'.repeat(9_000_000)}0]}`), /too many values/);
+  const quoted = JSON.stringify({ stdout: '["\\{['.repeat(100_000) });
+  assert.is((parse(quoted)['stdout'] as string).length, 500_000);
+});
+
 frames('frames of a stream are these bytes', () => {
   const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
   assert.is(hex(encodeData(7, 2, Buffer.from('ab'))), '464b04000700000003000000026162');

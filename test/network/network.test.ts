@@ -63,6 +63,16 @@ const ask = (address: string, request: object): Promise<Record<string, string>> 
     socket.on('error', reject);
   });
 
+/** Tries to connect, in the guest. */
+const TRY = `
+import socket, sys
+for target in sys.argv[1:]:
+    host, port = target.rsplit(' ', 1)
+    try:
+        with socket.create_connection((host, int(port)), 5) as s: print(target, s.recv(100).decode().strip() or 'empty')
+    except OSError as error: print(target, 'no')
+`;
+
 network('many are made and removed, and none is left', async () => {
   const pool = new Pool();
   const networks = new Networks(pool);
@@ -87,6 +97,10 @@ network('each child has a network of its own, and its agent is there', async () 
     hosts.map(async (host) => (await ask(host, { action: 'exec', args: ['hostname'] }))['stdout']),
   );
   assert.is(new Set(names).size, 3, 'three guests, though all have the address 10.42.0.2');
+  // What the host reaches, a sibling does not.
+  const [one = '', other = ''] = hosts;
+  const tried = await ask(one, { action: 'exec', args: ['python3', '-c', TRY, `${other} 8888`, '10.43.0.0 8888'] });
+  assert.is(tried['stdout'], `${other} 8888 no\n10.43.0.0 8888 no\n`);
   running.kill('SIGKILL');
   await running.ended;
   assert.ok(await isClean(), 'after kill -9 nothing holds the namespaces');
@@ -115,16 +129,6 @@ network('a namespace has a name when it is asked for, and cleanup finds it after
   assert.ok(await isClean());
   for (const one of found()) await removeLeftover(one);
 });
-
-/** Tries to connect, in the guest. */
-const TRY = `
-import socket, sys
-for target in sys.argv[1:]:
-    host, port = target.rsplit(' ', 1)
-    try:
-        with socket.create_connection((host, int(port)), 5) as s: print(target, s.recv(100).decode().strip() or 'empty')
-    except OSError as error: print(target, 'no')
-`;
 
 network('nothing can be reached but what is allowed, and what was tried is told', async () => {
   // On the host somebody listens, on every address.

@@ -169,6 +169,7 @@ export const streamSuite = (agent: 'python' | 'c') => {
     });
     const ended = new Promise<Record<string, unknown>>((resolve, reject) => {
       child.agent.attach(id, {
+        maxBytes: () => window + 1,
         take: (frame) => {
           if (frame.type === FrameType.data) bytes += frame.payload.length - 1;
           if (bytes >= window) full();

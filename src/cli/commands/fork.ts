@@ -177,7 +177,7 @@ const runCommand = async (engine: Engine, result: ForkResult, job: Job, signal: 
   signal.removeEventListener('abort', onAbort);
   if (signal.aborted) throw new ForkdError('CANCELLED');
   if (job.settleSecs > 0) await settleOnly(engine, result, job, signal);
-  tellDenied(result.sandboxes);
+  tellTried(result.sandboxes);
   if (failed > 0) line(`✗ ${failed} of ${job.request.n} failed`);
   return Math.min(failed, EXIT_COUNT_MAX);
 };
@@ -213,7 +213,7 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
     printLine(`✓ total wall-clock: ${(load_ms + ready_ms).toFixed(0)} ms`);
   }
   const alive = await settleOnly(engine, result, job, signal);
-  tellDenied(sandboxes);
+  tellTried(sandboxes);
   if (job.json)
     for (const sandbox of sandboxes)
       printJson({ ...sandbox.info(), alive: alive.has(sandbox.id), times: sandbox.times });
@@ -228,8 +228,10 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
 /** Targets that are named; a guest that scans tries thousands. */
 const DENIED_SHOWN = 8;
 
-const tellDenied = (sandboxes: Sandbox[]): void => {
-  for (const { birth } of sandboxes) {
+const tellTried = (sandboxes: Sandbox[]): void => {
+  for (const sandbox of sandboxes) {
+    const { birth } = sandbox;
+    for (const { what } of sandbox.held()) warn(`child ${birth.index} was held: ${what}`);
     const denied = birth.network?.denied() ?? [];
     if (denied.length === 0) continue;
     const shown = denied.slice(0, DENIED_SHOWN).map(({ to, count }) => (count > 1 ? `${to} (${count} times)` : to));

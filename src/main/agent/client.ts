@@ -4,11 +4,17 @@ import { nextCallId } from '../../contract/call-ids.js';
 import { ForkdError } from '../../contract/errors.js';
 import { encodeRequest, type Frame, FrameDecoder, parsePayload } from '../../contract/frames.js';
 import { FrameType, type GuestReply, type GuestRequest, type StreamRequest } from '../../contract/guest.js';
+import type { HeldKind } from '../../contract/held.js';
+import { limits } from '../../contract/limits.js';
+import { replyMaxBytes, requireReply } from '../../contract/replies.js';
+import { FrameBudget } from './frame-budget.js';
 import { SendMark } from './send-mark.js';
 import { AgentStream, type Carrier, OUTPUT_WINDOW, outdated } from './stream.js';
 
 /** Who gets the frames of one id. */
 interface Taker {
+  /** Bytes that a frame of this type may have; 0: none is waited for. */
+  maxBytes(type: number): number;
   /** It may have bytes for the guest on their way at any time. */
   isStream?: boolean;
   /** True when it was the last. */
@@ -18,13 +24,14 @@ interface Taker {
 
 export class AgentClient implements Carrier {
   readonly #socket: Socket;
-  readonly #decoder = new FrameDecoder(true);
+  readonly #decoder = new FrameDecoder(true, (type, id, length) => this.#wants(type, id, length));
+  readonly #budget = new FrameBudget();
   readonly #takers = new Map<number, Taker>();
   /** Settles when the connection is over. */
   readonly closed: Promise<void>;
   #broken: ForkdError | undefined;
   /** What is to be sent later: see `quiet`. */
-  #held: Uint8Array[] | undefined;
+  #held: { frame: Uint8Array; onTaken: (() => void) | undefined }[] | undefined;
   readonly #mark: SendMark | undefined;
 
   /** Takes over the descriptor, or the socket, and closes it in the end. */
@@ -33,6 +40,8 @@ export class AgentClient implements Carrier {
     readonly name: string,
     /** A file that is there while a frame may be half written. */
     markPath?: string,
+    /** Told of what the guest does to this connection that no agent does. */
+    readonly onHeld: (kind: HeldKind) => void = () => undefined,
   ) {
     this.#mark = markPath === undefined ? undefined : new SendMark(markPath);
     this.#socket = typeof from === 'number' ? new Socket({ fd: from, readable: true, writable: true }) : from;
@@ -53,11 +62,17 @@ export class AgentClient implements Carrier {
         reject(new ForkdError('AGENT_TIMEOUT', { target: this.name, seconds: timeoutMs / 1000 }));
       };
       const timer = timeoutMs > 0 ? setTimeout(late, timeoutMs) : undefined;
+      const most = replyMaxBytes(request.action);
       this.attach(id, {
+        maxBytes: (type) => (type === FrameType.reply ? most : 0),
         take: (frame) => {
-          if (frame.type !== FrameType.reply) return false;
           clearTimeout(timer);
-          resolve(parsePayload(frame) as unknown as GuestReply);
+          try {
+            resolve(requireReply(parsePayload(frame)));
+          } catch (error) {
+            this.onHeld('no-answer');
+            reject(this.#protocolError(String(error), error));
+          }
           return true;
         },
         fail: (error) => {
@@ -103,16 +118,21 @@ export class AgentClient implements Carrier {
     this.#socket.ref();
   }
 
-  send(frame: Uint8Array): void {
-    if (this.#held) this.#held.push(frame);
-    else if (!this.#broken) this.#write(frame);
+  send(frame: Uint8Array, onTaken?: () => void): void {
+    if (this.#held) this.#held.push({ frame, onTaken });
+    else if (!this.#broken) this.#write(frame, onTaken);
   }
 
-  #write(frame: Uint8Array): void {
+  #write(frame: Uint8Array, onTaken?: () => void): void {
     const mark = this.#mark;
     mark?.before(frame.length);
-    this.#socket.write(frame, () => mark?.settle(this.#socket.writableLength));
+    this.#socket.write(frame, () => {
+      mark?.settle(this.#socket.writableLength);
+      onTaken?.();
+    });
     mark?.after(frame.length, this.#socket.writableLength);
+    if (this.#socket.writableLength > limits.agentBacklogBytes)
+      this.#refuse('reads-nothing', this.#unreachable('it does not read what it is sent'));
   }
 
   /**
@@ -130,7 +150,7 @@ export class AgentClient implements Carrier {
     } finally {
       const held = this.#held;
       this.#held = undefined;
-      for (const frame of held) this.send(frame);
+      for (const { frame, onTaken } of held) this.send(frame, onTaken);
     }
   }
 
@@ -147,9 +167,37 @@ export class AgentClient implements Carrier {
     try {
       for (const frame of this.#decoder.push(data)) if (this.#takers.get(frame.id)?.take(frame)) this.#forget(frame.id);
     } catch (error) {
-      this.#fail(new ForkdError('AGENT_PROTOCOL', { target: this.name, reason: String(error) }, error));
-      this.#socket.destroy();
+      this.#refuse('not-the-protocol', this.#protocolError(String(error), error));
     }
+    if (this.#decoder.isMidway) this.#budget.spend(data.length / BYTES_AS_FRAME);
+    const ms = this.#budget.pauseMs();
+    if (ms === 0) return;
+    this.onHeld('flood');
+    this.#socket.pause();
+    // Until then it waits in its own port, as for any reader that is slow.
+    setTimeout(() => this.#socket.resume(), ms).unref();
+  }
+
+  /** Asked at each header. */
+  #wants(type: number, id: number, length: number): boolean {
+    const taker = this.#takers.get(id);
+    const most = taker?.maxBytes(type) ?? 0;
+    this.#budget.spend(most > 0 ? 1 : limits.strayFrameCost);
+    if (most === 0 || length <= most) return most > 0;
+    this.onHeld('frame-too-large');
+    this.#forget(id);
+    taker?.fail(this.#protocolError(`a frame of ${length} bytes`));
+    return false;
+  }
+
+  #refuse(kind: HeldKind, error: ForkdError): void {
+    if (!this.#broken) this.onHeld(kind);
+    this.#fail(error);
+    this.#socket.destroy();
+  }
+
+  #protocolError(reason: string, cause?: unknown): ForkdError {
+    return new ForkdError('AGENT_PROTOCOL', { target: this.name, reason }, cause);
   }
 
   /** An idle sandbox must not keep the process alive. */
@@ -170,6 +218,8 @@ export class AgentClient implements Carrier {
   }
 }
 
+/** Bytes that are looked through for a first header, and take as long as a frame. */
+const BYTES_AS_FRAME = 256;
 const CONTROL_MS = 30_000;
 /** The first answer of an agent may take so long on a busy host. */
 const QUIET_MS = 30_000;

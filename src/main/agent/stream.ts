@@ -6,17 +6,17 @@ import { ForkdError } from '../../contract/errors.js';
 import { creditOf, encodeCredit, encodeData, encodeEnd, type Frame, parsePayload } from '../../contract/frames.js';
 import { Channel, FrameType, INPUT_WINDOW, STREAM_CHUNK_BYTES, type StreamReply } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
+import { requireReply } from '../../contract/replies.js';
+import { type Piece, Pieces } from './pieces.js';
 
-/** One piece of output. The `end` of a channel has no data. */
-export interface Piece {
-  channel: number;
-  data: Uint8Array;
-}
+/** Types of frames that a stream hears. */
+const FRAMES = new Set<number>([FrameType.reply, FrameType.opened, FrameType.data, FrameType.credit, FrameType.end]);
 
 /** What a stream needs of the connection. */
 export interface Carrier {
   readonly name: string;
-  send(frame: Uint8Array): void;
+  /** `onTaken`: the port has it. */
+  send(frame: Uint8Array, onTaken?: () => void): void;
   /** Tells the agent that nobody wants the stream any more. */
   closeStream(id: number): void;
   control(request: object): Promise<void>;
@@ -34,12 +34,18 @@ export class AgentStream implements AsyncIterable<Piece> {
   readonly opened: Promise<Record<string, unknown>>;
   /** How it ended. Rejects with AGENT_UNREACHABLE, AGENT_ERROR, GUEST_OUTDATED. */
   readonly ended: Promise<StreamReply>;
-  #pieces: Piece[] = [];
+  #pieces = new Pieces();
   #taken = 0;
+  /** Bytes that the guest may still send. */
+  #granted: number;
+  readonly #endedChannels = new Set<number>();
   #wake: (() => void) | undefined;
   #isOver = false;
   #failure: ForkdError | undefined;
+  #isOpen = false;
   #room = 0;
+  /** Of what was written, what the port has not taken. */
+  #unsent = 0;
   #writers: Writer[] = [];
   #settle: {
     opened: (facts: Record<string, unknown>) => void;
@@ -53,6 +59,7 @@ export class AgentStream implements AsyncIterable<Piece> {
     readonly window: number,
     readonly carrier: Carrier,
   ) {
+    this.#granted = window;
     let opened!: (facts: Record<string, unknown>) => void;
     let notOpened!: (error: ForkdError) => void;
     let ended!: (reply: StreamReply) => void;
@@ -78,27 +85,44 @@ export class AgentStream implements AsyncIterable<Piece> {
     };
   }
 
-  /** A frame with this stream's id. True when it was the last. */
+  maxBytes(type: number): number {
+    return FRAMES.has(type) ? limits.streamFrameMaxBytes : 0;
+  }
+
+  /** A frame with this stream's id. True when it was the last. Throws RangeError when it is more than was granted. */
   take(frame: Frame): boolean {
     if (frame.type === FrameType.opened) {
+      if (this.#isOpen) return false;
+      this.#isOpen = true;
       this.#room = INPUT_WINDOW;
       // What was written before waited for this.
       this.#write();
       this.#settle.opened(parsePayload(frame));
     } else if (frame.type === FrameType.data) {
-      this.#pieces.push({ channel: frame.payload[0] ?? 0, data: frame.payload.subarray(1) });
-      this.#wake?.();
+      this.#hear(frame.payload[0] ?? 0, frame.payload.subarray(1));
     } else if (frame.type === FrameType.end) {
-      this.#pieces.push({ channel: frame.payload[0] ?? 0, data: new Uint8Array(0) });
+      const channel = frame.payload[0] ?? 0;
+      if (this.#endedChannels.has(channel)) return false;
+      this.#endedChannels.add(channel);
+      this.#pieces.push(channel, new Uint8Array(0));
       this.#wake?.();
     } else if (frame.type === FrameType.credit) {
-      this.#room += creditOf(frame);
+      // It cannot have taken what has not been sent.
+      this.#room = Math.min(this.#room + creditOf(frame), INPUT_WINDOW - this.#unsent);
       this.#write();
     } else {
-      this.#end(parsePayload(frame) as unknown as StreamReply);
+      this.#end(requireReply(parsePayload(frame)) as unknown as StreamReply);
       return true;
     }
     return false;
+  }
+
+  #hear(channel: number, data: Uint8Array): void {
+    this.#granted -= data.length;
+    if (this.#granted < 0) throw new RangeError('more data than was granted');
+    if (data.length === 0) return;
+    this.#pieces.push(channel, data);
+    this.#wake?.();
   }
 
   #end(reply: StreamReply): void {
@@ -153,6 +177,7 @@ export class AgentStream implements AsyncIterable<Piece> {
     this.#taken += bytes;
     if (this.#taken < this.window / 4 || this.#isOver) return;
     this.carrier.send(encodeCredit(this.id, this.#taken));
+    this.#granted += this.#taken;
     this.#taken = 0;
   }
 
@@ -170,7 +195,10 @@ export class AgentStream implements AsyncIterable<Piece> {
   #write(): void {
     for (let writer = this.#writers[0]; writer && this.#room > 0; writer = this.#writers[0]) {
       const part = writer.data.subarray(0, Math.min(this.#room, STREAM_CHUNK_BYTES));
-      this.carrier.send(encodeData(this.id, Channel.input, part));
+      this.#unsent += part.length;
+      this.carrier.send(encodeData(this.id, Channel.input, part), () => {
+        this.#unsent -= part.length;
+      });
       this.#room -= part.length;
       writer.data = writer.data.subarray(part.length);
       if (writer.data.length > 0) continue;
@@ -192,7 +220,7 @@ export class AgentStream implements AsyncIterable<Piece> {
   /** Nobody wants it any more. A program that runs for this stream alone is killed; `ended` tells when it has. */
   close(): void {
     if (this.#isOver) return;
-    this.#pieces = [];
+    this.#pieces.clear();
     this.carrier.closeStream(this.id);
   }
 }

@@ -39,6 +39,11 @@ export class Audit {
     this.#write({ event: 'network.denied', object, to });
   }
 
+  /** Nor here: a guest was held in something. */
+  held(object: string, kind: string): void {
+    this.#write({ event: 'sandbox.held', object, kind });
+  }
+
   write(line: AuditLine): void {
     this.#write(line);
   }

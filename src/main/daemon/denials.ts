@@ -1,5 +1,6 @@
-/** What guests tried to reach and were not let reach: told in the log and in the audit log, each target of each sandbox once. */
+/** What guests tried to reach and were not let reach, and what they were held in: told in the log and in the audit log, each thing of each sandbox once. */
 import type { FastifyBaseLogger } from 'fastify';
+import type { Held } from '../../contract/held.js';
 import type { Denied } from '../../contract/network.js';
 import type { Audit } from './audit.js';
 import type { Registry } from './registry.js';
@@ -20,23 +21,29 @@ export class Denials {
     // One that lives shorter than that is asked when it ends.
     registry.events.listen(({ kind, action, object, sandbox }) => {
       if (kind !== 'sandbox' || action === 'created') return;
-      this.#tell(object, sandbox?.network?.denied ?? []);
+      this.#tell(object, sandbox?.network?.denied ?? [], sandbox?.held ?? []);
       if (action === 'deleted') this.#told.delete(object);
     });
   }
 
   look(): void {
     for (const { sandbox } of this.registry.list())
-      if (sandbox.state !== 'dead') this.#tell(sandbox.id, sandbox.birth.network?.denied() ?? []);
+      if (sandbox.state !== 'dead') this.#tell(sandbox.id, sandbox.birth.network?.denied() ?? [], sandbox.held());
   }
 
-  #tell(id: string, denied: Denied[]): void {
+  #tell(id: string, denied: Denied[], held: Held[]): void {
     const told = this.#told.get(id) ?? new Set();
     for (const { to, count } of denied) {
       if (told.has(to)) continue;
       this.#told.set(id, told.add(to));
       this.log.warn({ sandbox: id, to, count }, 'not let through');
       this.audit.denied(id, to);
+    }
+    for (const { kind, what } of held) {
+      if (told.has(kind)) continue;
+      this.#told.set(id, told.add(kind));
+      this.log.warn({ sandbox: id, kind, what }, 'held');
+      this.audit.held(id, kind);
     }
   }
 

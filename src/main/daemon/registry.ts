@@ -173,6 +173,7 @@ export const bodyOf = (entry: Entry): SandboxBody => {
     pid: dead ? null : vmm.pid,
     memory_limit_mib: birth.cgroup?.limits.memoryMib ?? null,
     limits: limitsBody(birth.cgroup?.limits),
+    held: sandbox.held(),
     has_branched: branches > 0,
     last_branch_memory_path: lastBranchMemory,
     branch_count: branches,

@@ -69,7 +69,7 @@ const exec = async (
   env: Record<string, string>,
 ): Promise<ExecReply> => {
   let outcome: ExecReply | ForkdError = new ForkdError('INTERNAL', { reason: 'no reply' });
-  const request = { action: 'exec', args, timeout: RUN_SECS, env };
+  const request = { action: 'exec' as const, args, timeout: RUN_SECS, env };
   const call = {
     index: 0,
     name: 'the builder',

@@ -18,6 +18,7 @@ import {
   type StreamRequest,
   STREAMS_GENERATION,
 } from '../../contract/guest.js';
+import { type Held, type HeldKind, heldKinds } from '../../contract/held.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
 import { type LimitsBody, type LimitsChange, limitsBody, type ResourceUsage } from '../../contract/resources.js';
 import { hasCard, type Isolation, type SnapshotManifest } from '../../contract/snapshot.js';
@@ -29,7 +30,7 @@ import { AgentClient } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
 import type { Cgroup } from '../host/cgroup.js';
 import { takeLoss } from '../memory/lazy.js';
-import { lastLines, panicOf } from '../../workers/vmm/obituary.js';
+import { isFull, lastLines, panicOf } from '../../workers/vmm/obituary.js';
 
 export interface SandboxInfo {
   id: string;
@@ -43,6 +44,8 @@ export interface SandboxInfo {
   network: NetworkInfo | null;
   memory_limit_mib: number | null;
   limits: LimitsBody;
+  /** What it did to its connection and its console that no guest does, and was held in. */
+  held: Held[];
   created_at_unix: number;
   receipt: ForkReceipt | null;
 }
@@ -92,6 +95,7 @@ export class Sandbox {
   #lastWords: { panic?: string | undefined; console: string } = { console: '' };
   #status: ExitStatus | undefined;
   #loss: ForkdError | undefined;
+  readonly #held = new Map<HeldKind, number>();
   /** The limit that the kernel ended it for. */
   #exceeded: string | undefined;
 
@@ -109,6 +113,7 @@ export class Sandbox {
         this.#status = status;
         native.fdClose(vmm.pidfd);
         this.loss();
+        this.held();
         if (!this.#killed) this.#lastWords = lastWordsOf(this.#birth.consolePath);
         this.#exceeded = this.#leaveGroup();
         this.#closeWhenUnused();
@@ -221,7 +226,7 @@ export class Sandbox {
 
   /** The agent, driven from the main thread. From the first use on, no worker may be given `vmm.agentFd`. */
   get agent(): AgentClient {
-    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id, this.markPath);
+    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id, this.markPath, (kind) => this.#hold(kind));
     return this.#agent;
   }
 
@@ -284,6 +289,16 @@ export class Sandbox {
     return this.birth.index === 0 ? this.id : `child ${this.birth.index}`;
   }
 
+  #hold(kind: HeldKind): void {
+    this.#held.set(kind, (this.#held.get(kind) ?? 0) + 1);
+  }
+
+  /** What it was held in. */
+  held(): Held[] {
+    if (!this.#held.has('console-full') && isFull(this.#birth.consolePath)) this.#hold('console-full');
+    return [...this.#held].map(([kind, count]) => ({ kind, what: heldKinds[kind], count }));
+  }
+
   /** Why it ended, with the console's last lines. */
   death(): ForkdError {
     if (this.#loss) return this.#loss;
@@ -340,6 +355,7 @@ export class Sandbox {
       network: network?.info() ?? null,
       memory_limit_mib: cgroup?.limits.memoryMib ?? null,
       limits: limitsBody(cgroup?.limits),
+      held: this.held(),
       created_at_unix: this.createdAt,
       receipt: this.receipt ?? null,
     };

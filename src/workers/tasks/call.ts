@@ -1,5 +1,4 @@
 import { ForkdError } from '../../contract/errors.js';
-import { parsePayload } from '../../contract/frames.js';
 import { type EvalReply, type ExecReply, FrameType } from '../../contract/guest.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
@@ -52,7 +51,7 @@ export const call = ({ calls }: TaskInput<'call'>, emit: (event: TaskEvent) => v
     try {
       const frame = p.agent.read(p.deadline).find((f) => f.type === FrameType.reply && f.id === p.id);
       if (!frame) return false;
-      const reply = parsePayload(frame) as unknown as ExecReply | EvalReply;
+      const reply = p.agent.parse(frame) as unknown as ExecReply | EvalReply;
       emit({ type: 'reply', index: p.call.index, ms: performance.now() - p.began, reply });
       answered++;
     } catch (error) {

@@ -11,7 +11,6 @@ import { clockNs, receiptOf } from '../vmm/identity.js';
 import { loadState } from '../vmm/load-state.js';
 import { explain } from '../vmm/obituary.js';
 import { startVmm } from '../vmm/start.js';
-import { parsePayload } from '../../contract/frames.js';
 
 /** Rounds after which dropping clean pages pays: those that the rounds before touched are known to be needed. */
 const TRIM_AFTER_ROUNDS = 8;
@@ -147,12 +146,14 @@ const rehearsal = (
   { rehearsal: identity, firstEval }: TaskInput<'template'>,
   deadline: Deadline,
 ): void => {
+  agent.expect(FORK_ID, 'fork');
+  agent.expect(EVAL_ID, 'eval');
   agent.write(firstWords({ ...identity, clock_ns: clockNs() }, firstEval), deadline);
   let missing = firstEval === undefined ? 1 : 2;
   while (missing > 0) {
     for (const frame of agent.read(deadline)) {
       if (frame.type !== FrameType.reply) continue;
-      if (frame.id === FORK_ID) receiptOf(agent.name, parsePayload(frame) as Partial<ForkReply>);
+      if (frame.id === FORK_ID) receiptOf(agent.name, agent.parse(frame) as Partial<ForkReply>);
       // Not ours: a guest that was saved while it worked for others answers them, here.
       else if (frame.id !== EVAL_ID) continue;
       missing--;

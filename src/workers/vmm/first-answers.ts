@@ -1,6 +1,5 @@
 /** Children between their first words and their first answers: identity taken, and the first eval when one was asked for. */
 import { ForkdError } from '../../contract/errors.js';
-import { parsePayload } from '../../contract/frames.js';
 import { type EvalReply, type ForkReceipt, type ForkReply, FrameType } from '../../contract/guest.js';
 import type { TaskEvent } from '../../contract/task.js';
 import { Deadline } from '../deadline.js';
@@ -58,6 +57,8 @@ export class FirstAnswers<C extends Newborn> {
   greet(child: C, agentFd: number, requestedAt: number, bornAt: number): void {
     const deadline = new Deadline(this.options.answerMs);
     const agent = new AgentPort(agentFd, child.name);
+    agent.expect(FORK_ID, 'fork');
+    agent.expect(EVAL_ID, 'eval');
     const sentAt = performance.now();
     try {
       agent.write(firstWords({ ...child.identity, clock_ns: clockNs() }, this.options.firstEval), deadline);
@@ -75,8 +76,8 @@ export class FirstAnswers<C extends Newborn> {
     try {
       for (const frame of agent.read(deadline)) {
         if (frame.type !== FrameType.reply) continue;
-        if (frame.id === FORK_ID) infant.receipt = receiptOf(child.name, parsePayload(frame) as Partial<ForkReply>);
-        if (frame.id === EVAL_ID) infant.firstResult = parsePayload(frame) as unknown as EvalReply;
+        if (frame.id === FORK_ID) infant.receipt = receiptOf(child.name, agent.parse(frame) as Partial<ForkReply>);
+        if (frame.id === EVAL_ID) infant.firstResult = agent.parse(frame) as unknown as EvalReply;
       }
       if (!infant.receipt || (this.options.firstEval !== undefined && !infant.firstResult)) return;
       this.#infants.delete(fd);

@@ -37,7 +37,16 @@ export const setClock = (agent: AgentPort, deadline: Deadline): void => {
 
 export const receiptOf = (vm: string, reply: Partial<ForkReply>): ForkReceipt => {
   const { receipt, error } = reply;
-  if (receipt && error === undefined && Object.keys(receipt.failed).length === 0) return receipt;
-  const failed = receipt ? Object.entries(receipt.failed).map(([step, why]) => `${step} (${why})`) : [];
+  const failed = isReceipt(receipt) ? Object.entries(receipt.failed).map(([step, why]) => `${step} (${why})`) : [];
+  if (isReceipt(receipt) && error === undefined && failed.length === 0) return receipt;
   throw new ForkdError('IDENTITY_FAILED', { vm, failed: failed.join(', ') || error || 'no receipt' });
+};
+
+/** What a guest calls one is kept, shown and counted on. */
+const isReceipt = (value: unknown): value is ForkReceipt => {
+  const { generation, done, skipped, failed, boot_id } = (value ?? {}) as Partial<ForkReceipt>;
+  const areTexts = (texts: unknown[]) => texts.every((one) => typeof one === 'string');
+  const isTable = (table: unknown) => typeof table === 'object' && table !== null && areTexts(Object.values(table));
+  if (!Number.isSafeInteger(generation) || !Array.isArray(done) || typeof boot_id !== 'string') return false;
+  return areTexts(done) && isTable(skipped) && isTable(failed);
 };

@@ -1,5 +1,5 @@
 /** Finds out why a VMM that stopped answering stopped: what its process and its console say. */
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import { CLOSED } from './handshake.js';
 import { limits } from '../../contract/limits.js';
@@ -18,6 +18,15 @@ export const consoleTail = (path: string, bytes: number = limits.consoleTailByte
     }
   } catch {
     return '';
+  }
+};
+
+/** Whether a console has all that it may have: what is printed after that is lost. */
+export const isFull = (path: string): boolean => {
+  try {
+    return statSync(path).size >= limits.jailFileBytes;
+  } catch {
+    return false;
   }
 };
 

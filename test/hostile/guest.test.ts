@@ -1,0 +1,272 @@
+/** A guest whose root is hostile: its own agent, its console, its clock, its memory, its disk. Each is held and named, and a sibling answers all the while. */
+import { readFileSync, statSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from '../support/suite.js';
+import * as assert from 'uvu/assert';
+import { Controller } from '../../src/client/index.js';
+import { ForkdError } from '../../src/contract/errors.js';
+import type { HeldKind } from '../../src/contract/held.js';
+import { limits } from '../../src/contract/limits.js';
+import type { AgentStream } from '../../src/main/agent/stream.js';
+import { Engine } from '../../src/main/engine.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
+import { startDaemon } from '../support/daemon.js';
+import { BASE_TAG, eventually, makeWorld, sharedData } from '../support/world.js';
+import { becomeHostile, HOSTILE } from './agent.js';
+
+process.env['XDG_DATA_HOME'] = sharedData();
+
+const hostile = suite<{ engine: Engine; sibling: Sandbox }>('hostile guest');
+
+hostile.before(async (context) => {
+  context.engine = new Engine({ resident: true });
+  const { sandboxes } = await context.engine.fork({ tag: BASE_TAG, n: 1 });
+  context.sibling = sandboxes[0] as Sandbox;
+});
+hostile.after(({ engine }) => engine.close());
+
+/** What this process may grow by while a guest tries to fill it: a flood is read in pieces of 64 KiB. */
+const GROWTH_MIB = 300;
+const SOON_MS = 300;
+const MIB = 2 ** 20;
+
+const told = (outcome: Promise<unknown>): Promise<string> =>
+  outcome.then(
+    (value) => `answered ${JSON.stringify(value)}`,
+    (error: unknown) => ForkdError.from(error).code,
+  );
+
+/** A child that has become hostile. */
+const enemy = async (engine: Engine, how: string, seed: number): Promise<Sandbox> => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
+  const [child] = sandboxes as [Sandbox];
+  void told(engine.eval(child.id, becomeHostile(how, seed), 0));
+  const console = () => readFileSync(child.birth.consolePath, 'utf8');
+  assert.ok(await eventually(() => console().includes(HOSTILE), 30_000), console());
+  return child;
+};
+
+/** Runs `use` while the sibling is asked over and over; then the child is ended. */
+const against = async (
+  { engine, sibling }: { engine: Engine; sibling: Sandbox },
+  how: string,
+  use: (child: Sandbox) => Promise<void>,
+  seed = 0,
+): Promise<void> => {
+  const before = process.memoryUsage.rss();
+  const child = await enemy(engine, how, seed);
+  let isOver = false;
+  let answers = 0;
+  const asking = (async () => {
+    for (; !isOver || answers < 3; answers++)
+      assert.is((await engine.eval(sibling.id, `${answers} + 1`)).result, `${answers + 1}`);
+  })();
+  try {
+    await use(child);
+  } finally {
+    isOver = true;
+    await asking;
+  }
+  const grown = (process.memoryUsage.rss() - before) / MIB;
+  assert.ok(grown < GROWTH_MIB, `${how}: this process has grown by ${grown} MiB`);
+  await engine.kill([child]);
+};
+
+const holds = (child: Sandbox, kind: HeldKind): boolean => child.held().some((one) => one.kind === kind);
+
+for (const how of ['unsolicited', 'hellos', 'streams', 'nothing']) {
+  hostile(`a flood of frames that nobody asked for (${how}): read more slowly, and named`, async (context) => {
+    await against(context, how, async (child) => {
+      assert.ok(await eventually(() => holds(child, 'flood'), 20_000));
+      assert.is(await told(context.engine.eval(child.id, '1', SOON_MS)), 'AGENT_TIMEOUT');
+    });
+  });
+}
+
+hostile('half a frame and then nothing: the call has its time, and no more is held than came', async (context) => {
+  await against(context, 'cut', async (child) => {
+    assert.is(await told(context.engine.ping(child.id, SOON_MS)), 'AGENT_TIMEOUT');
+  });
+});
+
+for (const seed of [1, 2, 3]) {
+  hostile(
+    `frames with bits turned over (seed ${seed}): the connection is closed, and that is named`,
+    async (context) => {
+      await against(
+        context,
+        'fuzz',
+        async (child) => {
+          assert.ok(await eventually(() => holds(child, 'not-the-protocol') || holds(child, 'flood'), 20_000));
+          assert.ok(
+            ['AGENT_PROTOCOL', 'AGENT_TIMEOUT'].includes(await told(context.engine.eval(child.id, '1', SOON_MS))),
+          );
+        },
+        seed,
+      );
+    },
+  );
+}
+
+/** How it answers one call, and what it is named for. */
+const ANSWERS: [how: string, title: string, kind: HeldKind][] = [
+  ['huge', 'an answer of 4 GiB: skipped, whatever it sends', 'frame-too-large'],
+  ['values', 'an answer that would fill memory with brackets', 'no-answer'],
+  ['deep', 'an answer of ten million levels', 'no-answer'],
+  ['lies', 'an answer whose keys have other types', 'no-answer'],
+];
+for (const [how, title, kind] of ANSWERS) {
+  hostile(`${title}: the call alone fails`, async (context) => {
+    await against(context, how, async (child) => {
+      assert.is(await told(context.engine.eval(child.id, '1', 60_000)), 'AGENT_PROTOCOL');
+      assert.ok(holds(child, kind));
+    });
+  });
+}
+
+const opened = (child: Sandbox): AgentStream => child.stream({ action: 'run', args: ['x'], stdin: true });
+
+hostile('more output than was granted: the connection is closed', async (context) => {
+  await against(context, 'spills', async (child) => {
+    assert.is(await told(opened(child).ended), 'AGENT_PROTOCOL');
+    assert.ok(holds(child, 'not-the-protocol'));
+  });
+});
+
+hostile('output byte by byte, in reads full of something else: what nobody takes is small', async (context) => {
+  await against(context, 'crumbs', async (child) => {
+    const stream = opened(child);
+    await stream.ended;
+    let [pieces, bytes] = [0, 0];
+    for await (const { data } of stream) {
+      pieces++;
+      bytes += data.length;
+    }
+    assert.is(bytes, 100_200);
+    assert.ok(pieces < 100, `${pieces} pieces`);
+  });
+});
+
+hostile('credits for what it has not read: no more is sent than the port takes', async (context) => {
+  await against(context, 'credits', async (child) => {
+    const stream = opened(child);
+    await stream.opened;
+    let sent = 0;
+    let isStuck = false;
+    while (!isStuck && sent < 100 * MIB) {
+      const write = stream.write(new Uint8Array(64 * 1024));
+      write.catch(() => undefined);
+      isStuck = await Promise.race([
+        write.then(() => false),
+        new Promise<true>((resolve) => setTimeout(() => resolve(true), SOON_MS)),
+      ]);
+      sent += 64 * 1024;
+    }
+    assert.ok(isStuck, 'it takes for ever');
+  });
+});
+
+hostile('sequences for a terminal, in an error: they are not passed on', async (context) => {
+  await against(context, 'escapes', async (child) => {
+    const refused = await child.ask({ action: 'runs' }).then(
+      () => new Error('answered'),
+      (error: Error) => error,
+    );
+    assert.is(refused.message, 'agent error: \ufffd]0;owned\ufffd\ufffd[2J gone');
+  });
+});
+
+hostile('a console flood: the file has its limit, and that is named', async ({ engine, sibling }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
+  const [child] = sandboxes as [Sandbox];
+  const { consolePath } = child.birth;
+  // As if it had printed for a minute.
+  truncateSync(consolePath, limits.jailFileBytes - 20_000);
+  await engine.exec(child.id, ['sh', '-c', 'head -c 60000 /dev/zero | tr "\\0" x > /dev/ttyS0'], 30);
+  assert.is(statSync(consolePath).size, limits.jailFileBytes);
+  assert.ok(holds(child, 'console-full'));
+  assert.is((await engine.eval(child.id, '6 * 7')).result, '42', 'it lives on');
+  assert.is((await engine.eval(sibling.id, '6 * 7')).result, '42');
+  await engine.kill([child]);
+});
+
+hostile(
+  'clock games: time limits hold, the host has its own clock, and so has every copy',
+  async ({ engine, sibling }) => {
+    const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
+    const [child] = sandboxes as [Sandbox];
+    const began = Date.now();
+    const set = (to: number) => engine.eval(child.id, `import time\ntime.clock_settime(time.CLOCK_REALTIME, ${to})`);
+    const seconds = async (of: Sandbox) => Number((await engine.exec(of.id, ['date', '+%s'])).stdout);
+    // Below its uptime no clock can be set.
+    for (const to of [100_000, 4_102_444_800]) {
+      assert.is((await set(to)).error, undefined);
+      assert.ok(Math.abs((await seconds(child)) - to) < 60);
+      const late = await engine.exec(child.id, ['sleep', '100'], 0.3);
+      assert.is(late.timed_out, true);
+      const { created_at_unix: born } = child.info();
+      assert.ok(Math.abs(born - began / 1000) < 60);
+    }
+    // While its clock goes to and fro: the guest's own limit, or the host's.
+    const spin = 'import time\nwhile True:\n for t in (1e5, 4e9): time.clock_settime(time.CLOCK_REALTIME, t)';
+    assert.is((await engine.exec(child.id, ['python3', '-c', spin], 0.5)).timed_out, true);
+    const { template } = await engine.branch(child.id);
+    const copies = (await engine.forkFrom(template, { n: 1 })).sandboxes as [Sandbox];
+    assert.ok(copies[0].receipt?.done.includes('clock'));
+    for (const one of [copies[0], sibling]) assert.ok(Math.abs((await seconds(one)) - Date.now() / 1000) < 60);
+    await engine.retire(template);
+    await engine.kill([child, ...copies]);
+  },
+);
+
+hostile('disk, memory and processes: it is its own that it fills', async ({ engine, sibling }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1 });
+  const [child] = sandboxes as [Sandbox];
+  const disk = await engine.exec(child.id, ['sh', '-c', 'cat /dev/zero > /root/fill; rm /root/fill'], 60);
+  assert.match(disk.stderr, 'No space left on device');
+  const shared = child.birth.snapshot?.rootfs ?? '';
+  const before = statSync(shared).mtimeMs;
+  const raw = await engine.exec(child.id, [
+    'sh',
+    '-c',
+    'echo 0 > /sys/block/vda/ro; dd if=/dev/zero of=/dev/vda bs=4096 count=1',
+  ]);
+  assert.is.not(raw.exit_code, 0, 'the disk that all share can be written');
+  assert.is(statSync(shared).mtimeMs, before);
+  // Its kernel ends what has taken all there is.
+  const memory = await engine.exec(child.id, ['python3', '-c', 'x = b"x" * (2 << 30)'], 60);
+  assert.is.not(memory.exit_code, 0);
+  const bomb = engine.exec(child.id, ['sh', '-c', 'b() { b | b & }; b; sleep 5'], 1).catch(() => undefined);
+  const began = performance.now();
+  for (let i = 0; i < 20; i++) assert.is((await engine.eval(sibling.id, `${i}`)).result, `${i}`);
+  assert.ok(performance.now() - began < 20_000);
+  const { pids = 0 } = child.usage();
+  assert.ok((pids ?? 0) < limits.vmTasks, 'its processes are none of this host');
+  await engine.kill([child]);
+  await bomb;
+});
+
+hostile('the daemon names it: in the record of the sandbox and in the audit log', async () => {
+  const world = makeWorld(true);
+  const daemon = await startDaemon(world);
+  const controller = new Controller({ baseUrl: `unix:${daemon.socketPath}`, timeoutMs: 60_000 });
+  try {
+    const made = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, n: 2 });
+    const [id, other] = made.map((one) => one.id) as [string, string];
+    const never = controller.evalCode(id, becomeHostile('unsolicited')).catch(() => undefined);
+    const audit = () => readFileSync(join(world.root, 'audit.log'), 'utf8');
+    assert.ok(await eventually(() => audit().includes('"event":"sandbox.held"'), 20_000));
+    assert.match(audit(), new RegExp(`"object":"${id}","kind":"flood"`));
+    assert.is((await controller.getSandbox(id)).held[0]?.kind, 'flood');
+    assert.equal((await controller.getSandbox(other)).held, []);
+    assert.is((await controller.evalCode(other, '6 * 7')).result, '42');
+    await controller.killSandbox(id);
+    await never;
+  } finally {
+    await controller.close();
+    assert.is(await daemon.stop(), 0);
+    world.close();
+  }
+});
+
+hostile.run();
