@@ -99,6 +99,8 @@ export const limits = {
   packPagesMaxBytes: 12 * 1024 * 1024,
   /** Content of one zstd frame of a pack, bytes: twice what is written. A reader holds one for each processor. */
   packFrameMaxBytes: 4 * 1024 * 1024,
+  /** A pack's seek table, bytes: 8 for each frame, of all that a pack may unpack to. */
+  packTableMaxBytes: 16 * 1024 * 1024,
   /** Header of an age file, bytes: some 100 for each recipient. */
   ageHeaderMaxBytes: 64 * 1024,
   /** Bytes of a download whose size nobody has said: packs are a few GiB, and a server may never end. */

@@ -260,9 +260,9 @@ export interface Tasks {
     input: { layers: LayerFile[]; memoryPath: string; stateFd: number; statePath: string };
     output: { root: string; fileBytes: number };
   };
-  /** Reads and checks every chunk of every image of a chain, base first. */
+  /** Reads and checks every chunk of every image of a chain, base first; or one of several parts of them. */
   verify: {
-    input: { layers: LayerFile[] };
+    input: { layers: LayerFile[]; part?: number; of?: number };
     output: { chunks: number; readBytes: number; problems: { tag: string; chunk: number; reason: string }[] };
   };
   /** Compares two images, each a chain (base first), and what a process that runs from it has changed. */
@@ -275,18 +275,6 @@ export interface Tasks {
     input: { bytes: number; target: number; isPrivate: boolean; writer: boolean; copiers: number };
     output: WpTimes & { wrong: number };
   };
-  /** One zstd frame from memory to memory, both shared. */
-  compress: { input: { from: Uint8Array; into: Uint8Array; level: number }; output: { bytes: number } };
-  decompress: { input: { from: Uint8Array; into: Uint8Array }; output: { bytes: number } };
-  /** Which pages of a layer file are also in a disk: runs of [page of the layer, page of the disk, count]. */
-  sharedPages: { input: { layerFd: number; diskPath: string }; output: { runs: Uint32Array } };
-  /** Puts such pages back, and before them what was moved into a file of its own: runs of [offset in the layer, bytes]. */
-  fillPages: {
-    input: { runs: Uint32Array; layerPath: string; diskPath: string; moved: [number, number][]; movedPath: string };
-    output: object;
-  };
-  /** BLAKE3 of each 64 KiB of a disk, 32 bytes each. */
-  diskBlocks: { input: { path: string }; output: { blocks: Uint8Array } };
   /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
 }

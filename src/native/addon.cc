@@ -29,6 +29,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterHeapTrim(env, exports);
   forkd::RegisterDatagram(env, exports);
   forkd::RegisterSamePages(env, exports);
+  forkd::RegisterFrames(env, exports);
   forkd::RegisterInstant(env, exports);
   forkd::RegisterWpBench(env, exports);
   return exports;

@@ -28,6 +28,7 @@ void RegisterThreadPriority(Napi::Env env, Napi::Object exports);
 void RegisterHeapTrim(Napi::Env env, Napi::Object exports);
 void RegisterDatagram(Napi::Env env, Napi::Object exports);
 void RegisterSamePages(Napi::Env env, Napi::Object exports);
+void RegisterFrames(Napi::Env env, Napi::Object exports);
 void RegisterInstant(Napi::Env env, Napi::Object exports);
 void RegisterWpBench(Napi::Env env, Napi::Object exports);
 

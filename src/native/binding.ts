@@ -191,9 +191,37 @@ export interface Native {
   layerCompact(layers: number[], target: number, options: LayerOptions): LayerWritten;
   /**
    * Which pages of `file` are also in `disk`, zeros left out: runs of [page of the file, page of the disk, count], in the order of the file.
-   * pread(2). Blocks: call it from a worker.
+   * `blocks` gets BLAKE3-256 of each 64 KiB of the disk. pread(2), in native threads. The promise does not keep the event loop alive.
    */
-  samePages(file: number, disk: number): Uint32Array;
+  samePages(file: number, disk: number, threads: number, blocks?: Uint8Array): Promise<Uint32Array>;
+  /**
+   * Compresses `pieces`, triples of [descriptor, offset, bytes] (-1: bytes of `given`; -2: zeros), into frames, pairs of [bytes, level of zstd] that
+   * have exactly these bytes, each with its size and a checksum. They are written to `target` in order, from its beginning: pread(2), pwrite(2),
+   * sync_file_range(2); write(2) for what has no positions. Returns the bytes of each frame. In native threads; `progress` gets [bytes done] and is
+   * asked [stop?]: then it throws ECANCELED. The promise does not keep the event loop alive.
+   */
+  framesWrite(
+    target: number,
+    pieces: BigInt64Array,
+    frames: Uint32Array,
+    given: Uint8Array,
+    threads: number,
+    progress: BigInt64Array,
+  ): Promise<Uint32Array>;
+  /**
+   * Decompresses the frames of `pack`, pairs of [bytes in the file, bytes unpacked], and puts `segments` of the content where they belong: quadruples of
+   * [begin in the content, bytes, descriptor, offset] (-1: into `aside`; -2: they must be zero). They may overlap; frames without any are not read. Zeros of files become holes:
+   * the files are new. `split`: frames from it on are begun at once with the first. As framesWrite otherwise. Throws an Error for a frame that is damaged.
+   */
+  framesRead(
+    pack: number,
+    frames: Uint32Array,
+    segments: BigInt64Array,
+    aside: Uint8Array,
+    split: number,
+    threads: number,
+    progress: BigInt64Array,
+  ): Promise<void>;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;
 

@@ -1,24 +1,35 @@
 // Which pages of one file are also in another: what a guest has read of its disk lies in its memory as it
 // lies on the disk.
+#include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
+#include <mutex>
+#include <span>
 #include <vector>
 
 #include "addon.h"
 #include "args.h"
+#include "digest.h"
 #include "error.h"
+#include "frames.h"
 #include "io.h"
+#include "page.h"
+#include "thread_call.h"
 
 namespace forkd {
 
 namespace {
 
-constexpr size_t kPageBytes = 4096;
-// Mapping the files would cost a page fault every few pages, which some hosts make dear.
-constexpr uint32_t kWindowPages = 256;
+// What a thread reads at once: mapping the files would cost a page fault every few pages, which some hosts
+// make dear.
+constexpr size_t kPartBytes = 1024 * 1024;
+constexpr size_t kBlockBytes = 64 * 1024;
 // What is read of the disk to compare a run with: most runs are shorter.
 constexpr uint32_t kRunPages = 16;
 constexpr uint32_t kNone = UINT32_MAX;
+// No fingerprint is even.
+constexpr uint64_t kZeroPrint = 0;
 
 // Some successive pages of a file, in memory.
 class Window {
@@ -56,7 +67,7 @@ uint64_t Fingerprint(const uint8_t* page) {
   }
   uint64_t all = lanes[0];
   for (int i = 1; i < 4; i++) all = (std::rotl(all, 29) ^ lanes[i]) * kOdd;
-  return all ^ all >> 32;
+  return (all ^ all >> 32) | 1;
 }
 
 // Pages by fingerprint, with open addressing. Of equal fingerprints the first page is kept, so equal pages
@@ -79,7 +90,7 @@ class PageTable {
   };
 
   Slot& SlotOf(uint64_t print) {
-    size_t at = print & (slots_.size() - 1);
+    size_t at = print >> 1 & (slots_.size() - 1);
     while (slots_[at].page != kNone && slots_[at].print != print) at = (at + 1) & (slots_.size() - 1);
     return slots_[at];
   }
@@ -88,67 +99,171 @@ class PageTable {
 };
 
 SysError PagesOf(int fd, uint32_t* pages) {
-  uint64_t bytes;
+  uint64_t bytes = 0;
   if (SysError error = RegularSize(fd, &bytes)) return error;
   if (bytes / kPageBytes >= kNone) return {"file size", EFBIG};
   *pages = static_cast<uint32_t>(bytes / kPageBytes);
   return {};
 }
 
-// Runs as [page of the file, page of the disk, count] each, in the order of the file. The next page of a run
-// is tried first: runs get long.
-SysError FindRuns(int file_fd, int disk_fd, std::vector<uint32_t>* runs) {
-  SysError error;
-  uint32_t file_pages, disk_pages;
-  if ((error = PagesOf(file_fd, &file_pages)) || (error = PagesOf(disk_fd, &disk_pages))) return error;
-  PageTable table(disk_pages);
-  Window disk(disk_fd, kWindowPages);
-  for (uint32_t page = 0; page < disk_pages; page++) {
-    const uint8_t* content = disk.Page(page, &error);
-    if (!content) return error;
-    if (!IsZero(content, kPageBytes)) table.Add(Fingerprint(content), page);
-  }
-  Window file(file_fd, kWindowPages);
-  Window other(disk_fd, kRunPages);
-  uint32_t next = kNone;  // where the disk goes on behind the last run
-  for (uint32_t page = 0; page < file_pages; page++) {
-    const uint8_t* content = file.Page(page, &error);
-    if (!content) return error;
-    auto equals = [&](uint32_t disk_page) {
-      const uint8_t* same = other.Page(disk_page, &error);
-      return same && memcmp(same, content, kPageBytes) == 0;
-    };
-    if (next < disk_pages && equals(next)) {
-      runs->back()++;
-      next++;
-      continue;
+// Who looks for the pages of a file in a disk. Both are divided into parts that threads take one by one.
+class PageSearch {
+ public:
+  // `blocks`: gets BLAKE3 of each 64 KiB of the disk, unless empty.
+  PageSearch(int file, int disk, std::span<uint8_t> blocks)
+      : file_fd_(file), disk_fd_(disk), blocks_(blocks) {}
+
+  SysError Run(unsigned threads) {
+    uint64_t disk_bytes = 0;
+    SysError error;
+    if ((error = PagesOf(file_fd_, &file_pages_)) || (error = PagesOf(disk_fd_, &disk_pages_)) ||
+        (error = RegularSize(disk_fd_, &disk_bytes))) {
+      return error;
     }
-    next = kNone;
-    if (IsZero(content, kPageBytes)) continue;
-    uint32_t found = table.Find(Fingerprint(content));
-    if (found == kNone || !equals(found)) {
-      if (error) return error;
-      continue;
+    prints_.resize(disk_pages_);
+    disk_bytes_ = disk_bytes;
+    InParts(threads, (disk_bytes + kPartBytes - 1) / kPartBytes,
+            [this](Window*, size_t part, uint8_t* buffer) { return ReadDisk(part, buffer); });
+    table_ = PageTable(disk_pages_);
+    for (uint32_t page = 0; page < disk_pages_; page++) {
+      if (prints_[page] != kZeroPrint) table_.Add(prints_[page], page);
     }
-    runs->insert(runs->end(), {page, found, 1});
-    next = found + 1;
+    found_.resize((size_t{file_pages_} * kPageBytes + kPartBytes - 1) / kPartBytes);
+    InParts(threads, found_.size(),
+            [this](Window* disk, size_t part, uint8_t* buffer) { return FindRuns(disk, part, buffer); });
+    return error_;
   }
-  return {};
-}
+
+  // [page of the file, page of the disk, count] each, in the order of the file.
+  std::vector<uint32_t> Runs() const {
+    std::vector<uint32_t> runs;
+    for (const std::vector<uint32_t>& found : found_) {
+      for (size_t i = 0; i < found.size(); i += 3) {
+        size_t last = runs.size() - 3;
+        // Only at the border of two parts.
+        if (i == 0 && !runs.empty() && runs[last] + runs[last + 2] == found[0] &&
+            runs[last + 1] + runs[last + 2] == found[1]) {
+          runs[last + 2] += found[2];
+        } else {
+          runs.insert(runs.end(), {found[i], found[i + 1], found[i + 2]});
+        }
+      }
+    }
+    return runs;
+  }
+
+ private:
+  template <typename Work>
+  void InParts(unsigned threads, size_t parts, const Work& work) {
+    std::atomic<size_t> next{0};
+    InThreads(threads, [&](unsigned) {
+      std::unique_ptr<uint8_t[]> buffer(new uint8_t[kPartBytes]);
+      Window disk(disk_fd_, kRunPages);
+      for (size_t part; (part = next.fetch_add(1)) < parts;) {
+        SysError error = work(&disk, part, buffer.get());
+        if (!error) continue;
+        std::lock_guard lock(mutex_);
+        error_ = error;
+        next = parts;
+      }
+    });
+  }
+
+  SysError ReadDisk(size_t part, uint8_t* buffer) {
+    uint64_t begin = uint64_t{part} * kPartBytes;
+    size_t bytes = std::min<uint64_t>(kPartBytes, disk_bytes_ - begin), done;
+    if (SysError error = ReadAt(disk_fd_, buffer, bytes, begin, &done)) return error;
+    if (done < bytes) return {"pread", EIO};
+    for (size_t at = 0; at + kPageBytes <= bytes; at += kPageBytes) {
+      const uint8_t* page = buffer + at;
+      prints_[(begin + at) / kPageBytes] = IsZero(page, kPageBytes) ? kZeroPrint : Fingerprint(page);
+    }
+    for (size_t at = 0; at < bytes && !blocks_.empty(); at += kBlockBytes) {
+      Digest digest = DigestOf(buffer + at, std::min(kBlockBytes, bytes - at));
+      memcpy(blocks_.data() + (begin + at) / kBlockBytes * digest.size(), digest.data(), digest.size());
+    }
+    return {};
+  }
+
+  // The next page of a run is tried first: runs get long.
+  SysError FindRuns(Window* disk, size_t part, uint8_t* buffer) {
+    uint32_t first = static_cast<uint32_t>(uint64_t{part} * kPartBytes / kPageBytes);
+    uint32_t pages = std::min<uint32_t>(kPartBytes / kPageBytes, file_pages_ - first);
+    size_t done;
+    if (SysError error =
+            ReadAt(file_fd_, buffer, size_t{pages} * kPageBytes, uint64_t{first} * kPageBytes, &done)) {
+      return error;
+    }
+    if (done < size_t{pages} * kPageBytes) return {"pread", EIO};
+    SysError error;
+    std::vector<uint32_t>& runs = found_[part];
+    uint32_t next = kNone;  // where the disk goes on behind the last run
+    for (uint32_t i = 0; i < pages; i++) {
+      const uint8_t* content = buffer + size_t{i} * kPageBytes;
+      auto equals = [&](uint32_t disk_page) {
+        const uint8_t* same = disk->Page(disk_page, &error);
+        return same && memcmp(same, content, kPageBytes) == 0;
+      };
+      if (next < disk_pages_ && equals(next)) {
+        runs.back()++;
+        next++;
+        continue;
+      }
+      next = kNone;
+      if (IsZero(content, kPageBytes)) continue;
+      uint32_t found = table_.Find(Fingerprint(content));
+      if (found == kNone || !equals(found)) {
+        if (error) return error;
+        continue;
+      }
+      runs.insert(runs.end(), {first + i, found, 1});
+      next = found + 1;
+    }
+    return {};
+  }
+
+  const int file_fd_, disk_fd_;
+  const std::span<uint8_t> blocks_;
+  uint32_t file_pages_ = 0, disk_pages_ = 0;
+  uint64_t disk_bytes_ = 0;
+  std::vector<uint64_t> prints_;
+  PageTable table_{0};
+  std::vector<std::vector<uint32_t>> found_;
+  std::mutex mutex_;
+  SysError error_;
+};
 
 Napi::Value SamePages(const Napi::CallbackInfo& info) {
   Args args(info);
   int file_fd = args.Fd(0, "file");
   int disk_fd = args.Fd(1, "disk");
+  int threads = args.Int(2, "threads", 1, kFrameThreadsMax);
+  std::span<uint8_t> blocks;
+  uint64_t disk_bytes = 0;
+  if (args.Ok() && !info[3].IsUndefined()) {
+    blocks = args.Bytes(3, "blocks");
+    if (SysError error = RegularSize(disk_fd, &disk_bytes)) return ThrowSysError(info.Env(), error);
+    if (blocks.size() != (disk_bytes + kBlockBytes - 1) / kBlockBytes * sizeof(Digest)) {
+      args.Refuse("blocks", "32 bytes for each 64 KiB of the disk");
+    }
+  }
   if (!args.Ok()) return {};
 
-  std::vector<uint32_t> runs;
-  if (SysError error = FindRuns(file_fd, disk_fd, &runs)) return ThrowSysError(info.Env(), error);
-  Napi::Uint32Array result = Napi::Uint32Array::New(info.Env(), runs.size());
-  // In a worker that is being terminated nothing can be made any more.
-  if (result.IsEmpty()) return {};
-  if (!runs.empty()) memcpy(result.Data(), runs.data(), runs.size() * sizeof(uint32_t));
-  return result;
+  auto search = std::make_shared<PageSearch>(file_fd, disk_fd, blocks);
+  auto error = std::make_shared<SysError>();
+  ThreadCall call;
+  call.work = [=] { *error = search->Run(static_cast<unsigned>(threads)); };
+  call.finish = [=](Napi::Env env) -> Napi::Value {
+    if (*error) return ThrowSysError(env, *error);
+    std::vector<uint32_t> runs = search->Runs();
+    Napi::Uint32Array result = Napi::Uint32Array::New(env, runs.size());
+    if (!result.IsEmpty() && !runs.empty())
+      memcpy(result.Data(), runs.data(), runs.size() * sizeof(uint32_t));
+    return result;
+  };
+  call.stop = [] {};
+  if (info[3].IsUndefined()) return ThreadCall::Start(info.Env(), {}, std::move(call));
+  return ThreadCall::Start(info.Env(), {info[3]}, std::move(call));
 }
 
 }  // namespace

@@ -15,7 +15,6 @@ import { hotfork } from './tasks/hotfork.js';
 import { join } from './tasks/join.js';
 import { memoryDiff } from './tasks/memory-diff.js';
 import { networks } from './tasks/networks.js';
-import { diskBlocks, fillPages, sharedPages } from './tasks/pages.js';
 import { regain } from './tasks/regain.js';
 import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
@@ -23,7 +22,6 @@ import { saveCopy } from './tasks/save-copy.js';
 import { template } from './tasks/template.js';
 import { verify } from './tasks/verify.js';
 import { wpBench } from './tasks/wp-bench.js';
-import { compress, decompress } from './tasks/zstd.js';
 
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
 
@@ -32,11 +30,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   boot,
   call,
   compact,
-  compress,
   copy,
-  decompress,
-  diskBlocks,
-  fillPages,
   hash,
   hotfork,
   join,
@@ -46,7 +40,6 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   restore,
   save,
   saveCopy,
-  sharedPages,
   template,
   verify,
   wpBench,

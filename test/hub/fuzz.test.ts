@@ -6,19 +6,17 @@ import { createHash } from 'node:crypto';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Readable } from 'node:stream';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import { Http } from '../../src/http/client.js';
-import { compressFrames, decompressFrames } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { pullLazy } from '../../src/main/hub/pull-lazy.js';
-import { Pieces } from '../../src/main/hub/tar-writer.js';
 import { unpack } from '../../src/main/hub/unpack.js';
 import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
 import { sendFile, serve } from '../support/http.js';
 import { putBase } from '../support/layers.js';
+import { framed, unframed } from '../support/packs.js';
 import { suite } from '../support/suite.js';
 
 const SEED = 0x9acc;
@@ -44,12 +42,6 @@ const store = new Store(join(root, 'from'));
 const target = new Store(join(root, 'to'));
 let good: Buffer;
 let content: Buffer;
-
-const framed = async (bytes: Buffer): Promise<Buffer> => {
-  const frames: Buffer[] = [];
-  await compressFrames(new Pieces([bytes]), { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
-  return Buffer.concat(frames);
-};
 
 /** Some bytes changed, or the end cut off, or a part of it left out or there twice. */
 const damaged = (bytes: Buffer): Buffer => {
@@ -135,9 +127,7 @@ test.before(async () => {
   const out = join(root, 'good');
   await pack(store, { tag: 'base', out }, pool);
   good = readFileSync(out);
-  const parts: Buffer[] = [];
-  for await (const part of decompressFrames(Readable.from([good]), pool)) parts.push(Buffer.from(part));
-  content = Buffer.concat(parts);
+  content = await unframed(good);
 });
 test.after(async () => {
   await pool.close();

@@ -1,7 +1,6 @@
 /** Packs: there and back, and samples made to harm. Each hostile one must leave the store as it was. */
 import { createHash, generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
 import {
-  createReadStream,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -24,14 +23,15 @@ import { compress, decompress } from 'zstd-napi';
 import { ForkdError } from '../../src/contract/errors.js';
 import { limits } from '../../src/contract/limits.js';
 import type { FileDigest } from '../../src/contract/snapshot.js';
-import { compressFrames, decompressFrames, FRAME_BYTES } from '../../src/main/hub/frames.js';
+import { FRAME_BYTES } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { unpack } from '../../src/main/hub/unpack.js';
 import { TarReader } from '../../src/main/hub/tar-reader.js';
-import { header, Pieces } from '../../src/main/hub/tar-writer.js';
+import { header } from '../../src/main/hub/tar-writer.js';
 import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
 import { CLI, forkd, start, startCli } from '../support/cli.js';
+import { framed, unframed } from '../support/packs.js';
 import { PAGE, putBase, putDiff, putImage, Subject } from '../support/layers.js';
 
 interface Entry {
@@ -102,15 +102,6 @@ const refusal = async (bytes: Buffer): Promise<string> => {
   return code;
 };
 
-const framesOf = async (content: Buffer): Promise<Buffer[]> => {
-  const frames: Buffer[] = [];
-  const source = new Pieces([content]);
-  await compressFrames(source, { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
-  return frames;
-};
-
-const framed = async (content: Buffer): Promise<Buffer> => Buffer.concat(await framesOf(content));
-
 const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
   refusal(await framed(await build(edit(entries.map((entry) => ({ ...entry }))))));
 
@@ -131,9 +122,7 @@ packs.before(async () => {
   putDiff(store, 'child', 'base', subject);
   await subject.end();
   await pack(store, { tag: 'child', out: good, description: 'a "test"' }, pool);
-  const contents: Buffer[] = [];
-  for await (const part of decompressFrames(createReadStream(good), pool)) contents.push(Buffer.from(part));
-  entries = await listen(Buffer.concat(contents));
+  entries = await listen(await unframed(readFileSync(good)));
 });
 packs.after(async () => {
   await pool.close();
@@ -219,16 +208,12 @@ packs('any zstd and tar read a pack; a seek table that lies is refused', async (
   assert.is(await refusal(Buffer.concat([large, bytes])), 'PACK_INVALID', 'a frame that unpacks to too much');
 });
 
-packs('frames come back whole, whatever their sizes, in order', async () => {
+packs('frames come back whole, in order', async () => {
   const content = Buffer.concat([randomBytes(3 * FRAME_BYTES + 17), Buffer.alloc(5 * FRAME_BYTES), Buffer.from('end')]);
-  const parts = function* (bytes: Buffer, size: number) {
-    for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
-  };
-  const frames = await framesOf(content);
-  const hash = createHash('sha256');
-  for await (const part of decompressFrames(Readable.from(parts(Buffer.concat(frames), 4099)), pool)) hash.update(part);
-  assert.is(hash.digest('hex'), createHash('sha256').update(content).digest('hex'));
-  assert.is(frames.length, 10, '9 frames and the table');
+  const bytes = await framed(content);
+  assert.is(bytes.readUInt32LE(bytes.length - 9), 9);
+  assert.ok((await unframed(bytes)).equals(content));
+  assert.ok(Buffer.from(decompress(bytes)).equals(content));
 });
 
 packs('a header says any size', async () => {
@@ -318,9 +303,7 @@ packs('a signature is held to what it signs, and to the keys that are trusted', 
   assert.is(await open(out, [other.publicKey]), 'PACK_UNTRUSTED');
   assert.is(await open(good, [mine.publicKey]), 'PACK_UNTRUSTED', 'not signed');
 
-  const contents: Buffer[] = [];
-  for await (const part of decompressFrames(createReadStream(out), pool)) contents.push(Buffer.from(part));
-  const signed = await listen(Buffer.concat(contents));
+  const signed = await listen(await unframed(readFileSync(out)));
   assert.is(signed[1]?.name, 'manifest.sig');
   const changed = async (i: number, edit: (body: Buffer) => Buffer, trusted: KeyObject[]): Promise<string> => {
     const path = join(root, 'changed.tar.zst');
@@ -534,10 +517,11 @@ packs('a pack that is killed leaves what cleanup finds, and one that shows its p
   const data = join(root, 'data');
   const world = new Store(join(data, 'forkd/snapshots'));
   const big = disk('big', 'disk');
-  // Sparse: it takes seconds to read, and no room.
+  // Sparse: it takes a while to read, and no room.
   truncateSync(big.path, 2 ** 30);
   const change = { kernel: disk('bk', 'k'), initrd: disk('bi', 'i'), rootfs: big.path };
-  putBase(world, 'big', { 1: 1 }, { ...change, rootfs_digest: { ...big, bytes: 2 ** 30 } });
+  const { mtimeMs: mtime_ms } = statSync(big.path);
+  putBase(world, 'big', { 1: 1 }, { ...change, rootfs_digest: { ...big, bytes: 2 ** 30, mtime_ms } });
   putBase(world, 'small', { 1: 1 }, { ...change, rootfs: change.kernel.path, rootfs_digest: change.kernel });
   const env = { XDG_DATA_HOME: data };
   const out = join(root, 'killed.tar.zst');

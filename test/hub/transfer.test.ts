@@ -4,18 +4,16 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, w
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Readable } from 'node:stream';
+import { framed, unframed } from '../support/packs.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { FileDigest } from '../../src/contract/snapshot.js';
 import { Http, type Patience, redirectedTo } from '../../src/http/client.js';
-import { compressFrames, decompressFrames } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { type LazyPullRequest, pullLazy } from '../../src/main/hub/pull-lazy.js';
 import { type PullHooks, type PullRequest, pull, pullsDir } from '../../src/main/hub/pull.js';
 import { push } from '../../src/main/hub/push.js';
-import { Pieces } from '../../src/main/hub/tar-writer.js';
 import { completeSnapshot } from '../../src/main/memory/complete.js';
 import { findPackage } from '../../src/main/hub/registry.js';
 import { Pool } from '../../src/main/pool.js';
@@ -443,15 +441,11 @@ transfer('the commands: pull, a part that cleanup finds, push, and mistakes', as
 
 /** The pack with one byte changed, its manifest and its frames as sound as before. */
 const tampered = async (find: (content: Buffer) => number): Promise<Buffer> => {
-  const parts: Buffer[] = [];
-  for await (const part of decompressFrames(Readable.from([good]), pool)) parts.push(Buffer.from(part));
-  const content = Buffer.concat(parts);
+  const content = await unframed(good);
   const at = find(content);
   assert.ok(at > 0);
   content[at] = (content[at] as number) ^ 1;
-  const frames: Buffer[] = [];
-  await compressFrames(new Pieces([content]), { write: async (part) => void frames.push(Buffer.from(part)) }, pool);
-  return Buffer.concat(frames);
+  return framed(content);
 };
 
 /** `made`, or why not; `complete` then says `whole`, or why not. */

@@ -4,7 +4,11 @@ import { ReadableStream, TransformStream } from 'node:stream/web';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { invalid } from './format.js';
-import type { FrameSink } from './frames.js';
+
+export interface ByteSink {
+  /** `part` may change after it. */
+  write(part: Uint8Array): Promise<void>;
+}
 
 const MAGIC = 'age-encryption.org/v1\n';
 /** Begins the last line of a header. */
@@ -50,7 +54,7 @@ const readAll = async (
 };
 
 /** A sink in front of another: what is written to it arrives there encrypted, the end of it when `finish` has returned. */
-export class EncryptingSink implements FrameSink {
+export class EncryptingSink implements ByteSink {
   readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
   readonly #arrived: Promise<void>;
 
@@ -60,7 +64,7 @@ export class EncryptingSink implements FrameSink {
     arrived.catch((error) => writer.abort(error)).catch(() => undefined);
   }
 
-  static async to(sink: FrameSink, recipients: string[]): Promise<EncryptingSink> {
+  static async to(sink: ByteSink, recipients: string[]): Promise<EncryptingSink> {
     const { Encrypter } = await library();
     const encrypter = new Encrypter();
     for (const recipient of recipients) encrypter.addRecipient(recipient);
@@ -83,19 +87,21 @@ export class EncryptingSink implements FrameSink {
   }
 }
 
-/**
- * What is in a pack, decrypted if it is encrypted. Throws PACK_ENCRYPTED when none of the identities opens it, PACK_INVALID; while it is
- * read, an Error for what is damaged.
- */
-export const opened = async (
+/** Is it encrypted? Throws PACK_INVALID when its header is none that can be read. */
+export const isEncrypted = (path: string): boolean => {
+  const head = headOf(path);
+  if (!head.startsWith(MAGIC)) return false;
+  // Its reader would look for the end of the header in all of the file, and try each of any number of recipients.
+  if (!head.includes(HEADER_END)) throw invalid(path, 'the header of its encryption is too large, or cut short');
+  return true;
+};
+
+/** What is in an encrypted pack. Throws PACK_ENCRYPTED when none of the identities opens it, PACK_INVALID; while it is read, an Error for what is damaged. */
+export const decrypted = async (
   path: string,
   input: AsyncIterable<Buffer>,
   identities: string[],
-): Promise<AsyncIterable<Buffer>> => {
-  const head = headOf(path);
-  if (!head.startsWith(MAGIC)) return input;
-  // Its reader would look for the end of the header in all of the file, and try each of any number of recipients.
-  if (!head.includes(HEADER_END)) throw invalid(path, 'the header of its encryption is too large, or cut short');
+): Promise<AsyncIterable<Uint8Array>> => {
   const encrypted = (reason: string, cause?: unknown) => new ForkdError('PACK_ENCRYPTED', { path, reason }, cause);
   if (identities.length === 0) throw encrypted('');
   const { Decrypter } = await library();
@@ -108,7 +114,7 @@ export const opened = async (
       ? encrypted(', and not for this identity', error)
       : invalid(path, reason, error);
   });
-  return asBuffers(content as unknown as AsyncIterable<Uint8Array>);
+  return content as unknown as AsyncIterable<Uint8Array>;
 };
 
 const headOf = (path: string): string => {
@@ -120,7 +126,3 @@ const headOf = (path: string): string => {
     closeSync(fd);
   }
 };
-
-async function* asBuffers(parts: AsyncIterable<Uint8Array>): AsyncGenerator<Buffer> {
-  for await (const { buffer, byteOffset, byteLength } of parts) yield Buffer.from(buffer, byteOffset, byteLength);
-}

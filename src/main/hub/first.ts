@@ -88,22 +88,6 @@ export const inOrder = (runs: [number, number][], layerBytes: number): [number, 
   return sorted;
 };
 
-/** Zeros, in a part of the layer that begins at `offset`, what the runs (in order) name. */
-export const withoutRuns = (part: Buffer, offset: number, sorted: [number, number][]): void => {
-  let [low, high] = [0, sorted.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    const [begin, bytes] = sorted[middle] as [number, number];
-    if (begin + bytes > offset) high = middle;
-    else low = middle + 1;
-  }
-  for (let i = low; i < sorted.length; i++) {
-    const [begin, bytes] = sorted[i] as [number, number];
-    if (begin >= offset + part.length) return;
-    part.fill(0, Math.max(begin - offset, 0), Math.min(begin + bytes - offset, part.length));
-  }
-};
-
 /** Of runs of shared pages [page of the layer, page of the disk, count], what no first run has. */
 export const notFirst = (shared: Uint32Array, first: [number, number][], layerBytes: number): Uint32Array => {
   const moved = new Uint8Array(Math.ceil(layerBytes / PAGE_BYTES));

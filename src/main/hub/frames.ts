@@ -2,235 +2,266 @@
  * A stream as zstd frames that know nothing of each other: all processors compress and decompress at once, and any part of the stream can be
  * read without what is before it. It ends with a seek table in zstd's seekable format, in a frame that every zstd skips.
  */
+import { readSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { limits } from '../../contract/limits.js';
-import type { Pool } from '../pool.js';
+import { native } from '../../native/binding.js';
 
 /** Larger frames compress better; of smaller ones a lazy pull waits less for what it needs. 512 KiB cost 0.9 % of size over 2 MiB. */
 export const FRAME_BYTES = 512 * 1024;
 /** With the pages of disks left out, a pack is smaller than `zstd -3` of all of it, at half the time. */
 const LEVEL = 1;
-const MAGIC = 0xfd2fb528;
 /** One of 16 numbers; the seekable format uses this one. */
 const SKIPPABLE = 0x184d2a5e;
 const SEEKABLE = 0x8f92eab1;
-const FOOTER_BYTES = 9;
-/** More than zstd can add to what it cannot compress. */
-const GROWTH_BYTES = 64 * 1024;
+export const FOOTER_BYTES = 9;
+const TABLE_HEAD_BYTES = 8;
+/** Native threads: as many as can do something. */
+export const THREADS = Math.min(availableParallelism(), 64);
+/** In pieces, for native code: bytes that are given, and zeros. */
+const GIVEN = -1;
+const ZEROS = -2;
+const LOOK_MS = 50;
 
-type Sizes = [stored: number, content: number][];
-
-/** Memory that workers see: what tasks read and write is not copied, and not allocated anew. */
-interface Slot {
-  from: Buffer;
-  into: Buffer;
+/** What follows does not share a frame with what is before it, since a reader may want only one of them, and is compressed so hard. */
+export interface Cut {
+  /** Of zstd; undefined is the usual one. */
+  level: number | undefined;
 }
 
-interface Running {
-  slot: Slot;
-  fromBytes: number;
-  bytes: Promise<number>;
+export interface FilePart {
+  fd: number;
+  size: number;
+  /** Where it begins in the file. */
+  from?: number;
+  /** Left out, zeros in its place: [offset in the file, bytes], ascending, none touching two. */
+  without?: [number, number][];
 }
 
-/** Runs tasks on a few slots, and gives their results in order. */
-class Ring {
-  readonly #free: Slot[];
-  readonly #running: Running[] = [];
+/** What a stream is made of, in order. */
+export type Piece = Buffer | Cut | FilePart;
 
-  constructor(
-    readonly pool: Pool,
-    readonly task: 'compress' | 'decompress',
-    fromBytes: number,
-    intoBytes: number,
-  ) {
-    const shared = (bytes: number) => Buffer.from(new SharedArrayBuffer(bytes));
-    // One being filled and one being emptied, beside those that the processors have.
-    this.#free = Array.from({ length: pool.width + 2 }, () => ({ from: shared(fromBytes), into: shared(intoBytes) }));
-  }
-
-  get isFull(): boolean {
-    return this.#free.length === 0;
-  }
-
-  get isEmpty(): boolean {
-    return this.#running.length === 0;
-  }
-
-  /** The input of the next task. */
-  get input(): Buffer {
-    return (this.#free[0] as Slot).from;
-  }
-
-  start(fromBytes: number, intoBytes: number, level = LEVEL): void {
-    const slot = this.#free.shift() as Slot;
-    const input = { from: slot.from.subarray(0, fromBytes), into: slot.into.subarray(0, intoBytes), level };
-    const bytes = this.pool.run(this.task, input).then((output) => output.bytes);
-    bytes.catch(() => undefined);
-    this.#running.push({ slot, fromBytes, bytes });
-  }
-
-  /** The oldest result; its memory is used again after `done`. */
-  async next(): Promise<{ data: Buffer; fromBytes: number; done: () => void }> {
-    const { slot, fromBytes, bytes } = this.#running.shift() as Running;
-    return { data: slot.into.subarray(0, await bytes), fromBytes, done: () => void this.#free.push(slot) };
-  }
-
-  /** Waits until no worker uses the memory. */
-  async drain(): Promise<void> {
-    await Promise.allSettled(this.#running.map(({ bytes }) => bytes));
-  }
+export interface FrameHooks {
+  signal?: AbortSignal | undefined;
+  /** Bytes of content so far. */
+  onProgress?: ((bytes: number) => void) | undefined;
 }
 
-export interface FrameSource {
-  /** Fills `into` unless the end comes before, or something that is to begin a frame. */
-  read(into: Buffer): Promise<number>;
-  /** Of zstd, for what `read` brought; undefined is the usual one. */
-  readonly level?: number | undefined;
-}
+/** Writes frames to a file from its beginning, or to a socket, in order. Returns the seek table, which is still to be written behind them. */
+export const writeFrames = async (pieces: Piece[], target: number, hooks: FrameHooks = {}): Promise<Buffer> => {
+  const plan = new Plan(pieces);
+  const [flat, frames, given] = [BigInt64Array.from(plan.pieces, BigInt), plan.frames(), Buffer.concat(plan.given)];
+  const stored = await watched(hooks, (progress) => native.framesWrite(target, flat, frames, given, THREADS, progress));
+  return seekTable(stored, frames);
+};
 
-export interface FrameSink {
-  /** `part` may change after it. */
-  write(part: Uint8Array): Promise<void>;
-}
-
-export const compressFrames = async (source: FrameSource, sink: FrameSink, pool: Pool): Promise<void> => {
-  const ring = new Ring(pool, 'compress', FRAME_BYTES, FRAME_BYTES + GROWTH_BYTES);
-  const sizes: Sizes = [];
-  const finish = async (): Promise<void> => {
-    const { data, fromBytes, done } = await ring.next();
-    sizes.push([data.length, fromBytes]);
-    await sink.write(data);
-    done();
-  };
-  try {
-    for (;;) {
-      const filled = await source.read(ring.input);
-      if (filled === 0) break;
-      ring.start(filled, FRAME_BYTES + GROWTH_BYTES, source.level);
-      if (ring.isFull) await finish();
+/** Native threads work beside the event loop, which looks at them: it has nothing else that keeps it alive, or that would hear of an abort. */
+export const watched = async <T>(hooks: FrameHooks, work: (progress: BigInt64Array) => Promise<T>): Promise<T> => {
+  const progress = new BigInt64Array(new SharedArrayBuffer(16));
+  let failed: { error: unknown } | undefined;
+  const look = (): void => {
+    try {
+      hooks.signal?.throwIfAborted();
+      hooks.onProgress?.(Number(Atomics.load(progress, 0)));
+    } catch (error) {
+      failed ??= { error };
+      Atomics.store(progress, 1, 1n);
     }
-    while (!ring.isEmpty) await finish();
-    await sink.write(seekTable(sizes));
+  };
+  const timer = setInterval(look, LOOK_MS);
+  try {
+    const result = await work(progress);
+    look();
+    if (failed) throw failed.error;
+    return result;
+  } catch (error) {
+    throw failed ? failed.error : error;
   } finally {
-    await ring.drain();
+    clearInterval(timer);
   }
 };
 
-/** The content, frame by frame; each is valid until the next is asked for. Throws an Error with the reason. */
-export async function* decompressFrames(source: AsyncIterable<Buffer>, pool: Pool): AsyncGenerator<Buffer> {
-  const max = limits.packFrameMaxBytes;
-  const ring = new Ring(pool, 'decompress', max + GROWTH_BYTES, max);
-  const bytes = new Bytes(source);
-  const sizes: Sizes = [];
-  try {
-    while (await bytes.frame(ring.input)) {
-      sizes.push([bytes.at, bytes.contentBytes]);
-      ring.start(bytes.at, bytes.contentBytes);
-      if (ring.isFull) yield* emptied(ring);
+/** Pieces as native code takes them, and where frames end. */
+class Plan {
+  /** Descriptor, offset, bytes. */
+  readonly pieces: number[] = [];
+  readonly given: Buffer[] = [];
+  /** Bytes, level. */
+  readonly #frames: number[] = [];
+  #givenBytes = 0;
+  #level = LEVEL;
+  #open = 0;
+
+  constructor(pieces: Piece[]) {
+    for (const piece of pieces) {
+      if (Buffer.isBuffer(piece)) this.#addBytes(piece);
+      else if ('level' in piece) this.#cut(piece);
+      else this.#addPart(piece);
     }
-    while (!ring.isEmpty) yield* emptied(ring);
-    await bytes.end(seekTable(sizes));
-  } finally {
-    await ring.drain();
+    this.#endFrame();
+  }
+
+  frames(): Uint32Array {
+    return Uint32Array.from(this.#frames);
+  }
+
+  #addBytes(bytes: Buffer): void {
+    this.#add(GIVEN, this.#givenBytes, bytes.length);
+    this.given.push(bytes);
+    this.#givenBytes += bytes.length;
+  }
+
+  #addPart({ fd, size, from = 0, without = [] }: FilePart): void {
+    let at = from;
+    for (const [offset, bytes] of without) {
+      this.#add(fd, at, offset - at);
+      this.#add(ZEROS, 0, bytes);
+      at = offset + bytes;
+    }
+    this.#add(fd, at, from + size - at);
+  }
+
+  #add(fd: number, from: number, bytes: number): void {
+    if (bytes === 0) return;
+    this.pieces.push(fd, from, bytes);
+    for (let left = bytes; left > 0; ) {
+      const taken = Math.min(left, FRAME_BYTES - this.#open);
+      this.#open += taken;
+      left -= taken;
+      if (this.#open === FRAME_BYTES) this.#endFrame();
+    }
+  }
+
+  #cut({ level = LEVEL }: Cut): void {
+    this.#endFrame();
+    this.#level = level;
+  }
+
+  #endFrame(): void {
+    if (this.#open > 0) this.#frames.push(this.#open, this.#level);
+    this.#open = 0;
   }
 }
 
-async function* emptied(ring: Ring): AsyncGenerator<Buffer> {
-  const { data, done } = await ring.next().catch((error: { code?: string }) => {
-    throw error.code === 'INTERNAL' ? new Error('a frame is damaged') : error;
-  });
-  yield data;
-  done();
-}
-
-const seekTable = (sizes: Sizes): Buffer => {
-  const table = Buffer.alloc(8 + sizes.length * 8 + FOOTER_BYTES);
+const seekTable = (stored: Uint32Array, frames: Uint32Array): Buffer => {
+  const table = Buffer.alloc(TABLE_HEAD_BYTES + stored.length * 8 + FOOTER_BYTES);
   table.writeUInt32LE(SKIPPABLE, 0);
-  table.writeUInt32LE(table.length - 8, 4);
-  for (const [i, [stored, content]] of sizes.entries()) {
-    table.writeUInt32LE(stored, 8 + i * 8);
-    table.writeUInt32LE(content, 12 + i * 8);
+  table.writeUInt32LE(table.length - TABLE_HEAD_BYTES, 4);
+  for (const [i, bytes] of stored.entries()) {
+    table.writeUInt32LE(bytes, TABLE_HEAD_BYTES + i * 8);
+    table.writeUInt32LE(frames[i * 2] as number, TABLE_HEAD_BYTES + 4 + i * 8);
   }
-  table.writeUInt32LE(sizes.length, table.length - FOOTER_BYTES);
+  table.writeUInt32LE(stored.length, table.length - FOOTER_BYTES);
   table.writeUInt32LE(SEEKABLE, table.length - 4);
   return table;
 };
 
-/** Finds frames in a stream by their headers (RFC 8878, 3.1.1), and believes no size beyond the limits. */
-class Bytes {
-  readonly #source: AsyncIterator<Buffer>;
-  #rest: Buffer = Buffer.alloc(0);
-  #into: Buffer = Buffer.alloc(0);
-  /** Bytes of the frame so far. */
-  at = 0;
-  contentBytes = 0;
+/** How long the table is that a pack of `bytes` ends with, by its last bytes. Throws an Error with the reason. */
+export const tableBytesOf = (tail: Buffer, bytes: number): number => {
+  if (tail.length < FOOTER_BYTES || tail.readUInt32LE(tail.length - 4) !== SEEKABLE)
+    throw new Error('it does not end in a seek table');
+  const count = tail.readUInt32LE(tail.length - FOOTER_BYTES);
+  const tableBytes = TABLE_HEAD_BYTES + count * 8 + FOOTER_BYTES;
+  if (tableBytes > bytes || tableBytes > limits.packTableMaxBytes) throw new Error('its seek table is wrong');
+  return tableBytes;
+};
 
-  constructor(source: AsyncIterable<Buffer>) {
-    this.#source = source[Symbol.asyncIterator]();
+/** The frames of a pack of `bytes`, in pairs: bytes as they are stored, and unpacked. Throws an Error with the reason. */
+export const framesOfTable = (table: Buffer, bytes: number): number[] => {
+  const frames: number[] = [];
+  let stored = 0;
+  for (let at = TABLE_HEAD_BYTES; at < table.length - FOOTER_BYTES; at += 8) {
+    frames.push(table.readUInt32LE(at), table.readUInt32LE(at + 4));
+    stored += table.readUInt32LE(at);
   }
+  const isWhole = table.readUInt32LE(0) === SKIPPABLE && table.readUInt32LE(4) === table.length - TABLE_HEAD_BYTES;
+  if (!isWhole || table[table.length - 5] !== 0 || stored + table.length !== bytes)
+    throw new Error('its seek table is wrong');
+  if (frames.some((size, i) => size > limits.packFrameMaxBytes + (i % 2 === 0 ? GROWTH_BYTES : 0)))
+    throw new Error('a frame unpacks to too much');
+  return frames;
+};
 
-  /** Copies the next frame into `into`; false at the seek table, of which it has then read the magic number. */
-  async frame(into: Buffer): Promise<boolean> {
-    this.#into = into;
-    this.at = 0;
-    const magic = (await this.#take(4)).readUInt32LE();
-    if (magic === SKIPPABLE) return false;
-    if (magic !== MAGIC) throw new Error('it is not made of zstd frames');
-    const descriptor = (await this.#take(1))[0] as number;
-    if ((descriptor & 0x0b) !== 0) throw new Error('a frame needs a dictionary or is of another kind');
-    const isSingle = (descriptor & 0x20) !== 0;
-    if (!isSingle) await this.#take(1);
-    this.contentBytes = await this.#contentSize(descriptor >> 6, isSingle);
-    if (this.contentBytes > limits.packFrameMaxBytes) throw new Error('a frame unpacks to too much');
-    while (!(await this.#block()));
-    if ((descriptor & 0x04) !== 0) await this.#take(4);
-    return true;
-  }
+/** More than zstd can add to what it cannot compress. */
+const GROWTH_BYTES = 64 * 1024;
 
-  /** What is left must be this table, whose magic number was read. */
-  async end(table: Buffer): Promise<void> {
-    this.#into = Buffer.alloc(table.length);
-    this.at = 0;
-    if (!(await this.#take(table.length - 4)).equals(table.subarray(4))) throw new Error('its seek table is another');
-    if (this.#rest.length > 0 || (await this.#pull())) throw new Error('something follows its end');
-  }
+/** Where a part of the content belongs: a descriptor and an offset in it; or one of these. */
+export type Segment = [begin: number, bytes: number, fd: number, offset: number];
+/** The offset is one in memory. */
+export const ASIDE = -1;
+/** Nowhere: it must be zero. */
+export const NOTHING = -2;
 
-  async #contentSize(code: number, isSingle: boolean): Promise<number> {
-    const width = [isSingle ? 1 : 0, 2, 4, 8][code] as number;
-    if (width === 0) throw new Error('a frame does not say its size');
-    const field = await this.#take(width);
-    if (width === 8) return Number(field.readBigUInt64LE());
-    return field.readUIntLE(0, width) + (width === 2 ? 256 : 0);
-  }
+/** A file of frames. Every method throws an Error with the reason, or what the system throws. */
+export class FrameFile {
+  readonly #begins: number[] = [];
 
-  /** True for the last one. */
-  async #block(): Promise<boolean> {
-    const head = (await this.#take(3)).readUIntLE(0, 3);
-    const kind = (head >> 1) & 3;
-    if (kind === 3) throw new Error('a block is of an unknown kind');
-    await this.#take(kind === 1 ? 1 : head >> 3);
-    return (head & 1) !== 0;
-  }
-
-  /** Adds the next bytes to the frame, and shows them. */
-  async #take(bytes: number): Promise<Buffer> {
-    const begin = this.at;
-    if (begin + bytes > this.#into.length) throw new Error('a frame is too large');
-    while (this.at < begin + bytes) {
-      if (this.#rest.length === 0 && !(await this.#pull())) throw new Error('truncated');
-      const copied = this.#rest.copy(this.#into, this.at, 0, begin + bytes - this.at);
-      this.#rest = this.#rest.subarray(copied);
-      this.at += copied;
+  private constructor(
+    readonly fd: number,
+    readonly frames: number[],
+    /** Of all frames, unpacked. */
+    readonly contentBytes: number,
+  ) {
+    let begin = 0;
+    for (let i = 1; i < frames.length; i += 2) {
+      this.#begins.push(begin);
+      begin += frames[i] as number;
     }
-    return this.#into.subarray(begin, this.at);
   }
 
-  async #pull(): Promise<boolean> {
-    for (;;) {
-      const { value, done } = await this.#source.next();
-      if (done) return false;
-      if (value.length === 0) continue;
-      this.#rest = value;
-      return true;
+  /** The caller closes `fd`. */
+  static of(fd: number): FrameFile {
+    const { bytes } = native.fdSize(fd);
+    const tail = readAll(fd, Math.max(0, bytes - FOOTER_BYTES), Math.min(bytes, FOOTER_BYTES));
+    const tableBytes = tableBytesOf(tail, bytes);
+    const frames = framesOfTable(readAll(fd, bytes - tableBytes, tableBytes), bytes);
+    return new FrameFile(
+      fd,
+      frames,
+      frames.reduce((sum, size, i) => sum + (i % 2 === 1 ? size : 0), 0),
+    );
+  }
+
+  /** The content from its beginning, frame by frame, as far as they are asked for. */
+  async *contents(): AsyncGenerator<Buffer> {
+    for (const [frame, begin] of this.#begins.entries()) yield this.read(begin, this.frames[frame * 2 + 1] as number);
+  }
+
+  /** Some of the content, in memory. */
+  async read(begin: number, bytes: number): Promise<Buffer> {
+    const into = Buffer.alloc(bytes);
+    if (begin + bytes > this.contentBytes) throw new Error('truncated');
+    if (bytes > 0) await this.place([[begin, bytes, ASIDE, 0]], into, 0, {});
+    return into;
+  }
+
+  /** The frame that has this byte of the content. */
+  frameAt(offset: number): number {
+    let [low, high] = [0, this.#begins.length];
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if ((this.#begins[middle] as number) <= offset) low = middle;
+      else high = middle;
     }
+    return low;
+  }
+
+  /** Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. */
+  async place(segments: Segment[], aside: Buffer, split: number, hooks: FrameHooks): Promise<void> {
+    const flat = BigInt64Array.from(segments.flat(), BigInt);
+    const frames = Uint32Array.from(this.frames);
+    await watched(hooks, (progress) =>
+      native.framesRead(this.fd, frames, flat, aside, this.frameAt(split), THREADS, progress),
+    );
   }
 }
+
+const readAll = (fd: number, at: number, bytes: number): Buffer => {
+  const into = Buffer.alloc(bytes);
+  for (let done = 0; done < bytes; ) {
+    const read = readSync(fd, into, done, bytes - done, at + done);
+    if (read === 0) throw new Error('truncated');
+    done += read;
+  }
+  return into;
+};

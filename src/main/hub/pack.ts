@@ -1,11 +1,14 @@
 /** Packs a snapshot with everything that a restore needs: its chain's layers and device states, kernel, initramfs and root disk. */
 import { createHash, type KeyObject } from 'node:crypto';
 import { closeSync, openSync, statSync } from 'node:fs';
+import { Socket } from 'node:net';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { parseTag } from '../../contract/names.js';
+import { DISK_BLOCK_BYTES } from '../../contract/remote-role.js';
 import type { FileDigest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
+import { requireFile } from '../store/fit.js';
 import { HalfFile } from '../store/half-file.js';
 import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
@@ -24,12 +27,14 @@ import {
   type PackManifest,
   writePackManifest,
 } from './format.js';
-import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf, withoutRuns } from './first.js';
-import { compressFrames } from './frames.js';
-import { runsToBytes, withoutPages } from './shared-pages.js';
+import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf } from './first.js';
+import { type FrameHooks, type Piece, THREADS, watched, writeFrames } from './frames.js';
+import { runsToBytes, sharedParts } from './shared-pages.js';
 import { PACK_SIGNATURE, signManifest } from './signature.js';
 import { Sink } from './sink.js';
-import { END, header, type Piece, Pieces, padding } from './tar-writer.js';
+import { END, header, padding } from './tar-writer.js';
+
+const HASH_BYTES = 32;
 
 export interface PackRequest {
   tag: string;
@@ -57,13 +62,8 @@ export interface Packed {
 
 type Content =
   | Buffer
-  | {
-      path: string;
-      /** Left out: they are in a disk of the pack, */
-      runs?: Uint32Array;
-      /** or in front. */
-      first?: [number, number][];
-    }
+  /** All of a file, with zeros in place of these parts of it: they are in a disk of the pack, or in front. */
+  | { path: string; without?: [number, number][] }
   /** These parts of a file, the first `head` of which are needed to start anything at all. */
   | { path: string; parts: [number, number][]; head: number };
 interface Part {
@@ -101,10 +101,10 @@ export const writePack = async (
     const parts = await partsOf(chain, pool);
     const total = parts.reduce((sum, { file }) => sum + file.size, 0);
     const manifest = writePackManifest(manifestOf(chain, request, parts));
-    const pieces = [...headOf(manifest, request.signingKey), ...piecesOf(parts, request.tag, undo)];
-    await writeFrames(path, pieces, request.recipients ?? [], pool, (bytes) => {
-      hooks.signal?.throwIfAborted();
-      hooks.onProgress?.(Math.min(bytes, total), total);
+    const pieces = [...headOf(manifest, request.signingKey), ...piecesOf(parts, undo)];
+    await write(path, pieces, request.recipients ?? [], {
+      signal: hooks.signal,
+      onProgress: (bytes) => hooks.onProgress?.(Math.min(bytes, total), total),
     });
     return total;
   } catch (error) {
@@ -117,14 +117,13 @@ export const writePack = async (
 
 const partsOf = async (chain: OpenChain, pool: Pool): Promise<Part[]> => {
   const disks = chain.dirs.flatMap(({ manifest: m }) => [m.kernel, m.initrd, m.rootfs_digest]);
-  const unique = [...new Map(disks.map((disk) => [disk.sha256, disk])).values()].map(diskPart);
-  for (const { file, content } of unique) requireDisk(chain.manifest.tag, file, content as { path: string });
-  const links = await Promise.all(
-    chain.dirs.map((dir, i) =>
-      linkParts(dir, dir.openState(), chain.layers[i]?.fd as number, pool, chain.dirs.length === 1),
-    ),
-  );
-  return [...links.flat(), ...unique];
+  const unique = [...new Map(disks.map((disk) => [disk.sha256, disk])).values()];
+  for (const disk of unique) await requireFile(chain.manifest.tag, 'disk', disk.path, disk, pool);
+  const links: Part[] = [];
+  // One after the other: each uses all processors.
+  for (const [i, dir] of chain.dirs.entries())
+    links.push(...(await linkParts(dir, dir.openState(), chain.layers[i]?.fd as number, chain.dirs.length === 1)));
+  return [...links, ...unique.map(diskPart)];
 };
 
 /** `canBeLazy`: only a snapshot without ancestors is ever started before all of it is there. */
@@ -132,7 +131,6 @@ const linkParts = async (
   { manifest: m, folder }: TagDir,
   stateFd: number,
   layerFd: number,
-  pool: Pool,
   canBeLazy: boolean,
 ): Promise<Part[]> => {
   const { tag } = m;
@@ -142,22 +140,19 @@ const linkParts = async (
   const state = Buffer.alloc(m.vmstate_bytes);
   native.fdRead(stateFd, state, 0);
   const { path: disk, sha256 } = m.rootfs_digest;
-  const [shared, { blocks }] = await Promise.all([
-    pool.run('sharedPages', { layerFd, diskPath: disk }),
-    canBeLazy ? pool.run('diskBlocks', { path: disk }) : { blocks: Buffer.alloc(0) },
-  ]);
+  const { shared, blocks } = await searchDisk(layerFd, disk, canBeLazy);
   const bytes = native.fdSize(layerFd).bytes;
   const path = `/proc/self/fd/${layerFd}`;
   const workingSet = readWorkingSet(folder, chunksOf(m.memory_bytes)) ?? new Uint32Array();
   const first = firstRuns(layerFd, workingSet);
-  const runs = notFirst(shared.runs, first, bytes);
+  const runs = notFirst(shared, first, bytes);
   const pages = whole(linkPath(tag, 'memory.pages'), runsToBytes(runs));
   const root = m.memory_root;
   return [
     whole(linkPath(tag, 'snapshot.json'), Buffer.from(JSON.stringify(m))),
     whole(linkPath(tag, 'vmstate'), state),
     { ...pages, file: { ...pages.file, disk: sha256 } },
-    whole(linkPath(tag, 'disk.blocks'), Buffer.from(blocks)),
+    whole(linkPath(tag, 'disk.blocks'), blocks),
     whole(linkPath(tag, 'working-set'), runsToBytes(workingSet)),
     whole(linkPath(tag, 'memory.runs'), firstRunsToBytes(first)),
     {
@@ -166,9 +161,26 @@ const linkParts = async (
     },
     {
       file: { path: linkPath(tag, 'memory.layer'), size: bytes, root },
-      content: { path, runs, first: inOrder(first, bytes) },
+      content: { path, without: inOrder([...first, ...sharedParts(runs)], bytes) },
     },
   ];
+};
+
+/** Which pages of the layer are in the disk, and BLAKE3 of each 64 KiB of it if they are wanted. */
+const searchDisk = async (
+  layerFd: number,
+  path: string,
+  withBlocks: boolean,
+): Promise<{ shared: Uint32Array; blocks: Buffer }> => {
+  const disk = openSync(path, 'r');
+  try {
+    const count = withBlocks ? Math.ceil(native.fdSize(disk).bytes / DISK_BLOCK_BYTES) : 0;
+    const blocks = Buffer.alloc(count * HASH_BYTES);
+    const shared = await watched({}, () => native.samePages(layerFd, disk, THREADS, withBlocks ? blocks : undefined));
+    return { shared, blocks };
+  } finally {
+    closeSync(disk);
+  }
 };
 
 const whole = (path: string, content: Buffer): Part => ({
@@ -180,13 +192,6 @@ const diskPart = ({ path, sha256, bytes }: FileDigest): Part => ({
   file: { path: diskPath(sha256), size: bytes, sha256 },
   content: { path },
 });
-
-const changed = (tag: string, path: string): ForkdError =>
-  new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason: `${path} has changed since the snapshot was made` });
-
-const requireDisk = (tag: string, file: PackFile, { path }: { path: string }): void => {
-  if (statSync(path, { throwIfNoEntry: false })?.size !== file.size) throw changed(tag, path);
-};
 
 const manifestOf = (
   { manifest: m, dirs }: OpenChain,
@@ -210,33 +215,37 @@ const manifestOf = (
   files: parts.map(({ file }) => file),
 });
 
-const writeFrames = async (
+const write = async (path: string, pieces: Piece[], recipients: string[], hooks: FrameHooks): Promise<void> => {
+  if (recipients.length > 0) return writeEncrypted(path, pieces, recipients, hooks);
+  const fd = openSync(path, 'wx');
+  try {
+    const table = await writeFrames(pieces, fd, hooks);
+    native.fdWrite(fd, table, native.fdSize(fd).bytes);
+  } finally {
+    closeSync(fd);
+  }
+};
+
+/** Native code writes into a socket, and what comes out of it is encrypted here. */
+const writeEncrypted = async (
   path: string,
   pieces: Piece[],
   recipients: string[],
-  pool: Pool,
-  onProgress: (bytes: number) => void,
+  hooks: FrameHooks,
 ): Promise<void> => {
-  const archive = new Pieces(pieces);
   const sink = new Sink(path);
-  let bytes = 0;
+  const [from, into] = native.socketPair('stream');
+  const frames = new Socket({ fd: from });
   try {
-    const source = {
-      get level() {
-        return archive.level;
-      },
-      read: async (into: Buffer) => {
-        const filled = await archive.read(into);
-        bytes += filled;
-        onProgress(bytes);
-        return filled;
-      },
-    };
-    const outer = recipients.length === 0 ? undefined : await EncryptingSink.to(sink, recipients);
-    await compressFrames(source, outer ?? sink, pool);
-    await outer?.finish();
+    const outer = await EncryptingSink.to(sink, recipients);
+    const writing = writeFrames(pieces, into, hooks).finally(() => closeSync(into));
+    writing.catch(() => undefined);
+    for await (const part of frames) await outer.write(part as Buffer);
+    await outer.write(await writing);
+    await outer.finish();
     await sink.finish();
   } finally {
+    frames.destroy();
     await sink.close();
   }
 };
@@ -252,42 +261,22 @@ const headOf = (manifest: Buffer, key: KeyObject | undefined): Piece[] => [
   ...(key ? entry(PACK_SIGNATURE, signManifest(manifest, key)) : []),
 ];
 
-const piecesOf = (parts: Part[], tag: string, undo: Undo): Piece[] => [
+const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
   ...parts.flatMap(({ file, content }) => {
     if (Buffer.isBuffer(content)) return entry(file.path, content);
     const fd = openSync(content.path, 'r');
     undo.push(() => closeSync(fd));
-    const pieces = 'parts' in content ? partPieces(fd, content) : [filePiece(file, content, fd, tag)];
+    const pieces = 'parts' in content ? partPieces(fd, content) : [{ fd, size: file.size, ...withoutOf(content) }];
     const cut = 'parts' in content ? [{ level: undefined }] : [];
     return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
   }),
   END,
 ];
 
+const withoutOf = ({ without }: Exclude<Content, Buffer | { parts: unknown }>) => (without ? { without } : {});
+
 /** What a fork waits for is smaller by a tenth for it. */
 const FIRST_LEVEL = 3;
 
 const partPieces = (fd: number, { parts, head }: Extract<Content, { parts: unknown }>): Piece[] =>
   parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [{ level: FIRST_LEVEL }] : []), { fd, from, size }]);
-
-/** Each file is read once, and what is read is what is hashed. */
-const filePiece = (
-  file: PackFile,
-  { path, runs, first }: Exclude<Content, Buffer | { parts: unknown }>,
-  fd: number,
-  tag: string,
-): Piece => {
-  const hash = file.sha256 === undefined ? undefined : createHash('sha256');
-  return {
-    fd,
-    size: file.size,
-    onPart: (part, offset) => {
-      hash?.update(part);
-      if (runs) withoutPages(part, offset, runs);
-      if (first) withoutRuns(part, offset, first);
-    },
-    onEnd: () => {
-      if (hash && hash.digest('hex') !== file.sha256) throw changed(tag, path);
-    },
-  };
-};

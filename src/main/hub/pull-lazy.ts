@@ -28,21 +28,19 @@ import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { firstBytesToRuns, HEAD_RUNS, inOrder, totalOf as totalBytes } from './first.js';
+import { framesOfTable, tableBytesOf } from './frames.js';
 import { diskPath, invalid, linkPath, type PackFile, type PackManifest, SMALL_LINK_FILES } from './format.js';
+import { Layout } from './layout.js';
 import type { PullHooks } from './pull.js';
 import type { PackSource } from './registry.js';
-import { bytesToRuns } from './shared-pages.js';
+import { bytesToRuns, sharedPlaces } from './shared-pages.js';
 import { TarReader } from './tar-reader.js';
 import { harmful, readHead, requireSize } from './unpack.js';
 
 /** Of the first request: what most packs have in front of their memory. */
 const HEAD_BYTES = 384 * 1024;
 const TAIL_BYTES = 64 * 1024;
-const SEEKABLE = 0x8f92eab1;
-const FOOTER_BYTES = 9;
 const HASH_BYTES = 32;
-const TAR_BLOCK = 512;
-const PAGE_BYTES = 4096;
 const AGE = 'age-encryption.org/';
 
 export interface LazyPullRequest extends PackSource {
@@ -144,21 +142,9 @@ class Beginning {
   async #readTable(): Promise<void> {
     const { bytes } = this;
     let tail = await this.#range(Math.max(0, bytes - TAIL_BYTES), bytes);
-    if (tail.length < FOOTER_BYTES || tail.readUInt32LE(tail.length - 4) !== SEEKABLE)
-      throw new Error('it does not end in a seek table');
-    const count = tail.readUInt32LE(tail.length - FOOTER_BYTES);
-    const tableBytes = 8 + count * 8 + FOOTER_BYTES;
-    if (tableBytes > bytes || tableBytes > limits.packManifestMaxBytes * 16) throw new Error('its seek table is wrong');
+    const tableBytes = tableBytesOf(tail, bytes);
     if (tableBytes > tail.length) tail = await this.#range(bytes - tableBytes, bytes);
-    const table = tail.subarray(tail.length - tableBytes);
-    let stored = 0;
-    for (let at = 8; at < table.length - FOOTER_BYTES; at += 8) {
-      this.frames.push(table.readUInt32LE(at), table.readUInt32LE(at + 4));
-      stored += table.readUInt32LE(at);
-    }
-    if (stored + tableBytes !== bytes) throw new Error('its seek table is wrong');
-    if (this.frames.some((size, i) => i % 2 === 1 && size > limits.packFrameMaxBytes))
-      throw new Error('a frame unpacks to too much');
+    this.frames.push(...framesOfTable(tail.subarray(tail.length - tableBytes), bytes));
   }
 
   async #range(from: number, to: number): Promise<Buffer> {
@@ -223,7 +209,8 @@ class Making {
     const pack = { url: request.url.href, bytes: remote.bytes, frames: remote.frames };
     const validator = remote.validator === undefined ? {} : { validator: remote.validator };
     const places = placed.placeDisks(m);
-    const { segments, headEnd } = segmentsOf(manifest, manifestBytes, isSigned, placed, places.files);
+    const layout = new Layout(manifest, manifestBytes, isSigned);
+    const { segments, headEnd } = segmentsOf(manifest, layout, placed, places.files);
     const record: RemoteRecord = { ...pack, ...validator, segments, ...places };
     writeFileSync(staging.file(REMOTE_FILE), JSON.stringify(record), { mode: 0o600 });
     writeFileSync(staging.file(ARRIVED_FILE), Buffer.concat([arrivedHead(), arrivedAlready(remote.frames, headEnd)]));
@@ -317,7 +304,8 @@ class Placed {
     if (totalBytes(this.runs) !== own('memory.first').size)
       throw new Error('memory.first has another size than its runs');
     this.shared = bytesToRuns(small['memory.pages']);
-    this.#requireShared();
+    // Before anything is written.
+    sharedPlaces(this.shared, this.layer.size, this.root.size);
     const blocks = Math.ceil(this.root.size / DISK_BLOCK_BYTES);
     if (small['disk.blocks'].length !== blocks * HASH_BYTES)
       throw new Error('disk.blocks has another size than its disk');
@@ -326,17 +314,6 @@ class Placed {
   /** The root disk. */
   get root(): PackFile {
     return this.disks.find(({ sha256 }) => sha256 === this.pages.disk) as PackFile;
-  }
-
-  #requireShared(): void {
-    const [layerPages, diskPages] = [this.layer, this.root].map(({ size }) => Math.floor(size / PAGE_BYTES));
-    let end = 0;
-    for (let i = 0; i < this.shared.length; i += 3) {
-      const [page, from, count] = [...this.shared.subarray(i, i + 3)] as [number, number, number];
-      if (page < end || count < 1 || page + count > (layerPages as number) || from + count > (diskPages as number))
-        throw new Error('a run of shared pages is wrong');
-      end = page + count;
-    }
   }
 
   write(): void {
@@ -381,44 +358,20 @@ class Placed {
   }
 }
 
-const padded = (size: number): number => Math.ceil(size / TAR_BLOCK) * TAR_BLOCK;
-
 /** Which bytes of the unpacked pack are which of the files'; and where what was written already ends. */
 const segmentsOf = (
   manifest: PackManifest,
-  manifestBytes: number,
-  isSigned: boolean,
-  { runs, shared, layer, root }: Placed,
+  layout: Layout,
+  { runs, shared, root }: Placed,
   files: RemoteRecord['files'],
 ): { segments: number[]; headEnd: number } => {
-  const begins = new Map<string, number>();
-  let at = TAR_BLOCK + padded(manifestBytes) + (isSigned ? 2 * TAR_BLOCK : 0);
-  for (const { path, size } of manifest.files) {
-    begins.set(path, at + TAR_BLOCK);
-    at += TAR_BLOCK + padded(size);
-  }
-  const begin = (path: string): number => begins.get(path) as number;
-  const segments: [number, number, number, number][] = [];
-  const elsewhere: [number, number][] = [...runs];
-  let first = begin(linkPath(manifest.tag, 'memory.first'));
-  const headEnd = first + totalBytes(runs.slice(0, HEAD_RUNS));
-  for (const [offset, bytes] of runs) {
-    segments.push([first, bytes, 0, offset]);
-    first += bytes;
-  }
-  for (let i = 0; i < shared.length; i += 3) {
-    const [page, from, count] = [...shared.subarray(i, i + 3)].map((n) => n * PAGE_BYTES) as [number, number, number];
-    segments.push([begin(root.path) + from, count, 0, page]);
-    elsewhere.push([page, count]);
-  }
-  // The layer itself has what is nowhere else.
-  let end = 0;
-  for (const [offset, bytes] of [...inOrder(elsewhere, layer.size), [layer.size, 0] as [number, number]]) {
-    if (offset > end) segments.push([begin(layer.path) + end, offset - end, 0, end]);
-    end = offset + bytes;
-  }
+  const { tag } = manifest;
+  const segments = layout
+    .layerPlaces(tag, runs, shared, root.path)
+    .map(([begin, bytes, offset]) => [begin, bytes, 0, offset] as [number, number, number, number]);
+  const headEnd = layout.body(linkPath(tag, 'memory.first')) + totalBytes(runs.slice(0, HEAD_RUNS));
   for (const [i, { sha256, bytes }] of files.entries())
-    if (sha256 !== undefined) segments.push([begin(diskPath(sha256)), bytes, i, 0]);
+    if (sha256 !== undefined) segments.push([layout.body(diskPath(sha256)), bytes, i, 0]);
   return { segments: segments.sort((a, b) => a[0] - b[0]).flat(), headEnd };
 };
 

@@ -17,24 +17,27 @@ export const bytesToRuns = (bytes: Buffer): Uint32Array => {
   return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => bytes.readUInt32LE(i * 4));
 };
 
-/** Zeros, in a part of the layer that begins at `offset`, what the runs name. */
-export const withoutPages = (part: Buffer, offset: number, runs: Uint32Array): void => {
-  const end = offset + part.length;
-  for (let i = firstEndingAfter(offset, runs); i < runs.length; i += 3) {
-    const [page, , count] = runs.subarray(i, i + 3) as unknown as [number, number, number];
-    const begin = page * PAGE_BYTES;
-    if (begin >= end) return;
-    part.fill(0, Math.max(begin - offset, 0), Math.min(begin + count * PAGE_BYTES, end) - offset);
-  }
-};
+/** The parts of the layer that the runs name: [offset, bytes]. */
+export const sharedParts = (runs: Uint32Array): [number, number][] =>
+  Array.from({ length: runs.length / 3 }, (_, i) => [
+    (runs[i * 3] as number) * PAGE_BYTES,
+    (runs[i * 3 + 2] as number) * PAGE_BYTES,
+  ]);
 
-const firstEndingAfter = (offset: number, runs: Uint32Array): number => {
-  let [low, high] = [0, runs.length / 3];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    const [page, , count] = runs.subarray(middle * 3, middle * 3 + 3) as unknown as [number, number, number];
-    if ((page + count) * PAGE_BYTES > offset) high = middle;
-    else low = middle + 1;
+/**
+ * Where the shared pages of a disk belong in the layer: [offset in the disk, bytes, offset in the layer]. Throws an Error when a run lies outside, or before
+ * the one before it.
+ */
+export const sharedPlaces = (runs: Uint32Array, layerBytes: number, diskBytes: number): [number, number, number][] => {
+  const [layerPages, diskPages] = [layerBytes, diskBytes].map((bytes) => Math.floor(bytes / PAGE_BYTES));
+  const places: [number, number, number][] = [];
+  let end = 0;
+  for (let i = 0; i < runs.length; i += 3) {
+    const [page, from, count] = [...runs.subarray(i, i + 3)] as [number, number, number];
+    if (page < end || count < 1 || page + count > (layerPages as number) || from + count > (diskPages as number))
+      throw new Error('a run of shared pages is wrong');
+    end = page + count;
+    places.push([from * PAGE_BYTES, count * PAGE_BYTES, page * PAGE_BYTES]);
   }
-  return low * 3;
+  return places;
 };

@@ -1,11 +1,9 @@
 /** A file that is written from front to back. The disk writes while the processors work: little is left to wait for at the end. */
-import { closeSync, fdatasync, fsync, ftruncateSync, openSync, write as writeCallback } from 'node:fs';
+import { closeSync, fdatasync, fsync, openSync, write as writeCallback } from 'node:fs';
 import { promisify } from 'node:util';
-import { limits } from '../../contract/limits.js';
 
 /** So much may wait for the disk. */
 const SYNC_BYTES = 32 * 1024 * 1024;
-const ZEROS = Buffer.alloc(limits.packFrameMaxBytes);
 
 const sync = promisify(fdatasync);
 const syncAll = promisify(fsync);
@@ -22,16 +20,10 @@ export class Sink {
     this.#fd = openSync(path, 'wx', mode);
   }
 
-  get bytes(): number {
-    return this.#at;
-  }
-
-  /** The memory may be used again when it returns. With `holes`, zeros become one. */
-  async write(part: Uint8Array, holes = false): Promise<void> {
-    if (!holes || !isZero(part)) {
-      for (let done = 0; done < part.length; )
-        done += (await write(this.#fd, part, done, part.length - done, this.#at + done)).bytesWritten;
-    }
+  /** The memory may be used again when it returns. */
+  async write(part: Uint8Array): Promise<void> {
+    for (let done = 0; done < part.length; )
+      done += (await write(this.#fd, part, done, part.length - done, this.#at + done)).bytesWritten;
     this.#at += part.length;
     if (this.#at - this.#synced < SYNC_BYTES) return;
     await this.#syncing;
@@ -43,7 +35,6 @@ export class Sink {
   /** All of it is on the disk. */
   async finish(): Promise<void> {
     await this.#syncing;
-    ftruncateSync(this.#fd, this.#at);
     await syncAll(this.#fd);
   }
 
@@ -52,6 +43,3 @@ export class Sink {
     closeSync(this.#fd);
   }
 }
-
-const isZero = (part: Uint8Array): boolean =>
-  part.length <= ZEROS.length && ZEROS.subarray(0, part.length).equals(part);

@@ -26,7 +26,7 @@ export class TarReader {
       await this.#end();
       return undefined;
     }
-    return decode(block);
+    return decodeHeader(block);
   }
 
   /** The content behind a header, to be read to its end before the next header. */
@@ -82,7 +82,13 @@ export class TarReader {
   }
 }
 
-const decode = (block: Buffer): TarHeader => {
+/** Throws an Error unless all of it is. */
+export const requireZeros = (bytes: Buffer, reason: string): void => {
+  if (bytes.some((byte) => byte !== 0)) throw new Error(reason);
+};
+
+/** Throws an Error unless it is the header of a plain file. */
+export const decodeHeader = (block: Buffer): TarHeader => {
   const sum = block.reduce((all, byte, i) => all + (i >= 148 && i < 156 ? 0x20 : byte), 0);
   if (octal(block.subarray(148, 156)) !== sum) throw new Error('the checksum of a header is wrong');
   const name = text(block.subarray(0, 100));

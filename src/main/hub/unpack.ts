@@ -2,8 +2,10 @@
  * Unpacks a pack of version 3. Everything is written into the store's staging directories and checked there; then the links of
  * the chain appear, base first. Names in the pack never become paths: they are compared with those that its manifest must have.
  */
-import { createHash, type KeyObject } from 'node:crypto';
-import { linkSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createHash, type KeyObject, randomBytes } from 'node:crypto';
+import { closeSync, fsync, linkSync, mkdirSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { parseTag } from '../../contract/names.js';
@@ -16,16 +18,18 @@ import {
   STATE_FILE,
   WORKING_SET_FILE,
 } from '../../contract/snapshot.js';
+import { native } from '../../native/binding.js';
 import { fileParts } from '../file-parts.js';
 import type { Pool } from '../pool.js';
 import { OpenChain } from '../store/open-chain.js';
 import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
-import { opened } from './age.js';
-import { firstBytesToRuns, inOrder, totalOf as totalBytes } from './first.js';
+import { decrypted, isEncrypted } from './age.js';
+import { firstBytesToRuns, totalOf as totalBytes } from './first.js';
 import { readForeign } from './foreign.js';
 import {
+  diskPath,
   invalid,
   LINK_FILES,
   linkPath,
@@ -33,12 +37,13 @@ import {
   type PackFile,
   type PackManifest,
   readPackManifest,
+  SMALL_LINK_FILES,
 } from './format.js';
-import { decompressFrames } from './frames.js';
+import { ASIDE, FrameFile, NOTHING, type Segment } from './frames.js';
+import { Layout } from './layout.js';
 import type { PackHooks } from './pack.js';
 import { bytesToRuns } from './shared-pages.js';
 import { checkSignature, PACK_SIGNATURE, SIGNATURE_BYTES } from './signature.js';
-import { Sink } from './sink.js';
 import { type TarHeader, TarReader } from './tar-reader.js';
 
 export interface UnpackRequest {
@@ -71,34 +76,63 @@ export const unpack = async (
 ): Promise<Unpacked> => {
   const { path } = request;
   if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw invalid(path, 'there is no such file');
-  const input = fileParts(path);
   const undo = new Undo();
   try {
-    const content = decompressFrames(await opened(path, input, request.identities ?? []), pool);
-    undo.push(async () => void (await content.return(undefined)));
-    const tar = new TarReader(content);
-    const { manifest, header } = await readHead(request, tar).catch(async (error) => {
-      if (!(error instanceof ForkdError)) await readForeign(path);
-      throw error;
-    });
-    requireSize(path, manifest, statSync(path).size);
-    return await new Unpacking(store, request, manifest, undo).run(tar, header, pool, hooks);
+    const fd = isEncrypted(path) ? await openDecrypted(store, request) : openSync(path, 'r');
+    undo.push(() => closeSync(fd));
+    const { frames, head } = await begin(request, fd);
+    requireSize(path, head.manifest, native.fdSize(fd).bytes);
+    return await new Unpacking(store, request, head, frames, undo).run(pool, hooks);
   } catch (error) {
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
     throw error instanceof ForkdError || isOfTheSystem(error) ? error : invalid(path, reasonOf(error), error);
   } finally {
     await undo.run();
-    await input.return(undefined);
+  }
+};
+
+/** The content of an encrypted pack, in a file without a name: what is read here and there must be somewhere. */
+const openDecrypted = async (store: Store, { path, identities = [] }: UnpackRequest): Promise<number> => {
+  const content = await decrypted(path, fileParts(path), identities);
+  mkdirSync(store.root, { recursive: true });
+  const name = join(store.root, `.decrypted-${randomBytes(6).toString('hex')}`);
+  const fd = openSync(name, 'wx+', 0o600);
+  rmSync(name);
+  try {
+    let at = 0;
+    for await (const part of content) at += native.fdWrite(fd, part, at);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+};
+
+const begin = async (request: UnpackRequest, fd: number): Promise<{ frames: FrameFile; head: Head }> => {
+  try {
+    const frames = FrameFile.of(fd);
+    return { frames, head: await readHead(request, new TarReader(frames.contents())) };
+  } catch (error) {
+    if (!(error instanceof ForkdError)) await readForeign(request.path);
+    throw error;
   }
 };
 
 const isOfTheSystem = (error: unknown): boolean => typeof (error as NodeJS.ErrnoException).syscall === 'string';
 
+export interface Head {
+  manifest: PackManifest;
+  manifestBytes: number;
+  isSigned: boolean;
+  /** Of the first file. */
+  header: TarHeader | undefined;
+}
+
 /** What is before the first file: the manifest, and its signature if there is one. Also the header of that file. */
 export const readHead = async (
   { path, trusted = [] }: Pick<UnpackRequest, 'path' | 'trusted'>,
   tar: TarReader,
-): Promise<{ manifest: PackManifest; manifestBytes: number; isSigned: boolean; header: TarHeader | undefined }> => {
+): Promise<Head> => {
   const first = await tar.next();
   if (first?.name !== PACK_MANIFEST) throw invalid(path, `it does not begin with ${PACK_MANIFEST}`);
   if (first.size > limits.packManifestMaxBytes) throw invalid(path, `${PACK_MANIFEST} is too large`);
@@ -127,28 +161,16 @@ export const requireSize = (path: string, manifest: PackManifest, packBytes: num
     throw invalid(path, `it unpacks to more than ${limits.packRatioMax} times its size`);
   for (const { path: name, size } of manifest.files) {
     if (name.endsWith(MANIFEST_FILE) && size > limits.snapshotJsonMaxBytes) throw invalid(path, `${name} is too large`);
+    if (name.endsWith(`/${STATE_FILE}`) && size > limits.packStateMaxBytes) throw invalid(path, `${name} is too large`);
     if (LISTS.some((list) => name.endsWith(`/${list}`)) && size > limits.packPagesMaxBytes)
       throw invalid(path, `${name} is too large`);
   }
 };
 
-/** Gone before the tag appears. */
-export const PAGES_FILE = 'memory.pages';
-export const RUNS_FILE = 'memory.runs';
-export const FIRST_FILE = 'memory.first';
 /** Held in memory. */
-const LISTS = [PAGES_FILE, BLOCKS_FILE, RUNS_FILE, WORKING_SET_FILE];
-/** In the order of LINK_FILES. */
-const STAGED_FILES = [
-  MANIFEST_FILE,
-  STATE_FILE,
-  PAGES_FILE,
-  BLOCKS_FILE,
-  WORKING_SET_FILE,
-  RUNS_FILE,
-  FIRST_FILE,
-  MEMORY_FILE,
-];
+const LISTS = ['memory.pages', BLOCKS_FILE, 'memory.runs', WORKING_SET_FILE];
+/** Of each link, those that are files of a snapshot. */
+const SMALL_FILES = [MANIFEST_FILE, STATE_FILE, WORKING_SET_FILE];
 
 interface PackedLink {
   /** Its name in the pack, and here. */
@@ -157,17 +179,27 @@ interface PackedLink {
   staging: Staging;
 }
 
+/** A file that native threads write. */
+interface Target {
+  fd: number;
+  name: string;
+}
+
 class Unpacking {
   readonly links: PackedLink[] = [];
   /** Ancestors that have appeared while the head has not, newest first. */
   readonly half: string[] = [];
+  readonly layout: Layout;
 
   constructor(
     readonly store: Store,
     readonly request: UnpackRequest,
-    readonly manifest: PackManifest,
+    readonly pack: Head,
+    readonly frames: FrameFile,
     readonly undo: Undo,
   ) {
+    const { manifest } = pack;
+    this.layout = new Layout(manifest, pack.manifestBytes, pack.isSigned);
     const head = request.tag === undefined ? manifest.tag : parseTag(request.tag);
     if (manifest.chain.slice(0, -1).some((link) => link.tag === head))
       throw invalid(request.path, `'${head}' is the name of an ancestor in it`);
@@ -189,10 +221,19 @@ class Unpacking {
     return this.links.at(-1) as PackedLink;
   }
 
-  async run(tar: TarReader, header: TarHeader | undefined, pool: Pool, hooks: PackHooks): Promise<Unpacked> {
-    await this.#extract(tar, header, hooks);
-    await this.#fillPages(pool);
-    const manifests = await this.#check(pool);
+  get manifest(): PackManifest {
+    return this.pack.manifest;
+  }
+
+  async run(pool: Pool, hooks: PackHooks): Promise<Unpacked> {
+    const small = await this.#readSmall();
+    const targets = await this.#extract(small, hooks);
+    const [manifests] = await settled([
+      this.#check(pool),
+      this.#checkDisks(pool),
+      ...targets.map(({ fd }) => sync(fd)),
+    ]);
+    for (const { sha256 = '' } of this.disks) rmSync(this.#disk(sha256), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
     for (const [i, link] of this.links.entries()) {
@@ -204,61 +245,81 @@ class Unpacking {
     return { tag: this.head.to, dir: this.store.dir(this.head.to), made };
   }
 
-  /** `header` is that of the first file. */
-  async #extract(tar: TarReader, header: TarHeader | undefined, hooks: PackHooks): Promise<void> {
-    const total = totalOf(this.manifest);
-    let done = 0;
-    const syncs = new Syncs();
-    this.undo.push(() => syncs.settled());
-    for (const [i, file] of this.manifest.files.entries()) {
-      if (header?.name !== file.path) throw new Error(`entry ${JSON.stringify(header?.name)} is not ${file.path}`);
-      if (header.size !== file.size) throw new Error(`${file.path} has another size than its manifest says`);
-      const sink = await write(this.#target(i, file), file, tar.body(file.size), (bytes) => {
-        hooks.signal?.throwIfAborted();
-        done += bytes;
-        hooks.onProgress?.(done, total);
-      });
-      syncs.add(sink);
-      header = await tar.next();
+  /** All but layers and disks, each held to its hash; what belongs to the snapshots is written. */
+  async #readSmall(): Promise<Map<string, Buffer>> {
+    const small = new Map<string, Buffer>();
+    // Before anything is written.
+    this.layout.gaps(this.frames.contentBytes);
+    for (const { from, staging } of this.links) {
+      for (const name of SMALL_LINK_FILES.filter((one) => one !== 'memory.first')) {
+        const { path, size, sha256 } = this.#entry(linkPath(from, name));
+        const content = await this.frames.read(this.layout.body(path), size);
+        if (createHash('sha256').update(content).digest('hex') !== sha256)
+          throw new Error(`${path} has another hash than its manifest says`);
+        small.set(path, content);
+        if (!SMALL_FILES.includes(name) || (name === WORKING_SET_FILE && size === 0)) continue;
+        // The manifest is written anew when the tag appears.
+        writeFileSync(staging.file(name), content, { flush: name !== MANIFEST_FILE });
+      }
     }
-    await syncs.done();
-    if (header !== undefined) throw new Error('it has entries that its manifest does not list');
+    return small;
+  }
+
+  #entry(path: string): PackFile {
+    return this.manifest.files.find((file) => file.path === path) as PackFile;
+  }
+
+  /** Layers and disks, which are not yet on the disk afterwards. */
+  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<Target[]> {
+    const total = totalOf(this.manifest);
+    const targets: Target[] = [];
+    const open = (name: string, bytes: number): number => {
+      const fd = openSync(name, 'wx', 0o644);
+      this.undo.push(() => closeSync(fd));
+      native.fdResize(fd, bytes);
+      targets.push({ fd, name });
+      return fd;
+    };
+    const segments: Segment[] = [];
+    for (const { from, staging } of this.links) {
+      const [runs, pages] = ['memory.runs', 'memory.pages'].map((name) => small.get(linkPath(from, name)) as Buffer);
+      const moved = firstBytesToRuns(runs as Buffer);
+      if (totalBytes(moved) !== this.#entry(linkPath(from, 'memory.first')).size)
+        throw new Error('memory.first has another size than its runs');
+      const disk = diskPath(this.#entry(linkPath(from, 'memory.pages')).disk as string);
+      const places = this.layout.layerPlaces(from, moved, bytesToRuns(pages as Buffer), disk);
+      const fd = open(staging.file(MEMORY_FILE), this.#entry(linkPath(from, MEMORY_FILE)).size);
+      for (const [begin, bytes, offset] of places) segments.push([begin, bytes, fd, offset]);
+      for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
+    }
+    for (const { path, size, sha256 = '' } of this.disks)
+      segments.push([this.layout.body(path), size, open(this.#disk(sha256), size), 0]);
+    let aside = 0;
+    for (const [begin, bytes] of this.layout.gaps(this.frames.contentBytes)) {
+      segments.push([begin, bytes, ASIDE, aside]);
+      aside += bytes;
+    }
+    const gaps = Buffer.alloc(aside);
+    const split = this.layout.body(this.disks[0]?.path as string);
+    const onProgress = (bytes: number): void => hooks.onProgress?.(Math.min(bytes, total), total);
+    await this.frames.place(segments, gaps, split, { signal: hooks.signal, onProgress });
+    this.layout.checkGaps(gaps);
+    return targets;
   }
 
   get disks(): PackFile[] {
     return this.manifest.files.slice(this.links.length * LINK_FILES.length);
   }
 
-  /** The files of each link, then disks, which are kept under their hashes until all links have them. */
-  #target(i: number, file: PackFile): string {
-    const link = this.links[Math.floor(i / LINK_FILES.length)];
-    if (link) return link.staging.file(STAGED_FILES[i % LINK_FILES.length] as string);
-    return this.#disk(file.sha256 as string);
-  }
-
+  /** Disks are kept under their hashes until all links have them. */
   #disk(sha256: string): string {
     return this.head.staging.file(`disk-${sha256}`);
   }
 
-  async #fillPages(pool: Pool): Promise<void> {
-    const work = this.links.map(async ({ from, staging }) => {
-      const pagesPath = staging.file(PAGES_FILE);
-      const runs = bytesToRuns(readFileSync(pagesPath));
-      const entry = this.manifest.files.find(({ path }) => path === linkPath(from, PAGES_FILE));
-      const diskPath = this.#disk(entry?.disk as string);
-      const sizeOf = (name: string): number => statSync(staging.file(name)).size;
-      const moved = firstBytesToRuns(readFileSync(staging.file(RUNS_FILE)));
-      inOrder(moved, sizeOf(MEMORY_FILE));
-      if (totalBytes(moved) !== sizeOf(FIRST_FILE)) throw new Error(`${FIRST_FILE} has another size than its runs`);
-      const files = { layerPath: staging.file(MEMORY_FILE), diskPath, movedPath: staging.file(FIRST_FILE) };
-      await pool.run('fillPages', { runs, moved, ...files });
-      for (const name of [PAGES_FILE, BLOCKS_FILE, RUNS_FILE, FIRST_FILE]) rmSync(staging.file(name));
-      if (sizeOf(WORKING_SET_FILE) === 0) rmSync(staging.file(WORKING_SET_FILE));
-    });
-    const [failed] = (await Promise.allSettled(work)).filter((one) => one.status === 'rejected');
-    if (failed === undefined) return;
-    const { reason } = failed;
-    throw (reason as { code?: string }).code === 'INTERNAL' ? new Error(String(reason.details['reason'])) : reason;
+  async #checkDisks(pool: Pool): Promise<void> {
+    const { digests } = await pool.run('hash', { paths: this.disks.map(({ sha256 }) => this.#disk(sha256 as string)) });
+    for (const [i, { path, sha256 }] of this.disks.entries())
+      if (digests[i]?.sha256 !== sha256) throw new Error(`${path} has another hash than its manifest says`);
   }
 
   /** Opens the staged chain as a fork would, and reads every chunk. */
@@ -276,13 +337,14 @@ class Unpacking {
         if (wrong !== undefined) throw invalid(path, `snapshot.json of '${m.tag}': ${wrong}`);
         chain.dirs[i]?.openState();
       }
-      const { problems } = await pool.run('verify', { layers: chain.layers });
-      const [problem] = problems;
+      const { layers } = chain;
+      const parts = Array.from({ length: pool.width }, (_, part) => ({ part, of: pool.width }));
+      const found = await settled(parts.map((part) => pool.run('verify', { layers, ...part })));
+      const [problem] = found.flatMap(({ problems }) => problems);
       if (problem) throw new Error(`memory of '${problem.tag}', chunk ${problem.chunk}: ${problem.reason}`);
       return manifests.map((m, i) => this.#settle(this.links[i] as PackedLink, m));
     } finally {
       chain.close();
-      for (const { sha256 = '' } of this.disks) rmSync(this.#disk(sha256), { force: true });
     }
   }
 
@@ -341,48 +403,12 @@ export const harmful = (m: SnapshotManifest): string | undefined => {
   return undefined;
 };
 
-/** Files that have been written, on their way to the disk while the next are. */
-class Syncs {
-  readonly #syncs: Promise<void>[] = [];
-
-  add(sink: Sink): void {
-    const sync = sink.finish().finally(() => sink.close());
-    sync.catch(() => undefined);
-    this.#syncs.push(sync);
-  }
-
-  /** Throws what syncing one of them throws. */
-  async done(): Promise<void> {
-    await Promise.all(this.#syncs);
-  }
-
-  async settled(): Promise<void> {
-    await Promise.allSettled(this.#syncs);
-  }
-}
-
-/** Zeros become holes. Returns the file, which is not yet on the disk. Throws when the hash is another. */
-const write = async (
-  path: string,
-  file: PackFile,
-  body: AsyncIterable<Buffer>,
-  onBytes: (bytes: number) => void,
-): Promise<Sink> => {
-  const hash = file.sha256 === undefined ? undefined : createHash('sha256');
-  const sink = new Sink(path);
-  try {
-    for await (const part of body) {
-      const writing = sink.write(part, true);
-      // While another thread writes it.
-      hash?.update(part);
-      await writing;
-      onBytes(part.length);
-    }
-    if (hash && hash.digest('hex') !== file.sha256)
-      throw new Error(`${file.path} has another hash than its manifest says`);
-    return sink;
-  } catch (error) {
-    await sink.close();
-    throw error;
-  }
+/** As Promise.all, but nothing is at work any more when it throws: files are closed then. */
+const settled = async <T extends readonly unknown[] | []>(
+  work: T,
+): Promise<{ -readonly [K in keyof T]: Awaited<T[K]> }> => {
+  await Promise.allSettled(work);
+  return Promise.all(work);
 };
+
+const sync = promisify(fsync);

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "frames.h"
+
+namespace forkd {
+
+// Decompresses frames of a file, and puts what is in them where it belongs: any part of the content may be
+// wanted in a file, in more than one, or not at all. Zeros become holes: the files are new.
+class FrameReader {
+ public:
+  struct Frame {
+    uint64_t stored;  // bytes in the file, and unpacked
+    uint64_t bytes;
+  };
+  struct Segment {
+    static constexpr int kAside = -1;  // into the memory that was given
+    static constexpr int kZeros = -2;  // nowhere, and zero
+    uint64_t begin;                    // in the content
+    uint64_t bytes;
+    int fd;
+    uint64_t offset;
+  };
+
+  // `split`: frames before it and those from it on are begun at once. They hold different files, and writers
+  // of one file wait for each other.
+  FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
+              size_t split, FrameProgress progress);
+
+  FrameError Run(unsigned threads);
+
+ private:
+  struct Buffers;
+
+  void Work(unsigned thread);
+  bool Next(unsigned thread, size_t* frame);
+  FrameError Take(size_t frame, Buffers* buffers);
+  FrameError Place(size_t frame, const uint8_t* content, Writeback* writeback);
+
+  const int pack_;
+  const std::vector<Frame> frames_;
+  const std::vector<Segment> segments_;
+  const std::span<uint8_t> aside_;
+  const FrameProgress progress_;
+  std::vector<uint64_t> ats_, begins_;
+  std::vector<std::vector<uint32_t>> wanted_;  // segments of each frame
+  size_t stored_max_ = 0, bytes_max_ = 0;
+
+  struct Half {
+    std::atomic<size_t> next;
+    size_t end;
+  };
+  Half halves_[2];
+  std::mutex mutex_;
+  FrameError error_;
+  std::atomic<bool> failed_{false};
+};
+
+}  // namespace forkd

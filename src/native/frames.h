@@ -1,0 +1,62 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "error.h"
+
+// A stream as zstd frames that know nothing of each other, as packs have it: what its writer and its reader
+// share.
+namespace forkd {
+
+// Of a frame, before and after compression: far more than packs have (contract/limits.ts).
+constexpr uint64_t kFrameBytesMax = 16 * 1024 * 1024;
+constexpr int kFrameThreadsMax = 64;
+
+// Why frames could not be written or read.
+struct FrameError {
+  SysError sys;
+  const char* what = nullptr;  // static text
+
+  explicit operator bool() const { return sys || what; }
+};
+
+// Shared with JavaScript: bytes of content that are done, and whether to stop.
+class FrameProgress {
+ public:
+  static constexpr size_t kSlots = 2;
+
+  explicit FrameProgress(std::span<int64_t> slots) : slots_(slots) {}
+
+  void Add(uint64_t bytes) const {
+    std::atomic_ref<int64_t>(slots_[0]).fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+  }
+  void Stop() const { std::atomic_ref<int64_t>(slots_[1]).store(1, std::memory_order_relaxed); }
+  bool stopped() const { return std::atomic_ref<int64_t>(slots_[1]).load(std::memory_order_relaxed) != 0; }
+
+ private:
+  std::span<int64_t> slots_;
+};
+
+// Parts of files that were just written: the disk begins with them while the processors go on, so that little
+// is left to wait for at the end. One for each thread.
+class Writeback {
+ public:
+  ~Writeback() { Begin(); }
+  void Wrote(int fd, uint64_t offset, uint64_t bytes);
+
+ private:
+  void Begin();
+
+  int fd_ = -1;
+  uint64_t begin_ = 0;
+  uint64_t end_ = 0;
+};
+
+// Runs `work` in so many threads, this one among them; with its number. What cannot be started is done
+// without.
+void InThreads(unsigned threads, const std::function<void(unsigned)>& work);
+
+}  // namespace forkd
