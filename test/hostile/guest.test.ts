@@ -240,7 +240,7 @@ hostile('disk, memory and processes: it is its own that it fills', async ({ engi
   const began = performance.now();
   for (let i = 0; i < 20; i++) assert.is((await engine.eval(sibling.id, `${i}`)).result, `${i}`);
   assert.ok(performance.now() - began < 20_000);
-  const { pids = 0 } = child.usage();
+  const { pids = 0 } = await child.usage();
   assert.ok((pids ?? 0) < limits.vmTasks, 'its processes are none of this host');
   await engine.kill([child]);
   await bomb;
