@@ -260,11 +260,6 @@ export interface Tasks {
     input: { layers: LayerFile[]; memoryPath: string; stateFd: number; statePath: string };
     output: { root: string; fileBytes: number };
   };
-  /** Reads and checks every chunk of every image of a chain, base first; or one of several parts of them. */
-  verify: {
-    input: { layers: LayerFile[]; part?: number; of?: number };
-    output: { chunks: number; readBytes: number; problems: { tag: string; chunk: number; reason: string }[] };
-  };
   /** Compares two images, each a chain (base first), and what a process that runs from it has changed. */
   memoryDiff: {
     input: { a: ImageOf; b: ImageOf };

@@ -266,7 +266,7 @@ export class Engine {
 
   /** Reads and checks every chunk of a tag and its ancestors. */
   verify(tag: string): Promise<Verification> {
-    return verify(this.store, tag, this.pool);
+    return verify(this.store, tag);
   }
 
   /** Brings the rest of a tag that was pulled with --lazy. Throws what its server makes it throw, SNAPSHOT_BUSY, CANCELLED. */

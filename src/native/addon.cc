@@ -16,6 +16,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterLayerCompact(env, exports);
   forkd::RegisterSource(env, exports);
   forkd::RegisterSourceDiff(env, exports);
+  forkd::RegisterSourceVerify(env, exports);
   forkd::RegisterScmRights(env, exports);
   forkd::RegisterSpawn(env, exports);
   forkd::RegisterPidfd(env, exports);

@@ -15,6 +15,7 @@ void RegisterLayerProcess(Napi::Env env, Napi::Object exports);
 void RegisterLayerCompact(Napi::Env env, Napi::Object exports);
 void RegisterSource(Napi::Env env, Napi::Object exports);
 void RegisterSourceDiff(Napi::Env env, Napi::Object exports);
+void RegisterSourceVerify(Napi::Env env, Napi::Object exports);
 void RegisterScmRights(Napi::Env env, Napi::Object exports);
 void RegisterSpawn(Napi::Env env, Napi::Object exports);
 void RegisterPidfd(Napi::Env env, Napi::Object exports);

@@ -235,6 +235,15 @@ export interface Native {
   sourceInfo(handle: number): SourceInfo;
   /** One chunk, verified, its rest past the image's end zero. Returns the bytes read from layers. */
   sourceRead(handle: number, chunk: number, into: Uint8Array): number;
+  /**
+   * Reads every chunk in native threads, until so many problems are found: chunks whose data is damaged, or that their disk cannot read (EIO). `layer` is the
+   * place in the chain, -1 when that is not known. The promise does not keep the event loop alive.
+   */
+  sourceVerify(
+    handle: number,
+    problemsMax: number,
+    threads: number,
+  ): Promise<{ readBytes: number; problems: { chunk: number; layer: number; reason: string }[] }>;
   /** Pages, and chunks with such pages, that differ between two images of one size. Blocks: call it from a worker. Throws as sourceRead does. */
   sourceDiffer(a: number, b: number): { pages: number; chunks: number };
   /**

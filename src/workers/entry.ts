@@ -20,7 +20,6 @@ import { restore } from './tasks/restore.js';
 import { save } from './tasks/save.js';
 import { saveCopy } from './tasks/save-copy.js';
 import { template } from './tasks/template.js';
-import { verify } from './tasks/verify.js';
 import { wpBench } from './tasks/wp-bench.js';
 
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
@@ -41,7 +40,6 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   save,
   saveCopy,
   template,
-  verify,
   wpBench,
 };
 

@@ -139,7 +139,7 @@ test('unpack', async () => {
   const path = join(root, 'pack');
   for (let round = 0; round < ROUNDS; round++) {
     writeFileSync(path, await sample(round));
-    if (await settle(`seed ${SEED}, round ${round}`, unpack(target, { path }, pool))) refused++;
+    if (await settle(`seed ${SEED}, round ${round}`, unpack(target, { path }))) refused++;
   }
   assert.ok(refused > ROUNDS / 2, `only ${refused} of ${ROUNDS} were refused`);
 });

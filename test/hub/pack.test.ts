@@ -89,7 +89,7 @@ const refusal = async (bytes: Buffer): Promise<string> => {
   writeFileSync(path, bytes);
   let code = 'accepted';
   try {
-    const { made } = await unpack(target, { path }, pool);
+    const { made } = await unpack(target, { path });
     for (const tag of made.reverse()) {
       assert.is(target.manifest(tag).memory_root, store.manifest(tag).memory_root, 'accepted, and something else');
       target.remove(tag);
@@ -242,7 +242,7 @@ packs('pages that memory shares with its disk are stored once', async () => {
   const { bytes } = await pack(world, { tag: 'shared', out }, pool);
   assert.ok(bytes < content.length + 100 * 1024, `${bytes} bytes hold ${content.length} of noise once`);
   const back = new Store(join(root, 'shared-back'));
-  await unpack(back, { path: out }, pool);
+  await unpack(back, { path: out });
   const file = (one: Store) => readFileSync(one.manifest('shared').memory);
   assert.ok(file(back).equals(file(world)));
   assert.not(readdirSync(back.dir('shared')).includes('memory.pages'));
@@ -289,7 +289,7 @@ packs('a signature is held to what it signs, and to the keys that are trusted', 
   await pack(store, { tag: 'child', out, signingKey: mine.privateKey }, pool);
   const open = async (path: string, trusted: KeyObject[]): Promise<string> => {
     const world = new Store(join(root, 'trust'));
-    const made = await unpack(world, { path, trusted }, pool).then(
+    const made = await unpack(world, { path, trusted }).then(
       (done) => done.made,
       (error: ForkdError) => error.code,
     );
@@ -369,7 +369,7 @@ packs('an encrypted pack opens for its recipients, and for nobody else', async (
     const world = new Store(join(root, 'secrets'));
     const path = join(root, 'try.age');
     writeFileSync(path, content);
-    const outcome = await unpack(world, { path, identities }, pool).then(
+    const outcome = await unpack(world, { path, identities }).then(
       ({ made }) => made.join(),
       (error: ForkdError) => `${error.code} ${error.message}`,
     );
@@ -439,7 +439,7 @@ packs('truncated, and with bits flipped', async () => {
 });
 
 packs('a chain comes back whole, with its disks, and not twice', async () => {
-  const { tag, made } = await unpack(target, { path: good }, pool);
+  const { tag, made } = await unpack(target, { path: good });
   assert.equal([tag, made], ['child', ['base', 'child']]);
   const back = target.manifest('child');
   assert.is(back.memory_root, store.manifest('child').memory_root);
@@ -453,9 +453,9 @@ packs('a chain comes back whole, with its disks, and not twice', async () => {
     'snapshot.json',
     'vmstate',
   ]);
-  const again = await unpack(target, { path: good }, pool).catch((error: ForkdError) => error.code);
+  const again = await unpack(target, { path: good }).catch((error: ForkdError) => error.code);
   assert.is(again, 'SNAPSHOT_EXISTS');
-  const other = await unpack(target, { path: good, tag: 'second' }, pool);
+  const other = await unpack(target, { path: good, tag: 'second' });
   assert.equal(other.made, ['second'], 'the base that is here is used');
   assert.equal(target.abandoned(), []);
 });
@@ -469,7 +469,7 @@ packs('more than any chain can have, or than such a file can hold, is refused be
   ] as const) {
     const body = Buffer.from(first.body.toString().replace(/size = \d+/, `size = ${size}`));
     writeFileSync(path, await framed(await build([{ ...first, body }, ...rest])));
-    const error = await unpack(target, { path }, pool).catch((e: ForkdError) => e);
+    const error = await unpack(target, { path }).catch((e: ForkdError) => e);
     assert.match(String((error as ForkdError).details['reason']), reason);
   }
 });
@@ -478,7 +478,7 @@ packs('half a chain is taken back when its head cannot appear', async () => {
   const world = new Store(join(root, 'half'));
   // Somebody makes the head's tag after unpacking has looked for it.
   const onProgress = () => mkdirSync(world.dir('child'), { recursive: true });
-  const code = await unpack(world, { path: good }, pool, { onProgress }).catch((error: ForkdError) => error.code);
+  const code = await unpack(world, { path: good }, { onProgress }).catch((error: ForkdError) => error.code);
   assert.is(code, 'SNAPSHOT_EXISTS');
   assert.equal(world.tags(), ['child'], 'the base had appeared and is gone again');
   assert.equal(readdirSync(world.dir('child')), [], 'what is not ours was left alone');
@@ -490,7 +490,7 @@ packs('--force replaces the head, and only by something that is whole', async ()
   const old = putBase(world, 'child', { 5: 5 });
   const before = world.manifest('child').memory_root;
   const unpackInto = (request: { path: string; force?: boolean }) =>
-    unpack(world, request, pool).then(
+    unpack(world, request).then(
       ({ made }) => made,
       (error: ForkdError) => error.code,
     );
@@ -509,7 +509,7 @@ packs('--force replaces the head, and only by something that is whole', async ()
   await subject.write({ 2: 2 });
   putDiff(world, 'made-of-it', 'parent', subject);
   await subject.end();
-  const forced = await unpack(world, { path: good, tag: 'parent', force: true }, pool).catch((e: ForkdError) => e.code);
+  const forced = await unpack(world, { path: good, tag: 'parent', force: true }).catch((e: ForkdError) => e.code);
   assert.is(forced, 'SNAPSHOT_HAS_DEPENDENTS');
 });
 

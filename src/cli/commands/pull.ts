@@ -78,13 +78,7 @@ export const pull: Command = {
         }
         const pulled = find
           ? await pullPack(http, engine.store, { ...(await find(http, signal)), ...request }, engine.pool, hooks)
-          : await pullArtifact(
-              http,
-              engine.store,
-              { ...request, reference: reference as Reference },
-              engine.pool,
-              hooks,
-            );
+          : await pullArtifact(http, engine.store, { ...request, reference: reference as Reference }, hooks);
         bar.end();
         line(`✓ snapshot '${pulled.tag}' in ${pulled.dir} (${formatBytes(pulled.bytes)} downloaded)`);
         if (options.flag('json')) printJson(pulled);

@@ -40,9 +40,7 @@ export const unpack: Command = {
       };
       const bar = new Bar('   ', formatBytes);
       const onProgress = (at: number, total: number) => bar.update(at, total);
-      const done = await unpackSnapshot(engine.store, request, engine.pool, { signal, onProgress }).finally(() =>
-        bar.end(),
-      );
+      const done = await unpackSnapshot(engine.store, request, { signal, onProgress }).finally(() => bar.end());
       line(`✓ snapshot '${done.tag}' in ${done.dir}`);
       if (options.flag('json')) printJson(done);
       return 0;

@@ -3,9 +3,9 @@
  * read without what is before it. It ends with a seek table in zstd's seekable format, in a frame that every zstd skips.
  */
 import { readSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
 import { limits } from '../../contract/limits.js';
 import { native } from '../../native/binding.js';
+import { THREADS } from '../native-threads.js';
 
 /** Larger frames compress better; of smaller ones a lazy pull waits less for what it needs. 512 KiB cost 0.9 % of size over 2 MiB. */
 export const FRAME_BYTES = 512 * 1024;
@@ -16,8 +16,6 @@ const SKIPPABLE = 0x184d2a5e;
 const SEEKABLE = 0x8f92eab1;
 export const FOOTER_BYTES = 9;
 const TABLE_HEAD_BYTES = 8;
-/** Native threads: as many as can do something. */
-export const THREADS = Math.min(availableParallelism(), 64);
 /** In pieces, for native code: bytes that are given, and zeros. */
 const GIVEN = -1;
 const ZEROS = -2;

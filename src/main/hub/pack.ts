@@ -10,6 +10,7 @@ import type { FileDigest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { requireFile } from '../store/fit.js';
 import { HalfFile } from '../store/half-file.js';
+import { THREADS, whileAtWork } from '../native-threads.js';
 import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
 import type { TagDir } from '../store/tag-dir.js';
@@ -28,7 +29,7 @@ import {
   writePackManifest,
 } from './format.js';
 import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf } from './first.js';
-import { type FrameHooks, type Piece, THREADS, watched, writeFrames } from './frames.js';
+import { type FrameHooks, type Piece, writeFrames } from './frames.js';
 import { runsToBytes, sharedParts } from './shared-pages.js';
 import { PACK_SIGNATURE, signManifest } from './signature.js';
 import { Sink } from './sink.js';
@@ -176,7 +177,7 @@ const searchDisk = async (
   try {
     const count = withBlocks ? Math.ceil(native.fdSize(disk).bytes / DISK_BLOCK_BYTES) : 0;
     const blocks = Buffer.alloc(count * HASH_BYTES);
-    const shared = await watched({}, () => native.samePages(layerFd, disk, THREADS, withBlocks ? blocks : undefined));
+    const shared = await whileAtWork(() => native.samePages(layerFd, disk, THREADS, withBlocks ? blocks : undefined));
     return { shared, blocks };
   } finally {
     closeSync(disk);

@@ -49,7 +49,7 @@ export const pull = async (
     if (sha256 !== undefined) await requireHash(partial, url, sha256, pool);
   };
   const source = { name: sha256 ?? shown(url), from: shown(url), immutable: sha256 !== undefined, fetch };
-  return pullWith(store, request, source, pool, hooks);
+  return pullWith(store, request, source, hooks);
 };
 
 export interface Source {
@@ -68,7 +68,6 @@ export const pullWith = async (
   store: Store,
   request: Omit<PullRequest, 'url'>,
   { name, from, immutable, fetch }: Source,
-  pool: Pool,
   hooks: PullHooks = {},
 ): Promise<Pulled> => {
   const { tag, force = false } = request;
@@ -80,7 +79,7 @@ export const pullWith = async (
     hooks.onStep?.(`downloading ${from}`);
     await fetch(partial, spaced(store, hooks));
     hooks.onStep?.('unpacking');
-    const unpacked = await unpack(store, { ...request, path: partial.path }, pool, hooks);
+    const unpacked = await unpack(store, { ...request, path: partial.path }, hooks);
     keep = false;
     return { ...unpacked, url: from, bytes: partial.bytes };
   } catch (error) {

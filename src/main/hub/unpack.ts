@@ -20,7 +20,7 @@ import {
 } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { fileParts } from '../file-parts.js';
-import type { Pool } from '../pool.js';
+import { verifyLayers } from '../memory/verify.js';
 import { OpenChain } from '../store/open-chain.js';
 import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
@@ -68,12 +68,7 @@ export interface Unpacked {
  * Throws PACK_INVALID, PACK_UNREADABLE, PACK_UNTRUSTED, PACK_ENCRYPTED, SNAPSHOT_EXISTS, SNAPSHOT_BUSY, SNAPSHOT_HAS_DEPENDENTS, DISK_FULL, CANCELLED;
  * then the store is as it was.
  */
-export const unpack = async (
-  store: Store,
-  request: UnpackRequest,
-  pool: Pool,
-  hooks: PackHooks = {},
-): Promise<Unpacked> => {
+export const unpack = async (store: Store, request: UnpackRequest, hooks: PackHooks = {}): Promise<Unpacked> => {
   const { path } = request;
   if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw invalid(path, 'there is no such file');
   const undo = new Undo();
@@ -82,7 +77,7 @@ export const unpack = async (
     undo.push(() => closeSync(fd));
     const { frames, head } = await begin(request, fd);
     requireSize(path, head.manifest, native.fdSize(fd).bytes);
-    return await new Unpacking(store, request, head, frames, undo).run(pool, hooks);
+    return await new Unpacking(store, request, head, frames, undo).run(hooks);
   } catch (error) {
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
     throw error instanceof ForkdError || isOfTheSystem(error) ? error : invalid(path, reasonOf(error), error);
@@ -225,14 +220,10 @@ class Unpacking {
     return this.pack.manifest;
   }
 
-  async run(pool: Pool, hooks: PackHooks): Promise<Unpacked> {
+  async run(hooks: PackHooks): Promise<Unpacked> {
     const small = await this.#readSmall();
     const targets = await this.#extract(small, hooks);
-    const [manifests] = await settled([
-      this.#check(pool),
-      this.#checkDisks(pool),
-      ...targets.map(({ fd }) => sync(fd)),
-    ]);
+    const [manifests] = await settled([this.#check(), this.#checkDisks(), ...targets.map(({ fd }) => sync(fd))]);
     for (const { sha256 = '' } of this.disks) rmSync(this.#disk(sha256), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
@@ -316,14 +307,17 @@ class Unpacking {
     return this.head.staging.file(`disk-${sha256}`);
   }
 
-  async #checkDisks(pool: Pool): Promise<void> {
-    const { digests } = await pool.run('hash', { paths: this.disks.map(({ sha256 }) => this.#disk(sha256 as string)) });
-    for (const [i, { path, sha256 }] of this.disks.entries())
-      if (digests[i]?.sha256 !== sha256) throw new Error(`${path} has another hash than its manifest says`);
+  /** Here, while native threads look at the memory: to start a worker takes as long as to hash most disks. */
+  async #checkDisks(): Promise<void> {
+    for (const { path, sha256 } of this.disks) {
+      const hash = createHash('sha256');
+      for await (const part of fileParts(this.#disk(sha256 as string))) hash.update(part);
+      if (hash.digest('hex') !== sha256) throw new Error(`${path} has another hash than its manifest says`);
+    }
   }
 
   /** Opens the staged chain as a fork would, and reads every chunk. */
-  async #check(pool: Pool): Promise<SnapshotManifest[]> {
+  async #check(): Promise<SnapshotManifest[]> {
     const { path } = this.request;
     const chain = this.#openStaged();
     try {
@@ -337,10 +331,8 @@ class Unpacking {
         if (wrong !== undefined) throw invalid(path, `snapshot.json of '${m.tag}': ${wrong}`);
         chain.dirs[i]?.openState();
       }
-      const { layers } = chain;
-      const parts = Array.from({ length: pool.width }, (_, part) => ({ part, of: pool.width }));
-      const found = await settled(parts.map((part) => pool.run('verify', { layers, ...part })));
-      const [problem] = found.flatMap(({ problems }) => problems);
+      const { problems } = await verifyLayers(chain.layers);
+      const [problem] = problems;
       if (problem) throw new Error(`memory of '${problem.tag}', chunk ${problem.chunk}: ${problem.reason}`);
       return manifests.map((m, i) => this.#settle(this.links[i] as PackedLink, m));
     } finally {

@@ -17,6 +17,7 @@ import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
 import { syncDir } from '../store/staging.js';
 import type { MemorySource } from './source.js';
+import { verifyLayers } from './verify.js';
 
 /** `remote.json`. */
 export interface RemoteRecord extends RemotePack {
@@ -152,7 +153,7 @@ export class RemoteSnapshot {
     const { digests } = await this.pool.run('hash', { paths: hashed.map(({ name }) => path(name)) });
     for (const [i, { name, sha256 }] of hashed.entries())
       if (digests[i]?.sha256 !== sha256) throw wrong(`${name} has another hash than its manifest says`);
-    const { problems } = await this.pool.run('verify', { layers: this.chain.layers });
+    const { problems } = await verifyLayers(this.chain.layers);
     if (problems[0]) throw wrong(`chunk ${problems[0].chunk} of its memory: ${problems[0].reason}`);
     for (const fd of new Set(this.fds)) native.fdSync(fd);
     // As snapshot.json says: a disk with that size and time need not be hashed again.

@@ -154,7 +154,6 @@ export const pullArtifact = async (
   http: Http,
   store: Store,
   { reference, ...request }: Omit<PullRequest, 'url' | 'sha256' | 'bytes'> & { reference: Reference },
-  pool: Pool,
   hooks: PullHooks = {},
 ): Promise<Pulled> => {
   const registry = new Registry(http, reference);
@@ -183,7 +182,6 @@ export const pullArtifact = async (
     store,
     request,
     { name: `oci ${digest}`, from: showReference(reference), immutable: true, fetch },
-    pool,
     hooks,
   );
 };

@@ -4,7 +4,7 @@ import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
 import type { LayerFile } from '../../contract/task.js';
 import { native, type SourceInfo } from '../../native/binding.js';
 import { MemorySource } from '../memory/source.js';
-import type { Pool } from '../pool.js';
+import { verifyLayers } from '../memory/verify.js';
 import type { Store } from './store.js';
 import { readWorkingSet } from './working-set.js';
 
@@ -131,10 +131,10 @@ const compatibility = (m: SnapshotManifest): Inspection['compatibility'] => ({
 });
 
 /** Reads everything and checks it against its hashes. Throws as Store.hold does. */
-export const verify = async (store: Store, tag: string, pool: Pool): Promise<Verification> => {
+export const verify = async (store: Store, tag: string): Promise<Verification> => {
   const chain = store.hold(parseTag(tag));
   try {
-    const { chunks, readBytes, problems } = await pool.run('verify', { layers: chain.layers });
+    const { chunks, readBytes, problems } = await verifyLayers(chain.layers);
     return { chunks, read_bytes: readBytes, problems };
   } finally {
     chain.close();
