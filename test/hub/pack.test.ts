@@ -248,6 +248,23 @@ packs('pages that memory shares with its disk are stored once', async () => {
   assert.not(readdirSync(back.dir('shared')).includes('memory.pages'));
 });
 
+packs('what was touched first travels with a pack, and is in front', async () => {
+  const order = Uint32Array.of(5, 0);
+  const file = join(store.dir('base'), 'working-set');
+  writeFileSync(file, order);
+  const out = join(root, 'touched.tar.zst');
+  await pack(store, { tag: 'base', out }, pool);
+  rmSync(file);
+  const list = await listen(await unframed(readFileSync(out)));
+  const first = list.find(({ name }) => name.endsWith('memory.first'))?.body as Buffer;
+  // Its frames, behind header and index, in that order: pages 20 and 0 of the image.
+  assert.equal([first.at(-PAGE - 1), first.at(-1)], [2, 1]);
+  const back = new Store(join(root, 'touched'));
+  await unpack(back, { path: out });
+  assert.equal(readFileSync(join(back.dir('base'), 'working-set')), Buffer.from(order.buffer));
+  assert.ok(readFileSync(back.manifest('base').memory).equals(readFileSync(store.manifest('base').memory)));
+});
+
 packs('lists of shared pages that point outside or backwards are refused', async () => {
   const at = entries.findIndex(({ name }) => name.endsWith('memory.pages'));
   const list = async (...runs: number[]): Promise<string> => {
