@@ -7,10 +7,13 @@ import { gzipSync } from 'node:zlib';
 
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
+import { limits } from '../../src/contract/limits.js';
+import { header } from '../../src/main/hub/tar-writer.js';
 import { Disk } from '../../src/main/oci/ext4/disk.js';
 import { writeExt4 } from '../../src/main/oci/ext4/write.js';
 import { applyLayers } from '../../src/main/oci/image.js';
 import { openImage } from '../../src/main/oci/open.js';
+import { readTar, StreamBytes } from '../../src/main/oci/tar.js';
 import { Tree } from '../../src/main/oci/tree.js';
 import { buildImage, layer, ociArchive } from '../support/oci.js';
 import { suite } from '../support/suite.js';
@@ -55,6 +58,21 @@ const forged = (bytes: Buffer): Buffer => {
 
 const test = suite('fuzz of images');
 test.after(() => rmSync(root, { recursive: true, force: true }));
+
+test('an archive with more entries than an image may have ends there', async () => {
+  const some = Buffer.concat(Array<Buffer>(2000).fill(header('a', 0)));
+  let parts = 0;
+  const endless = async function* () {
+    for (; ; parts++) yield some;
+  };
+  let entries = 0;
+  const read = async () => {
+    for await (const { entry } of readTar(new StreamBytes(endless()))) entries += entry.size === 0 ? 1 : 0;
+  };
+  const error = await read().catch((one: Error) => one);
+  assert.match(String(error), /more than 1000000 entries/);
+  assert.equal([entries, parts], [limits.imageEntriesMax, limits.imageEntriesMax / 2000]);
+});
 
 test('layers', async () => {
   const good = await layer([
