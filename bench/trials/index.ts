@@ -12,10 +12,10 @@ import { fanOut } from './fan-out.js';
 import { fault } from './fault.js';
 import { files } from './files.js';
 import { isolation } from './isolation.js';
-import { isolationNet } from './isolation-net.js';
 import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
+import { namespaces } from './namespaces.js';
 import { packBench } from './pack.js';
 import { pullBench } from './pull.js';
 import { wpBench } from './wp-bench.js';
@@ -41,7 +41,7 @@ export const benches: Bench<any>[] = [
   execStream,
   files,
   daemonBench,
-  isolationNet,
+  namespaces,
 ];
 
 export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

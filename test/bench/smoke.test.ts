@@ -41,11 +41,13 @@ const KEYS: Record<string, string[]> = {
   daemon: ['spawn1_ratio', 'spawn3_ratio', 'eval_overhead_ms', 'evals_per_s', 'errors', 'many', 'cycles'],
   'exec-stream': ['mb_per_s', 'all_mb_per_s', 'growth_mib', 'eval_beside_flood_ms', 'failed'],
   files: ['up_mb_per_s', 'down_mb_per_s', 'growth_mib', 'failed'],
+  isolation: ['jail_ratio', 'net_ratio', 'missing', 'failed'],
+  namespaces: ['make_ms', 'remove_ms', 'leaked', 'failed'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
 /** These take up to half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
-const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream', 'isolation', 'isolation-net', 'lazy'];
+const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream', 'isolation', 'lazy'];
 const all = process.env['FORKD_TEST_ALL_BENCHES'] !== undefined;
 
 bench.before((context) => {
