@@ -4,7 +4,8 @@
  *
  *     <16 hex digits of the SHA-256 of the rest> {"map":"workspaces","key":"x","value":{...}}     no value: the key is gone
  *
- * A change is acknowledged when its line is on disk (fdatasync; those that come meanwhile share the next one). What a
+ * A change is acknowledged when its line is on disk (fdatasync; those that come meanwhile share the next one), one of a sandbox when
+ * it is written: it survives the daemon, and what ends the host ends the sandbox. What a
  * crash left half written has a wrong sum, was never acknowledged, and is cut off. At every start, and when the journal
  * has grown, the maps are written anew: a new file, fsync, rename, fsync of the directory, and only then an empty journal.
  * A crash between the two replays changes that are in the file already, which changes nothing.
@@ -29,6 +30,8 @@ type Maps = Record<MapName, Map<string, unknown>>;
 
 interface Waiting {
   line: string;
+  /** It has to survive the host, too. */
+  durable: boolean;
   done: (error?: unknown) => void;
 }
 
@@ -73,13 +76,13 @@ export class Journal {
     return [...this.#maps[map]] as [string, T][];
   }
 
-  /** Settles when the change is on disk. Throws what the file system throws; then the change is in memory alone. */
+  /** Settles when the change is on disk; one of `sandboxes`, when the kernel has it. Throws what the file system throws; then the change is in memory alone. */
   async put(map: MapName, key: string, value: unknown): Promise<void> {
     apply(this.#maps, { map, key, value });
     const text = JSON.stringify({ map, key, value });
     await new Promise<void>((resolve, reject) => {
       const done = (error?: unknown) => (error === undefined ? resolve() : reject(error));
-      this.#waiting.push({ line: `${sumOf(text)} ${text}\n`, done });
+      this.#waiting.push({ line: `${sumOf(text)} ${text}\n`, durable: map !== 'sandboxes', done });
       this.#writing ??= this.#drain();
     });
   }
@@ -115,7 +118,7 @@ export class Journal {
         const text = Buffer.from(batch.map(({ line }) => line).join(''));
         this.#file ??= await open(`${this.path}.journal`, 'r+');
         await this.#file.write(text, 0, text.length, this.#bytes);
-        await this.#file.datasync();
+        if (batch.some(({ durable }) => durable)) await this.#file.datasync();
         this.#bytes += text.length;
         for (const { done } of batch) done();
         if (this.#bytes > FOLD_BYTES) this.#fold();
