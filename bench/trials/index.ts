@@ -16,6 +16,7 @@ import { layer } from './layer.js';
 import { lazyBench } from './lazy.js';
 import { lifecycle } from './lifecycle.js';
 import { namespaces } from './namespaces.js';
+import { neighbours } from './neighbours.js';
 import { packBench } from './pack.js';
 import { pullBench } from './pull.js';
 import { wpBench } from './wp-bench.js';
@@ -42,6 +43,7 @@ export const benches: Bench<any>[] = [
   files,
   daemonBench,
   namespaces,
+  neighbours,
 ];
 
 export const findBench = (name: string | undefined) => benches.find((bench) => bench.name === name);

@@ -43,11 +43,12 @@ const KEYS: Record<string, string[]> = {
   files: ['up_mb_per_s', 'down_mb_per_s', 'growth_mib', 'failed'],
   isolation: ['jail_ratio', 'net_ratio', 'missing', 'failed'],
   namespaces: ['make_ms', 'remove_ms', 'leaked', 'failed'],
+  neighbours: ['eval_ms', 'worst_p99_ms', 'answers', 'failed'],
   lifecycle: ['forks', 'forks_per_s', 'death_noticed_ms', 'leaked', 'failed'],
 };
 
 /** These take up to half a minute each, for what other suites do too. By hand, or with all: FORKD_TEST_ALL_BENCHES=1. */
-const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream', 'isolation', 'lazy'];
+const LONG = ['daemon', 'build', 'pull', 'pack', 'chain', 'files', 'exec-stream', 'isolation', 'neighbours', 'lazy'];
 const all = process.env['FORKD_TEST_ALL_BENCHES'] !== undefined;
 
 bench.before((context) => {
