@@ -86,7 +86,7 @@ class Actions:
 
     def fork_sealed(self, payload: bytes) -> Optional[bytes]:
         """The answer of a sealed copy to a `fork` request that needs nothing special, from bytes to bytes; None: handle it."""
-        if self._released or (self.streams is not None and self.streams.active):
+        if self._released or not isinstance(payload, bytes) or (self.streams is not None and self.streams.active):
             return None
         answer = self._identity.take_sealed(payload)
         self._released = answer is not None
