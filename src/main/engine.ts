@@ -132,9 +132,6 @@ export interface TagBranch extends Branch {
   written: Promise<WrittenBranch>;
 }
 
-/** To make spares takes both processors; an answer has left by then, and who spawns again at once is not held up. */
-const FILL_AFTER_MS = 20;
-
 /** What a template rehearses when the request names nothing: evaluates a name, and numpy where it is there. */
 const WARM_EVAL = "numpy.zeros(5).tolist() if 'numpy' in globals() else None";
 
@@ -350,8 +347,8 @@ export class Engine {
       return await this.#run(plan, request, origin, hooks, began);
     } finally {
       snapshot?.memory.populate();
-      // After this fan-out, not beside it, nor beside the answer to who asked for it.
-      setTimeout(() => void template.spares?.fill(), FILL_AFTER_MS).unref();
+      // After this fan-out, not beside it.
+      void template.spares?.fill();
     }
   }
 
