@@ -131,7 +131,7 @@ export class HotforkControl {
       throw this.#broken(late ? `no answer within ${deadline.totalMs / 1000} s` : reasonOf(error), error);
     }
     const { data, fds } = received;
-    if (data.length === 0) throw this.#broken('it has ended');
+    if (data.length === 0) throw this.#broken(ENDED);
     const header = new DataView(data.buffer, data.byteOffset, data.byteLength);
     if (
       data.length < HEADER_BYTES ||
@@ -174,6 +174,13 @@ export class HotforkControl {
     return new ForkdError('HOTFORK_BROKEN', { vm: this.name, reason }, cause);
   }
 }
+
+/** The other end of its socket is closed. */
+const ENDED = 'it has ended';
+
+/** Whether a shim did not answer because its process is gone. */
+export const hasEnded = ({ code, details, cause }: ForkdError): boolean =>
+  code === 'HOTFORK_BROKEN' && (details['reason'] === ENDED || ['EPIPE', 'ECONNRESET'].includes(errnoOf(cause) ?? ''));
 
 /** Codes of a refusal whose `number` is a descriptor. */
 const ABOUT_A_DESCRIPTOR = [4, 5];
