@@ -11,7 +11,8 @@ export type Identity = Omit<ForkRequest, 'clock_ns'>;
 
 /** The clock is behind by at most the round trip in which it was set; one longer than this is set again. */
 const CLOCK_ROUND_TRIP_MS = 50;
-const CLOCK_ATTEMPTS = 5;
+/** On a host that is busy many round trips are long; one that is not comes soon. */
+const CLOCK_ATTEMPTS = 25;
 
 /** Gives a child its identity and returns the receipt. Fails closed: throws IDENTITY_FAILED when any step failed. */
 export const takeIdentity = (agent: AgentPort, identity: Identity, deadline: Deadline): ForkReceipt => {
