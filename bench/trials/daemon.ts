@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import { Engine } from '../../src/main/engine.js';
 import type { Bench, Parameters } from '../bench.js';
 import { BenchDaemon } from '../daemon.js';
@@ -33,8 +34,6 @@ const KILLERS = 8;
 const REST_MS = 20;
 /** Longest that spares may take to be made anew. */
 const FILL_MS = 10_000;
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const timed = async (times: number[], work: () => Promise<unknown>): Promise<void> => {
   const began = performance.now();

@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import { Engine } from '../../src/main/engine.js';
 import type { Bench, Parameters } from '../bench.js';
 import { cpuMs, pssKib } from '../host.js';
@@ -56,7 +57,7 @@ const forkAhead = async (engine: Engine, n: number): Promise<Side & { prepare_ms
   await spares.fill();
   const prepare_ms = performance.now() - preparing;
   const missing = n - spares.size;
-  await pause(1);
+  await pause(1000);
   const before = sum(spares.pids.map(cpuMs));
   const { fork_us, pids, ...side } = await forkOnce(engine, n, false);
   const used = sum(side.cpu_ms) - before;
@@ -72,9 +73,9 @@ const trial = async ({ n, idle_secs, spares, eager }: Parameters): Promise<Trial
     await warmWhole(engine, BENCH_TAG);
     const template_ms = performance.now() - warming;
     const { pids, ...hot } = await forkOnce(engine, n, false);
-    await pause(1);
+    await pause(1000);
     const before = sum(pids.map(cpuMs));
-    await pause(Number(idle_secs));
+    await pause(Number(idle_secs) * 1000);
     const used = sum(pids.map(cpuMs)) - before;
     await engine.kill(engine.sandboxes);
     const { fork_us: _, pids: __, ...cold } = await forkOnce(engine, Math.min(n, COLD_MAX), true);
@@ -91,8 +92,6 @@ const trial = async ({ n, idle_secs, spares, eager }: Parameters): Promise<Trial
     await engine.close();
   }
 };
-
-const pause = (secs: number) => new Promise((resolve) => setTimeout(resolve, secs * 1000));
 
 export const fanOut: Bench<Trial> = {
   name: 'fan-out',

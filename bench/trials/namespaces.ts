@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import { readdirSync } from 'node:fs';
 import { Engine } from '../../src/main/engine.js';
 import { Networks } from '../../src/main/network/networks.js';
@@ -40,8 +41,6 @@ const trial = async ({ n: count }: Parameters): Promise<Trial> => {
 const GONE_MS = 60_000;
 
 const present = (): number => linkNames().length + readdirSync('/proc/self/fd').length;
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export const namespaces: Bench<Trial> = {
   name: 'namespaces',

@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import { ForkdError } from '../../src/contract/errors.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
@@ -48,8 +49,6 @@ interface Trial {
   latencies: Record<string, number[]>;
   failed: number;
 }
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const trial = async ({ n, secs }: Parameters): Promise<Trial> => {
   const engine = new Engine({ resident: true });

@@ -80,8 +80,6 @@ export class Sandbox {
   times: ChildTimes | undefined;
   /** Settles when the process has ended and has been reaped. */
   readonly ended: Promise<ExitStatus>;
-  /** Settles when it is in its groups, if it is to have some. */
-  joined = Promise.resolve();
   /** Seconds since the epoch: when it was asked for. */
   createdAt = now();
   #birth: Birth;
@@ -91,6 +89,7 @@ export class Sandbox {
   #borrowers = 1;
   #closed = false;
   #killed = false;
+  #joined = Promise.resolve();
   /** Read when it ends: its console goes with the work directory. */
   #lastWords: { panic?: string | undefined; console: string } = { console: '' };
   #status: ExitStatus | undefined;
@@ -146,10 +145,15 @@ export class Sandbox {
     return exceeded;
   }
 
+  /** Settles when it is in its groups, if it is to have some. */
+  get joined(): Promise<void> {
+    return this.#joined;
+  }
+
   /** It is on its way into a group that is made for it. */
   joins(cgroup: Cgroup, done: Promise<void>): void {
     this.#birth = { ...this.#birth, cgroup };
-    this.joined = done.then(() => {
+    this.#joined = done.then(() => {
       // It left before it was there.
       if (this.state === 'dead') this.#leaveGroup();
     });
@@ -157,7 +161,7 @@ export class Sandbox {
 
   /** Changes what it may use. Throws LIMITS_IMPOSSIBLE, CGROUP_FAILED, VMM_DIED. */
   async limit(change: LimitsChange): Promise<void> {
-    await this.joined;
+    await this.#joined;
     if (this.state === 'dead') throw this.death();
     if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
     this.#birth.cgroup.changeRunning(this.vmm.pid, change);
@@ -165,7 +169,7 @@ export class Sandbox {
 
   /** Throws VMM_DIED, LIMITS_IMPOSSIBLE. */
   async usage(): Promise<ResourceUsage> {
-    await this.joined;
+    await this.#joined;
     if (this.state === 'dead') throw this.death();
     if (!this.#birth.cgroup) throw new ForkdError('LIMITS_IMPOSSIBLE', { id: this.id });
     return this.#birth.cgroup.usage();

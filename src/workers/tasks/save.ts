@@ -7,6 +7,7 @@ import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
 import type { TaskInput, TaskOutput } from '../../contract/task.js';
 import { type LayerWritten, native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
+import { idle } from '../idle.js';
 import { AgentPort } from '../vmm/agent.js';
 import { setClock, takeIdentity } from '../vmm/identity.js';
 import { explain } from '../vmm/obituary.js';
@@ -57,7 +58,7 @@ const warm = (input: TaskInput<'save'>): void => {
     agent.call({ action: 'eval', code: REHEARSED_EVAL }, deadline);
   }
   agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
-  settle();
+  idle(SETTLE_MS);
   const sealed = agent.call({ action: 'seal' }, deadline) as unknown as Partial<ForkReply>;
   if (sealed.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: sealed.error });
 };
@@ -68,10 +69,6 @@ const warm = (input: TaskInput<'save'>): void => {
  * 4 ms of processor time and 1.2 MiB of memory, as much as all the rest of a child.
  */
 const SETTLE_MS = 3000;
-
-const settle = (): void => {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, SETTLE_MS);
-};
 
 const OUTPUT_SHOWN = 500;
 

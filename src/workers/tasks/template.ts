@@ -3,6 +3,7 @@ import { FrameType, type ForkReply } from '../../contract/guest.js';
 import type { TaskEvent, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
+import { idle } from '../idle.js';
 import { AgentPort } from '../vmm/agent.js';
 import { EVAL_ID, FORK_ID, firstWords } from '../vmm/hot-child.js';
 import { receiveHandshake } from '../vmm/handshake.js';
@@ -23,10 +24,6 @@ const IDLE_AFTER_TRIM_MS = 150;
 
 /** What the program's end leaves for later (RCU, a second) would else be done in each child. Pays where a template stays. */
 const SETTLE_MS = 1000;
-
-const idle = (ms: number): void => {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
-};
 
 export const template = (input: TaskInput<'template'>, emit: (event: TaskEvent) => void): TaskOutput<'template'> => {
   const { vmm: start, answerMs } = input;
