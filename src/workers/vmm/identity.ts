@@ -3,9 +3,11 @@ import type { ForkReceipt, ForkReply, ForkRequest } from '../../contract/guest.j
 import type { Deadline } from '../deadline.js';
 import type { AgentPort } from './agent.js';
 
-/** The wall clock as the agent wants it. Read as late as possible: what passes until it arrives is the child's clock error. */
-export const clockNs = (): string =>
-  String(BigInt(Math.round((performance.timeOrigin + performance.now()) * 1e3)) * 1000n);
+/**
+ * The wall clock as the agent wants it. Read as late as possible: what passes until it arrives is the child's clock error. The clock
+ * itself, not `performance.timeOrigin`, which knows of no step that it was set by since this process began, nor of a suspended host.
+ */
+export const clockNs = (): string => `${Date.now()}000000`;
 
 export type Identity = Omit<ForkRequest, 'clock_ns'>;
 
