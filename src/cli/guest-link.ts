@@ -5,29 +5,36 @@ import { ForkdError } from '../contract/errors.js';
 import type { GuestRequest, PlainReply, StreamRequest } from '../contract/guest.js';
 import { isSandboxId, parseTarget } from '../contract/names.js';
 import { AgentClient } from '../main/agent/client.js';
+import { prefaceOf, type UnixAddress } from '../main/agent/line.js';
 import { sandboxesDir } from '../main/paths.js';
-import { lookUp } from '../main/sandbox/registry.js';
+import { lookUp, type Published } from '../main/sandbox/registry.js';
 import { askDaemon, notThere } from './ask-daemon.js';
 import type { Session } from './follow.js';
 import type { Options } from './options.js';
 
-/** The socket of a sandbox of this user, or undefined. A daemon that was named on the command line is the one that is asked. */
-export const localSocket = (options: Options, target: string): string | undefined => {
+/** Where a sandbox of this user is offered, or undefined. A daemon that was named on the command line is the one that is asked. */
+export const localSocket = (options: Options, target: string): UnixAddress | undefined => {
   const parsed = parseTarget(target);
-  if (parsed.kind === 'unix') return parsed.path;
+  if (parsed.kind === 'unix') return parsed;
   if (parsed.kind === 'tcp')
     throw options.wrong('TARGET', 'needs the id of a sandbox, or unix:PATH: a TCP port of the agent has no streams');
   if (options.string('daemon-url') !== undefined) return undefined;
   try {
-    return lookUp(sandboxesDir(), parsed.id).socket;
+    return publishedAt(lookUp(sandboxesDir(), parsed.id));
   } catch (error) {
     if (error instanceof ForkdError && error.code === 'SANDBOX_NOT_FOUND') return undefined;
     throw error;
   }
 };
 
+export const publishedAt = ({ id, socket }: Published): UnixAddress => ({ path: socket, sandbox: id });
+
 /** A client of the agent behind a socket. The caller closes it. */
-export const agentAt = (path: string, name: string): AgentClient => new AgentClient(connect(path), name);
+export const agentAt = (address: UnixAddress, name: string): AgentClient => {
+  const socket = connect(address.path);
+  socket.write(prefaceOf(address));
+  return new AgentClient(socket, name);
+};
 
 /** The sandbox that a command is about: its first argument, or --target. */
 export const targetOf = (options: Options): string => {
@@ -57,9 +64,9 @@ export const withLink = async (
   use: (link: GuestLink) => Promise<number>,
   target = targetOf(options),
 ): Promise<number> => {
-  const path = localSocket(options, target);
-  if (path === undefined) return throughDaemon(options, use, target);
-  const agent = agentAt(path, target);
+  const address = localSocket(options, target);
+  if (address === undefined) return throughDaemon(options, use, target);
+  const agent = agentAt(address, target);
   try {
     return await use({
       open: (request) => agent.open(request),

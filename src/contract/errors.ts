@@ -30,7 +30,7 @@ export const catalogue = {
   TARGET_INVALID: row(
     400,
     "'{target}' is not a target",
-    'Give host:port, unix:PATH, or the id of a running sandbox (`forkd fork` prints ids).',
+    'Give host:port, unix:PATH, unix:PATH#ID, or the id of a running sandbox (`forkd fork` prints ids).',
     2,
   ),
   INPUT_FILE_INVALID: row(

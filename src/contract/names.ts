@@ -25,12 +25,13 @@ export const sandboxId = (unixSeconds: number, suffix: number): string =>
 /** Where an agent is reached. */
 export type Target =
   | { kind: 'tcp'; host: string; port: number }
-  | { kind: 'unix'; path: string }
+  | { kind: 'unix'; path: string; sandbox?: string }
   | { kind: 'sandbox'; id: string };
 
-/** Parses `host:port`, `[v6]:port`, `unix:PATH` or a sandbox id. Throws TARGET_INVALID. */
+/** Parses `host:port`, `[v6]:port`, `unix:PATH`, `unix:PATH#ID` or a sandbox id. Throws TARGET_INVALID. */
 export const parseTarget = (text: string): Target => {
-  if (text.startsWith('unix:') && text.length > 5) return { kind: 'unix', path: text.slice(5) };
+  const unix = /^unix:(.+?)(?:#(sb-[0-9a-f]+-[0-9a-f]{4,}))?$/s.exec(text);
+  if (unix?.[1]) return { kind: 'unix', path: unix[1], ...(unix[2] === undefined ? {} : { sandbox: unix[2] }) };
   if (isSandboxId(text)) return { kind: 'sandbox', id: text };
   const match = /^(?:\[([0-9A-Fa-f:.]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(text);
   const host = match?.[1] ?? match?.[2];

@@ -1,7 +1,6 @@
 /** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
 import { randomBytes } from 'node:crypto';
-import { existsSync, rmSync } from 'node:fs';
-import type { Server } from 'node:net';
+import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { type ErrorData, ForkdError, reasonOf } from '../contract/errors.js';
 import type {
@@ -20,6 +19,7 @@ import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snap
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
+import { SOCKET_PATH_MAX, Switchboard } from './agent/switchboard.js';
 import { Jails, type JailTerms } from './host/jails.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
@@ -41,7 +41,7 @@ import { type FanOut, type Origin, type RunContext, runFork } from './planner/ru
 import { Pool } from './pool.js';
 import { end } from './sandbox/end.js';
 import { joinGroups } from './sandbox/join.js';
-import { publish, unpublish } from './sandbox/registry.js';
+import { Records } from './sandbox/registry.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
 import { Template } from './template/template.js';
@@ -120,6 +120,8 @@ export interface EngineOptions {
   patience?: Partial<Patience>;
   /** Where the tags are; the user's own directory when absent. */
   snapshotRoot?: string;
+  /** Unix socket at which sandboxes are offered to other processes; one in a work directory when absent, or too long. */
+  agentSocket?: string;
 }
 
 export interface Branch {
@@ -148,7 +150,9 @@ export class Engine {
   readonly #closing = new Set<Promise<void>>();
   readonly #namespaces = new Namespaces();
   readonly networks: Networks;
-  readonly #servers = new Map<string, Server>();
+  readonly #records = new Records(sandboxesDir());
+  #board: Promise<Switchboard> | undefined;
+  #boardDir: WorkDir | undefined;
   #driver: Promise<QemuDriver> | undefined;
   readonly #jails: Jails;
 
@@ -564,14 +568,33 @@ export class Engine {
     };
   }
 
-  /** Makes sandboxes reachable for other processes: a Unix socket each beside its console, and a record by id. */
+  /** Makes sandboxes reachable for other processes: on the one socket of this engine, and by a record each. Throws what the file system throws. */
   async publish(sandboxes: Sandbox[]): Promise<void> {
-    for (const sandbox of sandboxes) {
-      if (sandbox.state !== 'ready' || this.#servers.has(sandbox.id)) continue;
-      const path = sandbox.socketPath;
-      this.#servers.set(sandbox.id, await serveLine({ path }, sandbox.agent));
-      publish(sandboxesDir(), sandbox.info(), path, sandbox.birth.snapshot?.memory_root);
+    const board = await this.#openBoard();
+    const fresh = sandboxes.filter(({ id, state }) => state === 'ready' && !board.has(id));
+    for (const sandbox of fresh) {
+      sandbox.socket = board.path;
+      board.offer(sandbox.id, sandbox.agent);
     }
+    const records = fresh.map((one) => ({
+      ...{ info: one.info(), socket: board.path, snapshotRoot: one.birth.snapshot?.memory_root },
+    }));
+    this.#records.add(records);
+  }
+
+  #openBoard(): Promise<Switchboard> {
+    this.#board ??= this.#newBoard().catch((error: unknown) => {
+      this.#board = undefined;
+      throw error;
+    });
+    return this.#board;
+  }
+
+  #newBoard(): Promise<Switchboard> {
+    const { agentSocket = '' } = this.options;
+    if (agentSocket !== '' && Buffer.byteLength(agentSocket) <= SOCKET_PATH_MAX) return Switchboard.open(agentSocket);
+    this.#boardDir ??= WorkDir.create('engine', 'agents');
+    return Switchboard.open(this.#boardDir.file('agents.sock'));
   }
 
   /** Offers a sandbox's agent at an address of this host. Throws LISTEN_FAILED. */
@@ -604,18 +627,13 @@ export class Engine {
     });
     const folders = new Map<string, { sandboxes: Sandbox[]; workDir: WorkDir }>();
     for (const one of taken) {
-      if (!('sandbox' in one)) {
-        unpublish(sandboxesDir(), one.claim.id);
-        continue;
-      }
+      if (!('sandbox' in one)) continue;
       const { sandbox, lock } = one;
       const path = dirname(sandbox.birth.consolePath);
       const folder = folders.get(path);
       if (folder) native.fdClose(lock);
       const { sandboxes, workDir } = folder ?? { sandboxes: [], workDir: WorkDir.adopt(path, lock) };
       folders.set(path, { sandboxes: [...sandboxes, sandbox], workDir });
-      // The socket of the engine before.
-      rmSync(sandbox.socketPath, { force: true });
       if (sandbox.state !== 'dead') this.#sandboxes.set(sandbox.id, sandbox);
     }
     for (const { sandboxes, workDir } of folders.values()) {
@@ -754,8 +772,8 @@ export class Engine {
 
   #forget(sandbox: Sandbox): void {
     this.#sandboxes.delete(sandbox.id);
-    this.#servers.get(sandbox.id)?.close();
-    if (this.#servers.delete(sandbox.id)) unpublish(sandboxesDir(), sandbox.id);
+    void this.#board?.then((board) => board.withdraw(sandbox.id));
+    this.#records.remove(sandbox.id);
   }
 
   /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
@@ -767,6 +785,9 @@ export class Engine {
     if (!leave) await Promise.all(this.#closing);
     await this.networks.close({ leave });
     await this.pool.close();
+    (await this.#board)?.close();
+    this.#records.close();
+    this.#boardDir?.close();
   }
 }
 

@@ -11,7 +11,7 @@ export const dataDir = (): string => {
 
 export const snapshotsDir = (): string => join(dataDir(), 'snapshots');
 
-/** Running sandboxes, one file each, so that another command can find them. */
+/** Running sandboxes, a file of each engine, so that another command can find them. */
 export const sandboxesDir = (): string => join(dataDir(), 'sandboxes');
 
 /** Where the daemon keeps what survives it, unless it was told otherwise: beside the snapshots. */

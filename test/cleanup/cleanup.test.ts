@@ -233,21 +233,25 @@ test('a half-made file goes when its writer is gone, and only if it is what its 
   assert.equal(summary(await clean(context, '--yes')), { [written]: 'del', [link]: 'skip' });
 });
 
-test('records of ended sandboxes go, those of live ones stay', async (context) => {
+test('records of ended sandboxes go, those of live ones and of live engines stay', async (context) => {
   const dir = join(context.data, 'sandboxes');
   mkdirSync(dir);
-  const record = (id: string, pid: number, start: number): string => {
-    writeFileSync(join(dir, `${id}.json`), JSON.stringify({ id, pid, start_time: start }));
-    backdate(join(dir, `${id}.json`));
-    return join(dir, `${id}.json`);
-  };
   const start = startTime(process.pid) ?? 0;
-  const live = record('sb-aa-0001', process.pid, start);
-  const ended = record('sb-aa-0002', deadPid(), 1);
-  const reused = record('sb-aa-0003', process.pid, start - 1);
-  writeFileSync(join(dir, 'notes.json'), '{}');
-  assert.equal(summary(await clean(context, '--yes')), { [ended]: 'del', [reused]: 'del' });
-  assert.ok(existsSync(live) && existsSync(join(dir, 'notes.json')));
+  let engines = 0;
+  const records = (engine: number, ...sandboxes: { id: string; pid: number; start_time: number }[]): string => {
+    const path = join(dir, `${engine}-${engine === process.pid ? start : 1}-${++engines}.jsonl`);
+    writeFileSync(path, sandboxes.map((one) => `${JSON.stringify(one)}\n`).join(''));
+    backdate(path);
+    return path;
+  };
+  const ended = { id: 'sb-aa-0001', pid: deadPid(), start_time: 1 };
+  const reused = { id: 'sb-aa-0002', pid: process.pid, start_time: start - 1 };
+  const live = { id: 'sb-aa-0003', pid: process.pid, start_time: start };
+  const kept = [records(process.pid, ended), records(deadPid(), ended, live)];
+  const left = records(deadPid(), ended, reused);
+  writeFileSync(join(dir, 'notes.jsonl'), '{}');
+  assert.equal(summary(await clean(context, '--yes')), { [left]: 'del' });
+  assert.ok([...kept, join(dir, 'notes.jsonl')].every((path) => existsSync(path)));
 });
 
 /** A process that looks like a VM of ours. */

@@ -34,6 +34,8 @@ names('a target is an address, a path or a sandbox', () => {
   assert.equal(parseTarget('10.42.0.2:8888'), { kind: 'tcp', host: '10.42.0.2', port: 8888 });
   assert.equal(parseTarget('[::1]:1'), { kind: 'tcp', host: '::1', port: 1 });
   assert.equal(parseTarget('unix:/run/x.sock'), { kind: 'unix', path: '/run/x.sock' });
+  const one = { kind: 'unix', path: '/run/#1/x.sock', sandbox: 'sb-6b0c8b96-9a7dca98' };
+  assert.equal(parseTarget('unix:/run/#1/x.sock#sb-6b0c8b96-9a7dca98'), one);
   assert.is(parseTarget(sandboxId(1_700_000_000, 7)).kind, 'sandbox');
   for (const text of ['', 'host', 'host:', 'host:0', 'host:65536', 'unix:', ':80', '::1:80']) {
     refused('TARGET_INVALID', () => parseTarget(text));

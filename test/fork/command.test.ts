@@ -1,6 +1,8 @@
 /** `forkd fork` as a user runs it. */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { forkd, jsonLines, startCli } from '../support/cli.js';
@@ -81,20 +83,28 @@ command('without a command: the lines that scripts parse', async ({ env }) => {
 });
 
 command('another process reaches a sandbox by its id while the fork settles', async ({ env }) => {
-  const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '1', '--settle-secs', '60'], { env });
+  const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '2', '--settle-secs', '60'], { env });
   await fork.says('forkd exec --target');
   const [file] = readdirSync(join(sharedData(), 'forkd/sandboxes'));
-  const { id, socket } = JSON.parse(readFileSync(join(sharedData(), 'forkd/sandboxes', file as string), 'utf8'));
-  const [byId, byPath, evaluated, failing] = await Promise.all([
+  const records = readFileSync(join(sharedData(), 'forkd/sandboxes', file as string), 'utf8');
+  const [{ id, socket }, other] = records.split('\n', 2).map((record) => JSON.parse(record));
+  const [byId, byPath, ofOther, evaluated, failing] = await Promise.all([
     forkd(['ping', '--target', id], { env }),
-    forkd(['exec', '--target', `unix:${socket}`, '--', 'hostname'], { env }),
+    forkd(['exec', '--target', `unix:${socket}#${id}`, '--', 'hostname'], { env }),
+    forkd(['exec', '--target', `unix:${other.socket}#${other.id}`, '--', 'hostname'], { env }),
     forkd(['eval', '--target', id, '--', 'x = 20', '\nprint("hi")\nx + 22'], { env }),
     forkd(['exec', '--target', id, '--', 'sh', '-c', 'echo out; echo err >&2; exit 3'], { env }),
   ]);
   assert.is(JSON.parse(byId.stdout).pong, true);
-  assert.is(byPath.stdout.trim(), id);
+  assert.equal([byPath.stdout.trim(), ofOther.stdout.trim()], [id, other.id]);
+  assert.is(other.socket, socket);
   assert.is(evaluated.stdout, 'hi\n42\n');
   assert.equal([failing.code, failing.stdout, failing.stderr], [3, 'out\n', 'err\n']);
+  // Of a connection that names nobody nothing is kept; one that names somebody in parts is that one's.
+  const ping = '{"action": "ping"}\n';
+  for (const preface of ['', 'x'.repeat(100_000), `sb-1-00000000\n${ping}`, `${ping}${ping}`])
+    assert.is(await saidTo(socket, [preface]), '', preface.slice(0, 100));
+  assert.match(await saidTo(socket, [...id, '\n', ...ping]), /"pong": ?true/);
   fork.kill('SIGINT');
   assert.is((await fork.ended).code, 130);
   assert.not.ok(existsSync(join(sharedData(), 'forkd/sandboxes', file as string)));
@@ -103,6 +113,18 @@ command('another process reaches a sandbox by its id while the fork settles', as
   assert.match(gone.stderr, /not found/);
   nothingLeft(env['TMPDIR'] as string);
 });
+
+/** What a connection is answered to what is written part by part, until it is closed from there. */
+const saidTo = async (path: string, parts: string[]): Promise<string> => {
+  const socket = connect(path).on('error', () => undefined);
+  const heard = text(socket).catch(() => '');
+  for (const part of parts) {
+    socket.write(part);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  socket.end();
+  return heard;
+};
 
 command('interrupted at any moment it leaves nothing', async ({ env }) => {
   const temp = env['TMPDIR'] as string;

@@ -2,6 +2,7 @@
 import { cpSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
+import { living } from '../../src/main/sandbox/registry.js';
 import { forkd, startCli } from '../support/cli.js';
 import { suite } from '../support/suite.js';
 import { BASE_TAG, makeWorld, qemusOf, type World } from '../support/world.js';
@@ -32,8 +33,8 @@ inUse(
     cpSync(join(snapshots, BASE_TAG), join(snapshots, 'other'), { recursive: true });
     const forced = await forkd(['rmi', '--force', BASE_TAG], { env });
     assert.is(forced.code, 0, forced.stdout + forced.stderr);
-    const [id] = readdirSync(join(env.XDG_DATA_HOME, 'forkd/sandboxes')).map((name) => name.replace('.json', ''));
-    const alive = await forkd(['exec', '--target', id as string, '--', 'cat', '/etc/hostname'], { env });
+    const [one] = living(join(env.XDG_DATA_HOME, 'forkd/sandboxes'));
+    const alive = await forkd(['exec', '--target', one?.id ?? '', '--', 'cat', '/etc/hostname'], { env });
     assert.is(alive.code, 0, alive.stderr);
     fork.kill('SIGINT');
     assert.is((await fork.ended).code, 130);

@@ -7,7 +7,7 @@ import { sandboxesDir } from '../../main/paths.js';
 import { living } from '../../main/sandbox/registry.js';
 import { askDaemon, daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
-import { agentAt } from '../guest-link.js';
+import { agentAt, publishedAt } from '../guest-link.js';
 import type { Options } from '../options.js';
 import { printJson, printLine } from '../render.js';
 import { withEngine } from '../with-engine.js';
@@ -54,7 +54,7 @@ const compare = async (options: Options, a: string, b: string): Promise<DiffRepo
   const live = (name: string): LiveSide | undefined => {
     const record = records.get(name);
     if (!record) return undefined;
-    const agent = agentAt(record.socket, name);
+    const agent = agentAt(publishedAt(record), name);
     agents.push(agent);
     return {
       guest: { ask: (request) => agent.ask(request, ASK_MS), open: (request) => agent.open(request) },

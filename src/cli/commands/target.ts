@@ -11,12 +11,13 @@ import { lookUp } from '../../main/sandbox/registry.js';
 import { native } from '../../native/binding.js';
 import type { Controller } from '../../client/index.js';
 import { askDaemon, daemonOptions, notThere } from '../ask-daemon.js';
+import { publishedAt } from '../guest-link.js';
 import type { Options } from '../options.js';
 
 const DEFAULT_TARGET = `10.42.0.2:${AGENT_TCP_PORT}`;
 
 export const targetOptions: [string, string][] = [
-  ['--target <TARGET>', `host:port, unix:PATH or a sandbox id (default ${DEFAULT_TARGET})`],
+  ['--target <TARGET>', `host:port, unix:PATH, unix:PATH#ID or a sandbox id (default ${DEFAULT_TARGET})`],
   ['--child <NETNS>', 'Connect from inside this network namespace (root)'],
   ...daemonOptions,
 ];
@@ -87,7 +88,7 @@ const asTheAgentTells = (reply: Record<string, unknown>): GuestReply => {
 
 const addressOf = (target: Target): Address => {
   if (target.kind === 'tcp') return { host: target.host, port: target.port };
-  return { path: target.kind === 'unix' ? target.path : lookUp(sandboxesDir(), target.id).socket };
+  return target.kind === 'unix' ? target : publishedAt(lookUp(sandboxesDir(), target.id));
 };
 
 const inNamespace = async (

@@ -9,7 +9,9 @@ import { limits } from '../../contract/limits.js';
 import type { AgentClient } from './client.js';
 import { relayFrames } from './relay.js';
 
-export type Address = { path: string } | { host: string; port: number } | { socket: Socket };
+/** `sandbox`: the one that is meant, where a socket offers many (agent/switchboard.ts). */
+export type UnixAddress = { path: string; sandbox?: string };
+export type Address = UnixAddress | { host: string; port: number } | { socket: Socket };
 
 export interface LineTimeouts {
   connectMs: number;
@@ -26,12 +28,16 @@ export const callLine = async (
   const socket = 'socket' in address ? address.socket : connect(address);
   try {
     if (!('socket' in address)) await connected(socket, target, timeouts.connectMs);
-    socket.end(`${JSON.stringify(request)}\n`);
+    socket.end(`${prefaceOf(address)}${JSON.stringify(request)}\n`);
     return parseReply(await readAll(socket, target, timeouts.replyMs), target);
   } finally {
     socket.destroy();
   }
 };
+
+/** What a connection begins with, before anything else. */
+export const prefaceOf = (address: Address): string =>
+  'sandbox' in address && address.sandbox !== undefined ? `${address.sandbox}\n` : '';
 
 const connected = (socket: Socket, target: string, ms: number): Promise<void> =>
   new Promise((resolve, reject) => {
@@ -85,23 +91,29 @@ const parseReply = (data: Buffer, target: string): GuestReply => {
 /** A request line longer than this is not one: code and arguments are far smaller. */
 const REQUEST_MAX_BYTES = 16 * 1024 * 1024;
 
-/** Offers `agent` on a Unix socket. The caller closes the server. */
-export const serveLine = (address: Exclude<Address, { socket: Socket }>, agent: AgentClient): Promise<Server> =>
+/** Offers `agent` at an address that is its alone. The caller closes the server. */
+export const serveLine = (address: { host: string; port: number }, agent: AgentClient): Promise<Server> =>
   new Promise((resolve, reject) => {
-    const server = createServer({ allowHalfOpen: true }, (socket) => answerOne(socket, agent));
+    const server = createServer({ allowHalfOpen: true }, (socket) => answer(socket, agent));
     server.unref();
     server.once('error', reject);
     server.listen(address, () => resolve(server));
   });
 
-/** A connection that begins with the magic of a frame is one of the framed protocol. */
-const answerOne = (socket: Socket, agent: AgentClient): void => {
-  socket.once('error', () => socket.destroy());
-  socket.once('data', (first) => {
-    if (first.length >= 2 && first.readUInt16LE() === FRAME_MAGIC) return relayFrames(socket, agent, first);
+/** Serves a connection, of which `read` has been read; one that begins with the magic of a frame is one of the framed protocol. */
+export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0)): void => {
+  const drop = () => socket.destroy();
+  let first = read;
+  const begin = (part: Buffer) => {
+    first = Buffer.concat([first, part]);
+    if (first.length < 2) return;
+    socket.off('data', begin).off('end', drop);
+    if (first.readUInt16LE() === FRAME_MAGIC) return relayFrames(socket, agent, first);
     socket.unshift(first);
     answerLine(socket, agent);
-  });
+  };
+  socket.on('data', begin).on('error', drop).on('end', drop);
+  begin(Buffer.alloc(0));
 };
 
 const answerLine = (socket: Socket, agent: AgentClient): void => {
@@ -115,7 +127,6 @@ const answerLine = (socket: Socket, agent: AgentClient): void => {
     void forward(line, agent).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
   };
   socket.setEncoding('utf8');
-  socket.on('error', () => socket.destroy());
   socket.on('end', take);
   socket.on('data', (part: string) => {
     text += part;

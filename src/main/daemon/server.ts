@@ -126,6 +126,7 @@ export class Daemon {
       strict: options.strict ?? false,
       onWeaker: onProblem,
       tied: problem === undefined,
+      agentSocket: `${options.statePath}.agents`,
       ...(snapshotRoot === undefined ? {} : { snapshotRoot }),
     });
     const journal = new Journal(options.statePath);

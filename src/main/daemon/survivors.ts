@@ -117,7 +117,7 @@ export class Survivors {
     const ended: Entry[] = [];
     for (const one of taken) {
       const { id, record } = one.claim;
-      const entry = entryOf('sandbox' in one ? one.sandbox : goneSandbox(id, record), record as JournalRecord);
+      const entry = entryOf('sandbox' in one ? one.sandbox : this.#gone(id, record), record as JournalRecord);
       if ('sandbox' in one) {
         back.push(entry);
         continue;
@@ -132,9 +132,15 @@ export class Survivors {
     if (back.length > 0) told.push(`${back.length} sandboxes of the daemon before run on`);
     const dead = [...records].filter(([, record]) => record.ended !== undefined);
     for (const [id, record] of dead)
-      ended.push({ ...entryOf(goneSandbox(id, record), record), endedFor: record.ended ?? '' });
+      ended.push({ ...entryOf(this.#gone(id, record), record), endedFor: record.ended ?? '' });
     for (const entry of [...back, ...ended]) this.registry.restore(entry);
     return told;
+  }
+
+  #gone(id: string, record: SandboxRecord): Sandbox {
+    const sandbox = goneSandbox(id, record);
+    sandbox.socket = this.engine.options.agentSocket ?? '';
+    return sandbox;
   }
 
   /** The daemon died before its workspace had it, or after it had been suspended. */

@@ -70,7 +70,7 @@ export interface Leftovers {
 }
 
 /** Work directories, those of the reference's commands, and the image builder's, which has no lock and lives for minutes. */
-const LOCKED = ['fork-', 'parent-', 'probe-', 'spare-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
+const LOCKED = ['engine-', 'fork-', 'parent-', 'probe-', 'spare-', 'template-'].map((kind) => WORK_DIR_PREFIX + kind);
 const UNLOCKED = ['unpack-', 'pull-', 'agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 const BUILDER = ['agent-', 'busybox-'].map((kind) => WORK_DIR_PREFIX + kind);
 

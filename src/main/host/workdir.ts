@@ -33,7 +33,7 @@ export class WorkDir {
   }
 
   /** Makes `<tmp>/forkd-<kind>-<name>-XXXXXX`, mode 0700. */
-  static create(kind: 'fork' | 'parent' | 'probe' | 'spare' | 'template', name: string): WorkDir {
+  static create(kind: 'engine' | 'fork' | 'parent' | 'probe' | 'spare' | 'template', name: string): WorkDir {
     const path = mkdtempSync(join(tempDir(), `${WORK_DIR_PREFIX}${kind}-${name}-`));
     writeFileSync(join(path, LOCK_FILE), String(process.pid));
     const lockFd = openSync(join(path, LOCK_FILE), 'r+');

@@ -82,6 +82,8 @@ export class Sandbox {
   readonly ended: Promise<ExitStatus>;
   /** Seconds since the epoch: when it was asked for. */
   createdAt = now();
+  /** Unix socket at which it is offered, once it is published. */
+  socket = '';
   #birth: Birth;
   #onEnd: ((sandbox: Sandbox) => void) | undefined;
   #agent: AgentClient | undefined;
@@ -183,17 +185,12 @@ export class Sandbox {
     return this.#birth.id;
   }
 
-  /** Where its agent's line protocol is offered once it is published: beside its console. */
-  get socketPath(): string {
-    return this.#birth.consolePath.replace(/\.console$/, '.sock');
-  }
-
-  /** Where its agent's line protocol is spoken. */
+  /** Where its agent's protocol is spoken; once it is published, where it has no network. */
   get address(): string {
     const { network, snapshot } = this.#birth;
     return network && snapshot && hasCard(snapshot)
       ? `${network.address}:${AGENT_TCP_PORT}`
-      : `unix:${this.socketPath}`;
+      : `unix:${this.socket}#${this.id}`;
   }
 
   /** See agent/send-mark.ts. */

@@ -160,7 +160,6 @@ export class Spares {
     const place = this.#idle.indexOf(sandbox);
     if (place >= 0) this.#idle.splice(place, 1);
     rmSync(sandbox.birth.consolePath, { force: true });
-    rmSync(sandbox.socketPath, { force: true });
     this.#closeWithLast();
   }
 

@@ -1,4 +1,5 @@
 /** Checks of files and directories: the guest image, the store, and room for both. */
+import { SOCKET_PATH_MAX } from '../../agent/switchboard.js';
 import { accessSync, constants, existsSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { errnoOf, reasonOf } from '../../../contract/errors.js';
@@ -105,10 +106,8 @@ export const snapshotSpace: Check = {
 const TEMP_LEAST = 64 * MiB;
 const TEMP_GOOD = 512 * MiB;
 
-/** sun_path, unix(7): 108 bytes with the final zero. */
-const SOCKET_PATH_MAX = 107;
-/** The longest that a tag of ten letters gets: work directory, random suffix, socket. A daemon numbers its spares on and on. */
-const LONGEST_SOCKET = '/forkd-spare-quickstart-XXXXXX/child-1000000.sock';
+/** An engine's: work directory, random suffix, socket. */
+const LONGEST_SOCKET = '/forkd-engine-agents-XXXXXX/agents.sock';
 
 export const tempDirectory: Check = {
   name: 'temp dir',

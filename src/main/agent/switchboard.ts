@@ -1,0 +1,72 @@
+/**
+ * One Unix socket at which an engine offers the agents of all of its sandboxes. A connection begins with a line that is the id of
+ * one; from there on it is a connection to that agent, as if it had a socket of its own. One for each would cost a descriptor
+ * and an inode each, and a file system that has just deleted many looks long for a free inode (docs/decisions/0096).
+ */
+import { rmSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import type { AgentClient } from './client.js';
+import { answer } from './line.js';
+
+/** sun_path, unix(7): 108 bytes with the final zero. */
+export const SOCKET_PATH_MAX = 107;
+/** The line that names the sandbox; no id is longer. */
+const NAME_MAX_BYTES = 64;
+const NEWLINE = 10;
+
+export class Switchboard {
+  readonly #agents = new Map<string, AgentClient>();
+
+  private constructor(
+    readonly path: string,
+    readonly server: Server,
+  ) {}
+
+  /** Throws what bind(2) does. A socket that an engine before this one left at `path` is replaced. */
+  static open(path: string): Promise<Switchboard> {
+    rmSync(path, { force: true });
+    return new Promise((resolve, reject) => {
+      const server = createServer({ allowHalfOpen: true }, (socket) => board.#connect(socket));
+      const board = new Switchboard(path, server);
+      server.unref();
+      server.once('error', reject);
+      server.listen({ path, backlog: BACKLOG }, () => resolve(board));
+    });
+  }
+
+  offer(id: string, agent: AgentClient): void {
+    this.#agents.set(id, agent);
+  }
+
+  /** True when it was offered. */
+  withdraw(id: string): boolean {
+    return this.#agents.delete(id);
+  }
+
+  has(id: string): boolean {
+    return this.#agents.has(id);
+  }
+
+  /** Connections that are made already go on. */
+  close(): void {
+    this.server.close();
+  }
+
+  #connect(socket: Socket): void {
+    let read = Buffer.alloc(0);
+    const drop = () => void socket.destroy();
+    const take = (part: Buffer): void => {
+      read = Buffer.concat([read, part]);
+      const end = read.indexOf(NEWLINE);
+      if (end < 0 && read.length <= NAME_MAX_BYTES) return;
+      socket.off('data', take).off('error', drop).off('end', drop);
+      const agent = end < 0 ? undefined : this.#agents.get(read.toString('latin1', 0, end));
+      if (agent) answer(socket, agent, read.subarray(end + 1));
+      else drop();
+    };
+    socket.on('data', take).on('error', drop).on('end', drop);
+  }
+}
+
+/** Many may call at once. */
+const BACKLOG = 1024;
