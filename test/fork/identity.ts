@@ -69,6 +69,20 @@ export const identitySuite = (cold: boolean) => {
     });
   }
 
+  identity(
+    'emulated programs are at fixed addresses, until a sandbox wants it otherwise',
+    async ({ engine, children }) => {
+      const [one, two] = children as [Sandbox, Sandbox];
+      const stackOf = async ({ id }: Sandbox) =>
+        (await engine.exec(id, ['grep', '-F', '[stack]', '/proc/self/maps'])).stdout;
+      const [first, again, other] = [await stackOf(one), await stackOf(one), await stackOf(two)];
+      assert.match(first, /^[0-9a-f]+-[0-9a-f]+ /);
+      assert.is(first === again && first === other, one.birth.isolation === 'tcg');
+      await engine.exec(two.id, ['sh', '-c', 'echo 2 > /proc/sys/kernel/randomize_va_space']);
+      assert.is.not(await stackOf(two), await stackOf(two));
+    },
+  );
+
   identity('the clock is within 100 ms of the host’s', async ({ engine, children }) => {
     for (const { id } of children) {
       const before = Date.now();

@@ -16,8 +16,11 @@ const COMMON = [
   'deferred_probe_timeout=0',
 ];
 
-/** Emulation runs no instruction speculatively, so the kernel's mitigations would guard against nothing; under KVM they stay. */
-const EMULATED = ['mitigations=off'];
+/**
+ * Emulation runs no instruction speculatively, so the kernel's mitigations would guard against nothing. And it translates code for the address at which
+ * it runs: programs at random addresses would be translated anew by each that starts (docs/decisions/0097). Under KVM both stay.
+ */
+const EMULATED = ['mitigations=off', 'norandmaps'];
 
 /**
  * `tscKhz`: an emulated guest reads the host's time stamp counter and would measure its speed against an emulated timer;

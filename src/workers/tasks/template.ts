@@ -85,11 +85,12 @@ const startTemplate = (
     rehearse();
     idle(IDLE_MS);
   };
-  growTlb(agent, input, deadline);
-  if (rounds >= TRIM_AFTER_ROUNDS) idle(SETTLE_MS);
+  const stays = rounds >= TRIM_AFTER_ROUNDS;
+  runPrograms(agent, input, stays ? USUAL : [SMALLEST], deadline);
+  if (stays) idle(SETTLE_MS);
   agent.call({ action: 'seal' }, deadline);
   for (let i = 0; i < rounds; i++) round();
-  if (rounds >= TRIM_AFTER_ROUNDS) {
+  if (stays) {
     shim.freeze(true, deadline);
     shim.release(deadline);
     for (let i = 0; i < ROUNDS_AFTER_TRIM; i++) {
@@ -120,20 +121,24 @@ const adoptMemory = (
 };
 
 /**
- * Programs run to make the emulated TLB grow. One makes it large enough; with six it had 65,536 entries, of which a child then
- * wrote a few on each of 150 pages, and copied those.
- */
-const TLB_PROGRAMS = 1;
-
-/**
  * QEMU's emulated TLB starts with 256 entries and grows only when the guest flushes it while it is nearly full (accel/tcg/cputlb.c,
  * tlb_mmu_resize_locked). A guest whose one process never gives up the processor to another never flushes, and pays a page
- * walk for every second access. Running a program makes it switch page tables, there and back.
+ * walk for every second access. Running a program makes it switch page tables, there and back. One makes it large enough; with six
+ * it had 65,536 entries, of which a child then wrote a few on each of 150 pages, and copied those.
  */
-const growTlb = (agent: AgentPort, input: TaskInput<'template'>, deadline: Deadline): void => {
-  for (let i = 0; i < TLB_PROGRAMS; i++) {
+const SMALLEST = ['/bin/true'];
+/** What sandboxes are asked to run: children find it translated, which is most of a program's first run. An image may have neither. */
+const USUAL = [['python3', '-c', ''], ['sh', '-c', ':'], SMALLEST];
+
+const runPrograms = (
+  agent: AgentPort,
+  input: TaskInput<'template'>,
+  programs: string[][],
+  deadline: Deadline,
+): void => {
+  for (const args of programs) {
     rehearsal(agent, input, deadline);
-    agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
+    agent.call({ action: 'exec', args, timeout: 30 }, deadline);
   }
 };
 
