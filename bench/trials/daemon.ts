@@ -1,5 +1,6 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { Engine } from '../../src/main/engine.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import type { Bench, Parameters } from '../bench.js';
 import { BenchDaemon } from '../daemon.js';
 import { BENCH_TAG, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
@@ -12,6 +13,7 @@ interface Both {
 }
 
 interface Trial {
+  fresh: Both;
   spawn1: Both;
   fan: Both;
   eval: Both;
@@ -26,8 +28,11 @@ interface Trial {
 }
 
 const EVAL = { code: FIRST_EVAL };
+const EXEC = { args: ['/bin/true'] };
 /** Calls before the clock counts: the child's translated code for them is part of being warm. */
 const WARM_CALLS = 50;
+/** Of a daemon that has just begun, whose own code is not compiled yet. */
+const FRESH_CALLS = 50;
 /** Requests under way at once where sandboxes are killed. */
 const KILLERS = 8;
 /** Between two spawns: what died is cleared away. */
@@ -96,45 +101,62 @@ const spawns = async ({ engine, daemon, spares }: Sides, n: number, count: numbe
   return both;
 };
 
-const calls = async (
-  engine: Engine,
-  daemon: BenchDaemon,
-  count: number,
-): Promise<Record<'eval' | 'exec' | 'ping', Both>> => {
-  const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: 1 });
-  const here = sandboxes[0]?.id ?? '';
-  const [there = ''] = await spawn(daemon, 1);
-  const both = async (n: number, direct: () => Promise<unknown>, rest: () => Promise<unknown>): Promise<Both> => {
+/** Calls by the engine of one sandbox, and through the daemon of another, in turns. */
+class Pair {
+  private constructor(
+    readonly engine: Engine,
+    readonly daemon: BenchDaemon,
+    readonly here: Sandbox,
+    readonly there: string,
+  ) {}
+
+  static async make({ engine, daemon }: Sides): Promise<Pair> {
+    const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: 1 });
+    const [there = ''] = await spawn(daemon, 1);
+    return new Pair(engine, daemon, sandboxes[0] as Sandbox, there);
+  }
+
+  async end(): Promise<void> {
+    await this.engine.kill([this.here]);
+    await kill(this.daemon, [this.there]);
+  }
+
+  eval = (count: number) =>
+    this.#both(
+      count,
+      () => this.engine.eval(this.here.id, FIRST_EVAL),
+      () => evaluate(this.daemon, this.there),
+    );
+
+  exec = (count: number, warm = WARM_CALLS) =>
+    this.#both(
+      count,
+      () => this.engine.exec(this.here.id, EXEC.args),
+      () => this.daemon.text('POST', `/v1/sandboxes/${this.there}/exec`, EXEC),
+      warm,
+    );
+
+  ping = (count: number) =>
+    this.#both(
+      count,
+      () => this.engine.ping(this.here.id),
+      () => this.daemon.text('POST', `/v1/sandboxes/${this.there}/ping`),
+    );
+
+  /** Until the daemon is as it is when it has served for a while: what it runs for each request is compiled. */
+  async serve(evals: number): Promise<void> {
+    for (let i = 0; i < evals; i++) await evaluate(this.daemon, this.there);
+  }
+
+  async #both(count: number, direct: () => Promise<unknown>, rest: () => Promise<unknown>, warm = WARM_CALLS) {
     const times: Both = { direct: [], rest: [] };
-    for (let i = 0; i < n + WARM_CALLS; i++) {
+    for (let i = 0; i < count + warm; i++) {
       await timed(times.direct, direct);
       await timed(times.rest, rest);
     }
-    return { direct: times.direct.slice(WARM_CALLS), rest: times.rest.slice(WARM_CALLS) };
-  };
-  const path = `/v1/sandboxes/${there}`;
-  const exec = { args: ['/bin/true'] };
-  const found = {
-    eval: await both(
-      count,
-      () => engine.eval(here, FIRST_EVAL),
-      () => evaluate(daemon, there),
-    ),
-    exec: await both(
-      Math.ceil(count / 10),
-      () => engine.exec(here, exec.args),
-      () => daemon.text('POST', `${path}/exec`, exec),
-    ),
-    ping: await both(
-      count,
-      () => engine.ping(here),
-      () => daemon.text('POST', `${path}/ping`),
-    ),
-  };
-  await engine.kill(sandboxes);
-  await kill(daemon, [there]);
-  return found;
-};
+    return { direct: times.direct.slice(warm), rest: times.rest.slice(warm) };
+  }
+}
 
 /** Each sandbox has a caller that asks again as soon as it has its answer. */
 const load = async (daemon: BenchDaemon, sandboxes: number, secs: number): Promise<number> => {
@@ -221,22 +243,33 @@ const trial = async (parameters: Parameters): Promise<Trial> => {
     many,
     cycles,
     spares,
+    served,
   } = parameters as Record<string, number>;
   const engine = new Engine({ resident: true, eager: true, spares: spares as number });
   const daemon = await BenchDaemon.start(['--eager', '--spares', String(spares), '--log-level', 'warn']);
   const sides = { engine, daemon, spares: spares as number };
   try {
     await spawns(sides, 1, 3);
+    const pair = await Pair.make(sides);
+    await pair.exec(0);
+    const fresh = await told('exec of a fresh daemon', () => pair.exec(FRESH_CALLS, 0));
+    await pair.serve(served as number);
+    const called = {
+      eval: await told('eval', () => pair.eval(count as number)),
+      exec: await told('exec', () => pair.exec(count as number)),
+      ping: await told('ping', () => pair.ping(count as number)),
+    };
+    await pair.end();
+    await rested(sides.spares, () => sparesOf(daemon));
     const spawn1 = await told('spawn 1', () => spawns(sides, 1, singles as number));
     const fan = await told(`spawn ${n}`, () => spawns(sides, n as number, fans as number));
-    const called = await told('calls', () => calls(engine, daemon, count as number));
     await engine.close();
     const evals = await told('load', () => load(daemon, sandboxes as number, load_secs as number));
     const crowd = await told(`${many} sandboxes`, () => manySandboxes(daemon, many as number));
     const lived = await told(`${cycles} cycles`, () => manyCycles(daemon, cycles as number));
     const { errors, firstError } = daemon;
     return {
-      ...{ spawn1, fan, ...called, evals, load_secs: load_secs as number, many: crowd, cycles: lived, errors },
+      ...{ fresh, spawn1, fan, ...called, evals, load_secs: load_secs as number, many: crowd, cycles: lived, errors },
       first_error: firstError ?? null,
     };
   } finally {
@@ -254,15 +287,15 @@ export const daemonBench: Bench<Trial> = {
   description:
     'What the daemon adds, load from a second process over its Unix socket. Each pair is measured in turns with an engine in that process, ' +
     'with a template and spares of its own, all of which are there again before the next spawn. spawn1_ratio, spawnN_ratio: POST /v1/sandboxes until 201 with the children ready over ' +
-    'Engine.fork, p50. *_overhead_ms: a call through REST less the same call by the engine, p50. evals_per_s: a caller for each of ' +
+    'Engine.fork, p50. *_overhead_ms: a call through REST less the same call by the engine, p50, of a daemon that has answered `served` evals: by then its code is compiled; fresh_exec_overhead_ms of one that has just begun. evals_per_s: a caller for each of ' +
     '`sandboxes`. many: so many sandboxes spawned at once, listed, scraped and killed. cycles: spawn and kill, and what the daemon has grown by. ' +
     'errors: answers that were not 2xx or were wrong.',
   full: {
-    ...{ n: 100, trials: 1, spawns: 100, fans: 7, calls: 500 },
+    ...{ n: 100, trials: 1, spawns: 100, fans: 7, calls: 500, served: 3000 },
     ...{ sandboxes: 50, load_secs: 10, many: 1000, cycles: 2000, spares: 4 },
   },
   smoke: {
-    ...{ n: 3, trials: 1, spawns: 2, fans: 1, calls: 5 },
+    ...{ n: 3, trials: 1, spawns: 2, fans: 1, calls: 5, served: 5 },
     ...{ sandboxes: 3, load_secs: 1, many: 5, cycles: 3, spares: 2 },
   },
   trial,
@@ -276,6 +309,7 @@ export const daemonBench: Bench<Trial> = {
       eval_overhead_ms: mid((t) => overhead(t.eval)),
       exec_overhead_ms: mid((t) => overhead(t.exec)),
       ping_overhead_ms: mid((t) => overhead(t.ping)),
+      fresh_exec_overhead_ms: mid((t) => overhead(t.fresh)),
       evals_per_s: mid((t) => t.evals / t.load_secs),
       errors,
       failed: errors,
@@ -283,6 +317,7 @@ export const daemonBench: Bench<Trial> = {
       spawn1_ms: trials.map((t) => beside(t.spawn1)),
       spawn_n_ms: trials.map((t) => beside(t.fan)),
       eval_ms: trials.map((t) => beside(t.eval)),
+      fresh_exec_ms: trials.map((t) => beside(t.fresh)),
       exec_ms: trials.map((t) => beside(t.exec)),
       ping_ms: trials.map((t) => beside(t.ping)),
       many: trials.map((t) => t.many),
