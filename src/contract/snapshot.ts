@@ -19,6 +19,11 @@ export const BLOCKS_FILE = 'disk.blocks';
 /** Raw: a chunk is faulted in from the page cache sooner than it could be decompressed, and equal and zero pages are left out anyway. */
 export const LAYER_ZSTD_LEVEL = 0;
 
+/** Ports of the serial bus of a guest that is booted now. The first is reserved for a console, the second is the agent's. Each has two queues, and at every interrupt the guest looks into all. */
+export const SERIAL_PORTS = 2;
+/** Of a snapshot that does not tell. */
+export const SERIAL_PORTS_BEFORE = 31;
+
 /** How a VM is held apart from the host: hardware virtualisation, or QEMU's emulation. */
 export type Isolation = 'kvm' | 'tcg';
 
@@ -56,6 +61,8 @@ export interface SnapshotManifest {
     version: string;
     machine: string;
     cpu_model: string;
+    /** Of the bus that the agent's port is on; 31, which is QEMU's own, when absent. */
+    serial_ports?: number;
   };
   /** Speed of the time stamp counter that the guest was told, kHz. Emulated guests read the host's counter. */
   tsc_khz: number;

@@ -15,7 +15,7 @@ import type {
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
-import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
+import { hasCard, type Isolation, type SnapshotManifest, SERIAL_PORTS } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
@@ -191,6 +191,7 @@ export class Engine {
         memoryMib: 256,
         vcpus: 1,
         cpuModel: 'host',
+        serialPorts: SERIAL_PORTS,
         volumes: [],
         card: false,
         kernelArgs: kernelArgs('kvm', await tscKhz(hostFile())),

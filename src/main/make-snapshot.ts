@@ -13,6 +13,7 @@ import {
   type SnapshotManifest,
   STATE_FILE,
   type Volume,
+  SERIAL_PORTS,
 } from '../contract/snapshot.js';
 import { MiB } from '../contract/units.js';
 import { GATEWAY_ADDRESS } from '../net/ruleset.js';
@@ -138,7 +139,13 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       tag,
       created_at_unix: Math.floor(Date.now() / 1000),
       isolation: spec.isolation,
-      vmm: { name: 'qemu', version: driver.version, machine: driver.machine, cpu_model: spec.cpuModel },
+      vmm: {
+        name: 'qemu',
+        version: driver.version,
+        machine: driver.machine,
+        cpu_model: spec.cpuModel,
+        serial_ports: spec.serialPorts,
+      },
       tsc_khz: request.tscKhz,
       memory_mib: spec.memoryMib,
       vcpus: spec.vcpus,
@@ -191,6 +198,7 @@ const bootSpec = (request: SnapshotRequest): BootSpec => {
     memoryMib,
     vcpus,
     cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
+    serialPorts: SERIAL_PORTS,
     volumes: volumes.map((v) => ({ ...v, host_path: resolve(v.host_path) })),
     card: net === true || tap !== undefined,
   };

@@ -37,6 +37,8 @@ export interface SpawnOptions {
    * The kernel drops it when the child changes its uid or runs a set-uid program.
    */
   dieWithParent?: boolean;
+  /** SCHED_BATCH, sched(7): when it is woken, it does not push aside what runs. */
+  batch?: boolean;
   /** /proc/self/oom_score_adj of the child, -1000 to 1000. */
   oomScoreAdj?: number;
 }

@@ -72,6 +72,7 @@ SpawnPlan ReadPlan(Args& args, Napi::Object options) {
   }
   if (given("limits")) plan.limits = ReadLimits(args, options.Get("limits"));
   if (given("cgroups")) plan.cgroups = args.ToFds(options.Get("cgroups"), "cgroups");
+  if (given("batch")) plan.batch = args.ToBool(options.Get("batch"), "batch");
   if (given("dieWithParent"))
     plan.die_with_parent = args.ToBool(options.Get("dieWithParent"), "dieWithParent");
   if (given("oomScoreAdj")) {

@@ -40,6 +40,7 @@ struct SpawnPlan {
   std::vector<ResourceLimit> limits;
   std::vector<int> cgroups;
   bool die_with_parent = false;
+  bool batch = false;
   std::string oom_score_adj;  // decimal, empty = inherit
 
   std::vector<char*> argv;  // point into args and env, end with nullptr

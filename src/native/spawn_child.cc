@@ -87,6 +87,12 @@ SysError SetOomScore(const std::string& value) {
   return {};  // close_range takes the descriptor
 }
 
+// Where a filter forbids it, it is scheduled as any program.
+void ScheduleAsBatch() {
+  const sched_param parameters = {};
+  (void)sched_setscheduler(0, SCHED_BATCH, &parameters);
+}
+
 SysError CloseRange(unsigned first, unsigned last) {
   // Through syscall(2): the glibc of older systems has no wrapper.
   if (syscall(SYS_close_range, first, last, 0) != 0) return SysError::Last("close_range");
@@ -145,6 +151,7 @@ SysError RunChild(SpawnPlan& plan) {
   if (SysError error = Unshare(plan)) return error;
   if (SysError error = PlaceFds(plan.fds)) return error;
   if (SysError error = SetLimits(plan.limits)) return error;
+  if (plan.batch) ScheduleAsBatch();
   if (plan.cwd && chdir(plan.cwd->c_str()) != 0) return SysError::Last("chdir");
   ResetSignals();
   execve(plan.file.c_str(), plan.argv.data(), plan.envp.data());

@@ -56,6 +56,12 @@ test('environment and working folder are those given, and only those', async () 
   rmSync(folder, { recursive: true });
 });
 
+test('it is scheduled as a batch program when that is asked for', async () => {
+  const policyOf = async (options: object) => (await runShell('cut -d" " -f41 /proc/self/stat', options)).output;
+  const [SCHED_OTHER, SCHED_BATCH] = ['0\n', '3\n'];
+  assert.equal([await policyOf({}), await policyOf({ batch: true })], [SCHED_OTHER, SCHED_BATCH]);
+});
+
 test('the child leads its own process group, with signals as a fresh process has them', async () => {
   const { output } = await runShell('echo $$; cut -d" " -f5 /proc/self/stat; grep -E "Sig(Blk|Ign)" /proc/self/status');
   const [pid, group, ...signals] = output.trim().split('\n');

@@ -106,6 +106,21 @@ store('every wrong key of snapshot.json is caught by name', ({ store: s }) => {
   }
 });
 
+store(
+  'the bus of the agent’s port has as many ports as its snapshot says; one that does not say has what QEMU gives',
+  ({ store: s }) => {
+    const dir = put(s, 'base');
+    const good = s.open('base');
+    const withPorts = (serial_ports: unknown) => {
+      writeFileSync(join(dir, 'snapshot.json'), JSON.stringify({ ...good, vmm: { ...good.vmm, serial_ports } }));
+      return code(() => s.open('base'));
+    };
+    for (const wrong of [1, 32, 2.5, '2', '2,id=x', null])
+      assert.is(withPorts(wrong), 'SNAPSHOT_CORRUPT', String(wrong));
+    for (const right of [2, 31, undefined]) assert.is(withPorts(right), 'no error', String(right));
+  },
+);
+
 store('a snapshot of the reference is refused as made by another engine', ({ store: s }) => {
   mkdirSync(s.dir('theirs'), { recursive: true });
   writeFileSync(join(s.dir('theirs'), 'snapshot.json'), JSON.stringify({ vmstate: '/x', memory: '/y', volumes: [] }));

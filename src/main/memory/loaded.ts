@@ -2,7 +2,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import type { Patience } from '../../contract/patience.js';
-import { type FileDigest, hasCard, type SnapshotManifest } from '../../contract/snapshot.js';
+import { type FileDigest, hasCard, type SnapshotManifest, SERIAL_PORTS_BEFORE } from '../../contract/snapshot.js';
 import type { Pool } from '../pool.js';
 import { requireFile } from '../store/fit.js';
 import type { OpenChain } from '../store/open-chain.js';
@@ -92,6 +92,7 @@ export class LoadedSnapshot {
       memoryMib: memory_mib,
       vcpus,
       cpuModel: vmm.cpu_model,
+      serialPorts: vmm.serial_ports ?? SERIAL_PORTS_BEFORE,
       rootfs: rootfs ?? '',
       volumes: volumes.map((v, i) => ({ ...v, host_path: volumePaths[i] ?? v.host_path })),
       card: hasCard(this.manifest),

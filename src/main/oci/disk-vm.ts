@@ -2,7 +2,7 @@
 import { truncate } from 'node:fs/promises';
 import { ForkdError } from '../../contract/errors.js';
 import type { ExecReply } from '../../contract/guest.js';
-import type { Isolation } from '../../contract/snapshot.js';
+import { type Isolation, SERIAL_PORTS } from '../../contract/snapshot.js';
 import { command, lastLines, mustRun } from '../image/command.js';
 import type { GuestImage } from '../image/types.js';
 import { EMULATED_CPU } from '../make-snapshot.js';
@@ -54,6 +54,7 @@ export const runInDisk = async (
     memoryMib: MEMORY_MIB,
     vcpus: 1,
     cpuModel: isolation === 'kvm' ? 'host' : EMULATED_CPU,
+    serialPorts: SERIAL_PORTS,
     volumes: [],
     card: false,
     builds: { loopback },

@@ -3,7 +3,7 @@ import { closeSync, fstatSync, openSync, writeSync } from 'node:fs';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { isTag } from '../../contract/names.js';
-import { SNAPSHOT_FORMAT, type SnapshotManifest } from '../../contract/snapshot.js';
+import { SERIAL_PORTS, SERIAL_PORTS_BEFORE, SNAPSHOT_FORMAT, type SnapshotManifest } from '../../contract/snapshot.js';
 import { MiB } from '../../contract/units.js';
 import { native } from '../../native/binding.js';
 
@@ -41,7 +41,13 @@ const SHAPE: Record<keyof SnapshotManifest, Check> = {
   tag: string,
   created_at_unix: count,
   isolation: (v) => v === 'kvm' || v === 'tcg',
-  vmm: object({ name: (v) => v === 'qemu', version: string, machine: string, cpu_model: string }),
+  vmm: object({
+    name: (v) => v === 'qemu',
+    version: string,
+    machine: string,
+    cpu_model: string,
+    serial_ports: optional((v) => count(v) && (v as number) >= SERIAL_PORTS && (v as number) <= SERIAL_PORTS_BEFORE),
+  }),
   memory_mib: (v) => count(v) && (v as number) >= limits.memoryMinMib && (v as number) <= limits.memoryMaxMib,
   tsc_khz: count,
   vcpus: (v) => count(v) && (v as number) <= limits.vcpusMax,

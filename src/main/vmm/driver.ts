@@ -8,6 +8,7 @@ export interface Hardware {
   memoryMib: number;
   vcpus: number;
   cpuModel: string;
+  serialPorts: number;
   /** Paths, or `/proc/PID/fd/N` of files held open by the engine. */
   rootfs: string;
   volumes: Volume[];

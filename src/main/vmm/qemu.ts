@@ -118,7 +118,7 @@ export class QemuDriver implements VmmDriver {
       ['-mon', 'chardev=qmp,mode=control'],
       ['-chardev', `file,id=console,path=${quote(consolePath)},append=on`],
       ['-serial', 'chardev:console'],
-      ['-device', 'virtio-serial-device'],
+      ['-device', `virtio-serial-device,max_ports=${hardware.serialPorts}`],
       ['-chardev', `socket,id=agent,fd=${VmmFd.agent}`],
       ['-device', 'virtserialport,chardev=agent,name=forkd.agent.0'],
       ...disk('root', inherited(hardware.rootfs), builds !== undefined),
