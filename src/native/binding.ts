@@ -192,13 +192,13 @@ export interface Native {
    */
   layerCompact(layers: number[], target: number, options: LayerOptions): LayerWritten;
   /**
-   * Which pages of `file` are also in `disk`, zeros left out: runs of [page of the file, page of the disk, count], in the order of the file.
-   * `blocks` gets BLAKE3-256 of each 64 KiB of the disk. pread(2), in native threads. The promise does not keep the event loop alive.
+   * Which pages of `file` are also in `disks`, zeros left out: runs of [page of the file, page of the disks, count], in the order of the file. Whole pages of
+   * the disks are counted through. `blocks` gets BLAKE3-256 of each 64 KiB of the first disk. pread(2), in native threads. The promise does not keep the event loop alive.
    */
-  samePages(file: number, disk: number, threads: number, blocks?: Uint8Array): Promise<Uint32Array>;
+  samePages(file: number, disks: number[], threads: number, blocks?: Uint8Array): Promise<Uint32Array>;
   /**
-   * Compresses `pieces`, triples of [descriptor, offset, bytes] (-1: bytes of `given`; -2: zeros), into frames, pairs of [bytes, level of zstd] that
-   * have exactly these bytes, each with its size and a checksum. They are written to `target` in order, from its beginning: pread(2), pwrite(2),
+   * Compresses `pieces`, triples of [descriptor, offset, bytes] (-1: bytes of `given`; -2: zeros), into frames, pairs of [bytes, harder than usual: 0 or 1]
+   * that have exactly these bytes, each with its size, and one that has bytes of `given` with a checksum. They are written to `target` in order, from its beginning: pread(2), pwrite(2),
    * sync_file_range(2); write(2) for what has no positions. Returns the bytes of each frame. In native threads; `progress` gets [bytes done] and is
    * asked [stop?]: then it throws ECANCELED. The promise does not keep the event loop alive.
    */

@@ -59,7 +59,7 @@ std::vector<FrameWriter::Frame> FramesToWrite(Args& args, size_t i, uint64_t tot
     if (numbers[at] == 0 || numbers[at] > kFrameBytesMax || numbers[at] > total) {
       args.Refuse("frames", "sizes of frames");
     }
-    frames.push_back({numbers[at], static_cast<int>(std::min<uint32_t>(numbers[at + 1], 22))});
+    frames.push_back({numbers[at], static_cast<FrameWriter::Effort>(std::min<uint32_t>(numbers[at + 1], 1))});
     total -= std::min<uint64_t>(numbers[at], total);
   }
   if (args.Ok() && total != 0) args.Refuse("frames", "all bytes of the pieces");

@@ -19,9 +19,11 @@ class FrameWriter {
     uint64_t from;
     uint64_t bytes;
   };
+  // How hard a frame is compressed.
+  enum class Effort { kUsual, kMore };
   struct Frame {
     uint64_t bytes;
-    int level;  // of zstd
+    Effort effort;
   };
 
   // The frames have exactly the bytes of the pieces. `target` is a file, written from its beginning, or
@@ -42,7 +44,8 @@ class FrameWriter {
 
   void Work();
   FrameError Make(size_t frame, uint8_t* content, struct ZSTD_CCtx_s* zstd, Slot* slot);
-  FrameError Read(size_t frame, uint8_t* into) const;
+  // `has_given`: whether it has bytes that were given.
+  FrameError Read(size_t frame, uint8_t* into, bool* has_given) const;
   // Waits until the slot of a frame is free; false when nothing more is to be done.
   bool Await(size_t frame);
   void HandOver(size_t frame, Writeback* writeback);

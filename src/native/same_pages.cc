@@ -1,5 +1,5 @@
-// Which pages of one file are also in another: what a guest has read of its disk lies in its memory as it
-// lies on the disk.
+// Which pages of a file are also in some disks: what a guest has read of its disk lies in its memory as it
+// lies on the disk, and its kernel as it was loaded.
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -31,25 +31,72 @@ constexpr uint32_t kNone = UINT32_MAX;
 // No fingerprint is even.
 constexpr uint64_t kZeroPrint = 0;
 
-// Some successive pages of a file, in memory.
+SysError PagesOf(int fd, uint32_t* pages) {
+  uint64_t bytes = 0;
+  if (SysError error = RegularSize(fd, &bytes)) return error;
+  if (bytes / kPageBytes >= kNone) return {"file size", EFBIG};
+  *pages = static_cast<uint32_t>(bytes / kPageBytes);
+  return {};
+}
+
+// The whole pages of several files, counted through.
+class DiskPages {
+ public:
+  struct Disk {
+    int fd;
+    uint64_t bytes;
+    uint32_t begin;  // its first page
+    uint32_t end;
+  };
+
+  SysError Open(std::span<const int> fds) {
+    for (int fd : fds) {
+      Disk disk = {fd, 0, pages(), 0};
+      uint32_t own = 0;
+      SysError error;
+      if ((error = PagesOf(fd, &own)) || (error = RegularSize(fd, &disk.bytes))) return error;
+      if (own >= kNone - disk.begin) return {"file size", EFBIG};
+      disk.end = disk.begin + own;
+      disks_.push_back(disk);
+    }
+    return {};
+  }
+
+  uint32_t pages() const { return disks_.empty() ? 0 : disks_.back().end; }
+  std::span<const Disk> all() const { return disks_; }
+  // Of a page that there is.
+  const Disk& Of(uint32_t page) const {
+    return *std::find_if(disks_.begin(), disks_.end(), [page](const Disk& disk) { return page < disk.end; });
+  }
+
+ private:
+  std::vector<Disk> disks_;
+};
+
+// Some successive pages of a disk, in memory.
 class Window {
  public:
-  Window(int fd, uint32_t pages) : fd_(fd), bytes_(size_t{pages} * kPageBytes) {}
+  explicit Window(const DiskPages& disks) : disks_(disks), bytes_(size_t{kRunPages} * kPageBytes) {}
 
-  // Null when the file has no such page, or cannot be read: then `error` says so.
+  // Null when it cannot be read: `error` says so.
   const uint8_t* Page(uint32_t page, SysError* error) {
     if (page < first_ || page >= first_ + count_) {
-      size_t done = 0;
-      *error = ReadAt(fd_, bytes_.data(), bytes_.size(), uint64_t{page} * kPageBytes, &done);
+      const DiskPages::Disk& disk = disks_.Of(page);
       first_ = page;
-      count_ = *error ? 0 : static_cast<uint32_t>(done / kPageBytes);
-      if (count_ == 0) return nullptr;
+      count_ = std::min(kRunPages, disk.end - page);
+      size_t bytes = size_t{count_} * kPageBytes, done = 0;
+      *error = ReadAt(disk.fd, bytes_.data(), bytes, uint64_t{page - disk.begin} * kPageBytes, &done);
+      if (!*error && done < bytes) *error = {"pread", EIO};
+      if (*error) {
+        count_ = 0;
+        return nullptr;
+      }
     }
     return bytes_.data() + size_t{page - first_} * kPageBytes;
   }
 
  private:
-  int fd_;
+  const DiskPages& disks_;
   std::vector<uint8_t> bytes_;
   uint32_t first_ = 0;
   uint32_t count_ = 0;
@@ -98,34 +145,24 @@ class PageTable {
   std::vector<Slot> slots_;
 };
 
-SysError PagesOf(int fd, uint32_t* pages) {
-  uint64_t bytes = 0;
-  if (SysError error = RegularSize(fd, &bytes)) return error;
-  if (bytes / kPageBytes >= kNone) return {"file size", EFBIG};
-  *pages = static_cast<uint32_t>(bytes / kPageBytes);
-  return {};
-}
-
-// Who looks for the pages of a file in a disk. Both are divided into parts that threads take one by one.
+// Who looks for the pages of a file in disks. All are divided into parts that threads take one by one.
 class PageSearch {
  public:
-  // `blocks`: gets BLAKE3 of each 64 KiB of the disk, unless empty.
-  PageSearch(int file, int disk, std::span<uint8_t> blocks)
-      : file_fd_(file), disk_fd_(disk), blocks_(blocks) {}
+  // `blocks`: gets BLAKE3 of each 64 KiB of the first disk, unless empty.
+  PageSearch(int file, std::vector<int> disks, std::span<uint8_t> blocks)
+      : file_fd_(file), disk_fds_(std::move(disks)), blocks_(blocks) {}
 
   SysError Run(unsigned threads) {
-    uint64_t disk_bytes = 0;
     SysError error;
-    if ((error = PagesOf(file_fd_, &file_pages_)) || (error = PagesOf(disk_fd_, &disk_pages_)) ||
-        (error = RegularSize(disk_fd_, &disk_bytes))) {
-      return error;
+    if ((error = PagesOf(file_fd_, &file_pages_)) || (error = disks_.Open(disk_fds_))) return error;
+    prints_.resize(disks_.pages());
+    for (const DiskPages::Disk& disk : disks_.all()) {
+      for (uint64_t at = 0; at < disk.bytes; at += kPartBytes) disk_parts_.push_back({&disk, at});
     }
-    prints_.resize(disk_pages_);
-    disk_bytes_ = disk_bytes;
-    InParts(threads, (disk_bytes + kPartBytes - 1) / kPartBytes,
-            [this](Window*, size_t part, uint8_t* buffer) { return ReadDisk(part, buffer); });
-    table_ = PageTable(disk_pages_);
-    for (uint32_t page = 0; page < disk_pages_; page++) {
+    InParts(threads, disk_parts_.size(),
+            [this](Window*, size_t part, uint8_t* buffer) { return ReadDisk(disk_parts_[part], buffer); });
+    table_ = PageTable(disks_.pages());
+    for (uint32_t page = 0; page < disks_.pages(); page++) {
       if (prints_[page] != kZeroPrint) table_.Add(prints_[page], page);
     }
     found_.resize((size_t{file_pages_} * kPageBytes + kPartBytes - 1) / kPartBytes);
@@ -158,7 +195,7 @@ class PageSearch {
     std::atomic<size_t> next{0};
     InThreads(threads, [&](unsigned) {
       std::unique_ptr<uint8_t[]> buffer(new uint8_t[kPartBytes]);
-      Window disk(disk_fd_, kRunPages);
+      Window disk(disks_);
       for (size_t part; (part = next.fetch_add(1)) < parts;) {
         SysError error = work(&disk, part, buffer.get());
         if (!error) continue;
@@ -169,15 +206,22 @@ class PageSearch {
     });
   }
 
-  SysError ReadDisk(size_t part, uint8_t* buffer) {
-    uint64_t begin = uint64_t{part} * kPartBytes;
-    size_t bytes = std::min<uint64_t>(kPartBytes, disk_bytes_ - begin), done;
-    if (SysError error = ReadAt(disk_fd_, buffer, bytes, begin, &done)) return error;
+  struct DiskPart {
+    const DiskPages::Disk* disk;
+    uint64_t begin;
+  };
+
+  SysError ReadDisk(const DiskPart& part, uint8_t* buffer) {
+    const auto& [disk, begin] = part;
+    size_t bytes = std::min<uint64_t>(kPartBytes, disk->bytes - begin), done;
+    if (SysError error = ReadAt(disk->fd, buffer, bytes, begin, &done)) return error;
     if (done < bytes) return {"pread", EIO};
     for (size_t at = 0; at + kPageBytes <= bytes; at += kPageBytes) {
       const uint8_t* page = buffer + at;
-      prints_[(begin + at) / kPageBytes] = IsZero(page, kPageBytes) ? kZeroPrint : Fingerprint(page);
+      prints_[disk->begin + (begin + at) / kPageBytes] =
+          IsZero(page, kPageBytes) ? kZeroPrint : Fingerprint(page);
     }
+    if (disk != disks_.all().data()) return {};
     for (size_t at = 0; at < bytes && !blocks_.empty(); at += kBlockBytes) {
       Digest digest = DigestOf(buffer + at, std::min(kBlockBytes, bytes - at));
       memcpy(blocks_.data() + (begin + at) / kBlockBytes * digest.size(), digest.data(), digest.size());
@@ -204,7 +248,7 @@ class PageSearch {
         const uint8_t* same = disk->Page(disk_page, &error);
         return same && memcmp(same, content, kPageBytes) == 0;
       };
-      if (next < disk_pages_ && equals(next)) {
+      if (next < disks_.pages() && equals(next)) {
         runs.back()++;
         next++;
         continue;
@@ -222,10 +266,12 @@ class PageSearch {
     return {};
   }
 
-  const int file_fd_, disk_fd_;
+  const int file_fd_;
+  const std::vector<int> disk_fds_;
   const std::span<uint8_t> blocks_;
-  uint32_t file_pages_ = 0, disk_pages_ = 0;
-  uint64_t disk_bytes_ = 0;
+  uint32_t file_pages_ = 0;
+  DiskPages disks_;
+  std::vector<DiskPart> disk_parts_;
   std::vector<uint64_t> prints_;
   PageTable table_{0};
   std::vector<std::vector<uint32_t>> found_;
@@ -236,20 +282,21 @@ class PageSearch {
 Napi::Value SamePages(const Napi::CallbackInfo& info) {
   Args args(info);
   int file_fd = args.Fd(0, "file");
-  int disk_fd = args.Fd(1, "disk");
+  std::vector<int> disks = args.Fds(1, "disks");
   int threads = args.Int(2, "threads", 1, kFrameThreadsMax);
   std::span<uint8_t> blocks;
+  if (args.Ok() && disks.empty()) args.Refuse("disks", "one at least");
   uint64_t disk_bytes = 0;
   if (args.Ok() && !info[3].IsUndefined()) {
     blocks = args.Bytes(3, "blocks");
-    if (SysError error = RegularSize(disk_fd, &disk_bytes)) return ThrowSysError(info.Env(), error);
+    if (SysError error = RegularSize(disks[0], &disk_bytes)) return ThrowSysError(info.Env(), error);
     if (blocks.size() != (disk_bytes + kBlockBytes - 1) / kBlockBytes * sizeof(Digest)) {
-      args.Refuse("blocks", "32 bytes for each 64 KiB of the disk");
+      args.Refuse("blocks", "32 bytes for each 64 KiB of the first disk");
     }
   }
   if (!args.Ok()) return {};
 
-  auto search = std::make_shared<PageSearch>(file_fd, disk_fd, blocks);
+  auto search = std::make_shared<PageSearch>(file_fd, std::move(disks), blocks);
   auto error = std::make_shared<SysError>();
   ThreadCall call;
   call.work = [=] { *error = search->Run(static_cast<unsigned>(threads)); };

@@ -48,7 +48,7 @@ const target = new Store(join(root, 'to'));
 const good = join(root, 'good.tar.zst');
 let entries: Entry[] = [];
 
-const disk = (name: string, content: string): FileDigest => {
+const disk = (name: string, content: string | Buffer): FileDigest => {
   const path = join(root, name);
   writeFileSync(path, content);
   const sha256 = createHash('sha256').update(content).digest('hex');
@@ -172,6 +172,8 @@ packs('a manifest that points elsewhere, lies, or is too large', async () => {
   );
   assert.is(await manifestEdited((text) => `${text}\n# ${'x'.repeat(2 * 1024 * 1024)}`), 'PACK_INVALID', 'huge');
   assert.is(await manifestEdited(() => `a = ${'['.repeat(100_000)}`), 'PACK_INVALID', 'deep');
+  for (const also of [`["${'0'.repeat(64)}"]`, '[5]', '"x"', '5'])
+    assert.is(await manifestEdited((text) => text.replace(/also = \[.*?\]/, `also = ${also}`)), 'PACK_INVALID', also);
   for (const version of ['1', '2', '4']) {
     assert.is(
       await manifestEdited((text) => text.replace('pack_version = 3', `pack_version = ${version}`)),
@@ -224,23 +226,28 @@ packs('a header says any size', async () => {
   assert.throws(() => header('x'.repeat(101), 1), /too long/);
 });
 
-packs('pages that memory shares with its disk are stored once', async () => {
+packs('pages that memory shares with its root disk or its kernel are stored once', async () => {
   const world = new Store(join(root, 'shared'));
-  const pages = 600;
-  const content = randomBytes(pages * PAGE);
-  const path = join(root, 'shared-disk');
-  writeFileSync(path, content);
-  const sha256 = createHash('sha256').update(content).digest('hex');
-  const rootfs = { path, sha256, bytes: content.length, mtime_ms: statSync(path).mtimeMs };
-  const rest = { kernel: disk('sk', 'k'), initrd: disk('si', 'i'), rootfs: path, rootfs_digest: rootfs };
-  // Pages 100 to 399 of the disk, from page 32 of memory on, among pages of its own.
-  const image = Object.fromEntries(
-    Array.from({ length: 300 }, (_, i) => [32 + i, content.subarray((100 + i) * PAGE, (101 + i) * PAGE)]),
-  );
+  const [content, loaded] = [randomBytes(600 * PAGE + 100), randomBytes(90 * PAGE + 100)];
+  const rootfs = disk('shared-disk', content);
+  const kernel = disk('shared-kernel', loaded);
+  const rest = { kernel, initrd: disk('si', 'i'), rootfs: rootfs.path, rootfs_digest: rootfs };
+  // Among pages of its own: pages 100 to 399 of the root disk; then its last whole ones, and the whole kernel behind them.
+  const pagesOf = (from: Buffer, first: number, count: number, at: number) =>
+    Array.from(
+      { length: count },
+      (_, i) => [at + i, from.subarray((first + i) * PAGE, (first + i + 1) * PAGE)] as const,
+    );
+  const image = Object.fromEntries([
+    ...pagesOf(content, 100, 300, 32),
+    ...pagesOf(content, 590, 10, 390),
+    ...pagesOf(loaded, 0, 90, 400),
+  ]);
   putImage(world, 'shared', { ...image, 5: Buffer.alloc(PAGE, 5), 500: Buffer.alloc(PAGE, 6) }, rest);
   const out = join(root, 'shared.tar.zst');
   const { bytes } = await pack(world, { tag: 'shared', out }, pool);
-  assert.ok(bytes < content.length + 100 * 1024, `${bytes} bytes hold ${content.length} of noise once`);
+  const noise = content.length + loaded.length;
+  assert.ok(bytes < noise + 100 * 1024, `${bytes} bytes hold ${noise} of noise once`);
   const back = new Store(join(root, 'shared-back'));
   await unpack(back, { path: out });
   const file = (one: Store) => readFileSync(one.manifest('shared').memory);

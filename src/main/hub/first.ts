@@ -31,7 +31,8 @@ export const framesOf = (layerFd: number): { indexOffset: number; indexBytes: nu
     if (index.readUInt16LE(at + 4) === 0) continue;
     frames.push({
       chunk: index.readUInt32LE(at),
-      offset: Number(index.readBigUInt64LE(at + 8)),
+      // A layer has less than 2^48 bytes.
+      offset: index.readUIntLE(at + 8, 6),
       bytes: index.readUInt32LE(at + 16),
     });
   }

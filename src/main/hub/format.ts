@@ -13,8 +13,9 @@ export interface PackFile {
   size: number;
   sha256?: string;
   root?: string;
-  /** Of memory.pages: the disk that has them. */
+  /** Of memory.pages: the root disk, and further disks: where the pages are. */
   disk?: string;
+  also?: string[];
 }
 
 export interface PackManifest {
@@ -34,6 +35,8 @@ export interface PackManifest {
 
 export const linkPath = (tag: string, file: string): string => `chain/${tag}/${file}`;
 export const diskPath = (sha256: string): string => `disks/${sha256}`;
+/** The disks through which pages are counted. */
+export const sharedDisks = ({ disk = '', also = [] }: PackFile): string[] => [disk, ...also].map(diskPath);
 
 export const writePackManifest = (manifest: PackManifest): Buffer => Buffer.from(stringify(manifest));
 
@@ -76,6 +79,12 @@ const MAY_BE_EMPTY: readonly LinkFile[] = ['memory.pages', 'disk.blocks', 'worki
 /** Parts of the layer, and known by what the layer is known by. */
 const OF_LAYER: readonly LinkFile[] = ['memory.first', 'memory.layer'];
 
+const haveDisksOf = (disks: PackFile[], pages: PackFile): boolean => {
+  if (typeof pages.disk !== 'string' || !Array.isArray(pages.also ?? [])) return false;
+  const wanted = sharedDisks(pages);
+  return wanted.length <= disks.length && wanted.every((path) => disks.some((disk) => disk.path === path));
+};
+
 const firstWrong = ({ tag, chain, files }: Partial<PackManifest>): string | undefined => {
   if (typeof tag !== 'string' || !isTag(tag)) return 'its tag is not one';
   if (!Array.isArray(chain) || chain.length === 0 || chain.length > limits.chainDepthMax + 1)
@@ -98,8 +107,7 @@ const firstWrong = ({ tag, chain, files }: Partial<PackManifest>): string | unde
     const root = chain[Math.floor(i / LINK_FILES.length)]?.memory_root;
     if (kind && OF_LAYER.includes(kind) ? file.root !== root : !HASH.test(String(file.sha256)))
       return `the hash of ${file.path} is wrong`;
-    if (kind === 'memory.pages' && !disks.some((disk) => disk.sha256 === file.disk))
-      return `the disk of ${file.path} is not in it`;
+    if (kind === 'memory.pages' && !haveDisksOf(disks, file)) return `a disk of ${file.path} is not in it`;
     if (i >= expected.length && file.path !== diskPath(String(file.sha256))) return 'a disk is not named by its hash';
   }
   if (new Set(files.map((file) => file.path)).size !== files.length) return 'a file occurs twice';

@@ -9,8 +9,9 @@ import { THREADS } from '../native-threads.js';
 
 /** Larger frames compress better; of smaller ones a lazy pull waits less for what it needs. 512 KiB cost 0.9 % of size over 2 MiB. */
 export const FRAME_BYTES = 512 * 1024;
-/** With the pages of disks left out, a pack is smaller than `zstd -3` of all of it, at half the time. */
-const LEVEL = 1;
+/** How hard frames are compressed, for native code. */
+const USUAL = 0;
+const MORE = 1;
 /** One of 16 numbers; the seekable format uses this one. */
 const SKIPPABLE = 0x184d2a5e;
 const SEEKABLE = 0x8f92eab1;
@@ -21,10 +22,10 @@ const GIVEN = -1;
 const ZEROS = -2;
 const LOOK_MS = 50;
 
-/** What follows does not share a frame with what is before it, since a reader may want only one of them, and is compressed so hard. */
+/** What follows does not share a frame with what is before it, since a reader may want only one of them. */
 export interface Cut {
-  /** Of zstd; undefined is the usual one. */
-  level: number | undefined;
+  /** Compressed harder than usual. */
+  isSmall: boolean;
 }
 
 export interface FilePart {
@@ -84,16 +85,16 @@ class Plan {
   /** Descriptor, offset, bytes. */
   readonly pieces: number[] = [];
   readonly given: Buffer[] = [];
-  /** Bytes, level. */
+  /** Bytes, how hard. */
   readonly #frames: number[] = [];
   #givenBytes = 0;
-  #level = LEVEL;
+  #effort = USUAL;
   #open = 0;
 
   constructor(pieces: Piece[]) {
     for (const piece of pieces) {
       if (Buffer.isBuffer(piece)) this.#addBytes(piece);
-      else if ('level' in piece) this.#cut(piece);
+      else if ('isSmall' in piece) this.#cut(piece);
       else this.#addPart(piece);
     }
     this.#endFrame();
@@ -130,13 +131,13 @@ class Plan {
     }
   }
 
-  #cut({ level = LEVEL }: Cut): void {
+  #cut({ isSmall }: Cut): void {
     this.#endFrame();
-    this.#level = level;
+    this.#effort = isSmall ? MORE : USUAL;
   }
 
   #endFrame(): void {
-    if (this.#open > 0) this.#frames.push(this.#open, this.#level);
+    if (this.#open > 0) this.#frames.push(this.#open, this.#effort);
     this.#open = 0;
   }
 }

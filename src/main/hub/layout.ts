@@ -36,9 +36,14 @@ export class Layout {
 
   /**
    * Where the bytes of a link's layer are: [begin in the content, bytes, offset in the layer]. `moved` are those in memory.first, `shared` the pages
-   * in the disk of that hash. Throws an Error when they lie outside, or meet.
+   * in `disks`, which are entries. Throws an Error when they lie outside, or meet.
    */
-  layerPlaces(tag: string, moved: [number, number][], shared: Uint32Array, disk: string): [number, number, number][] {
+  layerPlaces(
+    tag: string,
+    moved: [number, number][],
+    shared: Uint32Array,
+    disks: string[],
+  ): [number, number, number][] {
     const sizeOf = (path: string): number => this.manifest.files.find((file) => file.path === path)?.size as number;
     const layer = linkPath(tag, 'memory.layer');
     const bytes = sizeOf(layer);
@@ -48,8 +53,8 @@ export class Layout {
       places.push([first, count, offset]);
       first += count;
     }
-    for (const [from, count, offset] of sharedPlaces(shared, bytes, sizeOf(disk)))
-      places.push([this.body(disk) + from, count, offset]);
+    for (const { disk, from, bytes: count, offset } of sharedPlaces(shared, bytes, disks.map(sizeOf)))
+      places.push([this.body(disks[disk] as string) + from, count, offset]);
     const elsewhere = places.map(([, count, offset]): [number, number] => [offset, count]);
     // The layer itself has what is nowhere else.
     let end = 0;

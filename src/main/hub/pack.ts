@@ -118,7 +118,7 @@ export const writePack = async (
 
 const partsOf = async (chain: OpenChain, pool: Pool): Promise<Part[]> => {
   const disks = chain.dirs.flatMap(({ manifest: m }) => [m.kernel, m.initrd, m.rootfs_digest]);
-  const unique = [...new Map(disks.map((disk) => [disk.sha256, disk])).values()];
+  const unique = uniqueDisks(disks);
   for (const disk of unique) await requireFile(chain.manifest.tag, 'disk', disk.path, disk, pool);
   const links: Part[] = [];
   // One after the other: each uses all processors.
@@ -140,8 +140,13 @@ const linkParts = async (
     throw new ForkdError('PACK_UNSUPPORTED', { tag, reason: 'its device state is too large' });
   const state = Buffer.alloc(m.vmstate_bytes);
   native.fdRead(stateFd, state, 0);
-  const { path: disk, sha256 } = m.rootfs_digest;
-  const { shared, blocks } = await searchDisk(layerFd, disk, canBeLazy);
+  const disks = uniqueDisks([m.rootfs_digest, m.kernel, m.initrd]);
+  const [{ sha256: disk = '' } = {}, ...also] = disks;
+  const { shared, blocks } = await searchDisks(
+    layerFd,
+    disks.map(({ path }) => path),
+    canBeLazy,
+  );
   const bytes = native.fdSize(layerFd).bytes;
   const path = `/proc/self/fd/${layerFd}`;
   const workingSet = readWorkingSet(folder, chunksOf(m.memory_bytes)) ?? new Uint32Array();
@@ -152,7 +157,7 @@ const linkParts = async (
   return [
     whole(linkPath(tag, 'snapshot.json'), Buffer.from(JSON.stringify(m))),
     whole(linkPath(tag, 'vmstate'), state),
-    { ...pages, file: { ...pages.file, disk: sha256 } },
+    { ...pages, file: { ...pages.file, disk, also: also.map(({ sha256 }) => sha256) } },
     whole(linkPath(tag, 'disk.blocks'), blocks),
     whole(linkPath(tag, 'working-set'), runsToBytes(workingSet)),
     whole(linkPath(tag, 'memory.runs'), firstRunsToBytes(first)),
@@ -167,22 +172,27 @@ const linkParts = async (
   ];
 };
 
-/** Which pages of the layer are in the disk, and BLAKE3 of each 64 KiB of it if they are wanted. */
-const searchDisk = async (
+/** Which pages of the layer are in the disks, and BLAKE3 of each 64 KiB of the first if they are wanted. */
+const searchDisks = async (
   layerFd: number,
-  path: string,
+  paths: string[],
   withBlocks: boolean,
 ): Promise<{ shared: Uint32Array; blocks: Buffer }> => {
-  const disk = openSync(path, 'r');
+  const disks: number[] = [];
   try {
-    const count = withBlocks ? Math.ceil(native.fdSize(disk).bytes / DISK_BLOCK_BYTES) : 0;
+    for (const path of paths) disks.push(openSync(path, 'r'));
+    const count = withBlocks ? Math.ceil(native.fdSize(disks[0] as number).bytes / DISK_BLOCK_BYTES) : 0;
     const blocks = Buffer.alloc(count * HASH_BYTES);
-    const shared = await whileAtWork(() => native.samePages(layerFd, disk, THREADS, withBlocks ? blocks : undefined));
+    const shared = await whileAtWork(() => native.samePages(layerFd, disks, THREADS, withBlocks ? blocks : undefined));
     return { shared, blocks };
   } finally {
-    closeSync(disk);
+    for (const disk of disks) closeSync(disk);
   }
 };
+
+const uniqueDisks = (disks: FileDigest[]): FileDigest[] => [
+  ...new Map(disks.map((disk) => [disk.sha256, disk])).values(),
+];
 
 const whole = (path: string, content: Buffer): Part => ({
   file: { path, size: content.length, sha256: createHash('sha256').update(content).digest('hex') },
@@ -268,7 +278,7 @@ const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
     const fd = openSync(content.path, 'r');
     undo.push(() => closeSync(fd));
     const pieces = 'parts' in content ? partPieces(fd, content) : [{ fd, size: file.size, ...withoutOf(content) }];
-    const cut = 'parts' in content ? [{ level: undefined }] : [];
+    const cut = 'parts' in content ? [{ isSmall: false }] : [];
     return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
   }),
   END,
@@ -276,8 +286,6 @@ const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
 
 const withoutOf = ({ without }: Exclude<Content, Buffer | { parts: unknown }>) => (without ? { without } : {});
 
-/** What a fork waits for is smaller by a tenth for it. */
-const FIRST_LEVEL = 3;
-
+/** What a fork waits for is compressed harder. */
 const partPieces = (fd: number, { parts, head }: Extract<Content, { parts: unknown }>): Piece[] =>
-  parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [{ level: FIRST_LEVEL }] : []), { fd, from, size }]);
+  parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [{ isSmall: true }] : []), { fd, from, size }]);

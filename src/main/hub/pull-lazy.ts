@@ -29,7 +29,15 @@ import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { firstBytesToRuns, HEAD_RUNS, inOrder, totalOf as totalBytes } from './first.js';
 import { framesOfTable, tableBytesOf } from './frames.js';
-import { diskPath, invalid, linkPath, type PackFile, type PackManifest, SMALL_LINK_FILES } from './format.js';
+import {
+  diskPath,
+  invalid,
+  linkPath,
+  type PackFile,
+  type PackManifest,
+  SMALL_LINK_FILES,
+  sharedDisks,
+} from './format.js';
 import { Layout } from './layout.js';
 import type { PullHooks } from './pull.js';
 import type { PackSource } from './registry.js';
@@ -305,7 +313,8 @@ class Placed {
       throw new Error('memory.first has another size than its runs');
     this.shared = bytesToRuns(small['memory.pages']);
     // Before anything is written.
-    sharedPlaces(this.shared, this.layer.size, this.root.size);
+    const sizes = sharedDisks(this.pages).map((path) => this.disks.find((disk) => disk.path === path)?.size ?? 0);
+    sharedPlaces(this.shared, this.layer.size, sizes);
     const blocks = Math.ceil(this.root.size / DISK_BLOCK_BYTES);
     if (small['disk.blocks'].length !== blocks * HASH_BYTES)
       throw new Error('disk.blocks has another size than its disk');
@@ -362,12 +371,12 @@ class Placed {
 const segmentsOf = (
   manifest: PackManifest,
   layout: Layout,
-  { runs, shared, root }: Placed,
+  { runs, shared, pages }: Placed,
   files: RemoteRecord['files'],
 ): { segments: number[]; headEnd: number } => {
   const { tag } = manifest;
   const segments = layout
-    .layerPlaces(tag, runs, shared, root.path)
+    .layerPlaces(tag, runs, shared, sharedDisks(pages))
     .map(([begin, bytes, offset]) => [begin, bytes, 0, offset] as [number, number, number, number]);
   const headEnd = layout.body(linkPath(tag, 'memory.first')) + totalBytes(runs.slice(0, HEAD_RUNS));
   for (const [i, { sha256, bytes }] of files.entries())

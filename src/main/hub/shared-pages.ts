@@ -1,15 +1,13 @@
 /**
- * The pages of a layer that are also in the link's root disk: what a guest has read of its disk lies in its memory as it lies on the disk.
- * The layer is packed with zeros in their place, and `memory.pages` says where they are: runs of [page of the layer, page of the disk, count].
+ * The pages of a layer that are also in the link's disks: what a guest has read of its root disk lies in its memory as it lies on the disk, and so does
+ * the kernel, as it was loaded. The layer is packed with zeros in their place, and `memory.pages` says where they are: runs of [page of the layer, page of
+ * the disks, count], where the whole pages of the disks are counted through.
  */
 const PAGE_BYTES = 4096;
 const RUN_BYTES = 12;
 
-export const runsToBytes = (runs: Uint32Array): Buffer => {
-  const bytes = Buffer.alloc(runs.length * 4);
-  runs.forEach((value, i) => void bytes.writeUInt32LE(value, i * 4));
-  return bytes;
-};
+/** Little endian, as the processor has them. */
+export const runsToBytes = (runs: Uint32Array): Buffer => Buffer.from(runs.slice().buffer);
 
 /** Throws an Error when it has no whole number of runs. What they say is checked when they are used. */
 export const bytesToRuns = (bytes: Buffer): Uint32Array => {
@@ -24,20 +22,46 @@ export const sharedParts = (runs: Uint32Array): [number, number][] =>
     (runs[i * 3 + 2] as number) * PAGE_BYTES,
   ]);
 
-/**
- * Where the shared pages of a disk belong in the layer: [offset in the disk, bytes, offset in the layer]. Throws an Error when a run lies outside, or before
- * the one before it.
- */
-export const sharedPlaces = (runs: Uint32Array, layerBytes: number, diskBytes: number): [number, number, number][] => {
-  const [layerPages, diskPages] = [layerBytes, diskBytes].map((bytes) => Math.floor(bytes / PAGE_BYTES));
-  const places: [number, number, number][] = [];
+/** Where shared pages are and belong. */
+export interface SharedPlace {
+  /** Which of the disks, and where in it. */
+  disk: number;
+  from: number;
+  bytes: number;
+  /** Where in the layer. */
+  offset: number;
+}
+
+/** Throws an Error when a run lies outside, or before the one before it. */
+export const sharedPlaces = (runs: Uint32Array, layerBytes: number, diskBytes: number[]): SharedPlace[] => {
+  const [layerPages, ...diskPages] = [layerBytes, ...diskBytes].map((bytes) => Math.floor(bytes / PAGE_BYTES));
+  const places: SharedPlace[] = [];
   let end = 0;
   for (let i = 0; i < runs.length; i += 3) {
     const [page, from, count] = [...runs.subarray(i, i + 3)] as [number, number, number];
-    if (page < end || count < 1 || page + count > (layerPages as number) || from + count > (diskPages as number))
-      throw new Error('a run of shared pages is wrong');
+    if (page < end || count < 1 || page + count > (layerPages as number)) throw new Error(WRONG_RUN);
     end = page + count;
-    places.push([from * PAGE_BYTES, count * PAGE_BYTES, page * PAGE_BYTES]);
+    places.push(...inDisks(page, from, count, diskPages));
   }
   return places;
+};
+
+const WRONG_RUN = 'a run of shared pages is wrong';
+
+/** A run may go on in the next disk. */
+const inDisks = (page: number, from: number, count: number, diskPages: number[]): SharedPlace[] => {
+  const places: SharedPlace[] = [];
+  let left = count;
+  let at = from;
+  for (const [disk, pages] of diskPages.entries()) {
+    const taken = Math.min(left, pages - at);
+    if (taken > 0) {
+      const offset = (page + count - left) * PAGE_BYTES;
+      places.push({ disk, from: at * PAGE_BYTES, bytes: taken * PAGE_BYTES, offset });
+      left -= taken;
+    }
+    at = Math.max(0, at - pages);
+    if (left === 0) return places;
+  }
+  throw new Error(WRONG_RUN);
 };

@@ -29,7 +29,6 @@ import { decrypted, isEncrypted } from './age.js';
 import { firstBytesToRuns, totalOf as totalBytes } from './first.js';
 import { readForeign } from './foreign.js';
 import {
-  diskPath,
   invalid,
   LINK_FILES,
   linkPath,
@@ -38,6 +37,7 @@ import {
   type PackManifest,
   readPackManifest,
   SMALL_LINK_FILES,
+  sharedDisks,
 } from './format.js';
 import { ASIDE, FrameFile, NOTHING, type Segment } from './frames.js';
 import { Layout } from './layout.js';
@@ -277,8 +277,8 @@ class Unpacking {
       const moved = firstBytesToRuns(runs as Buffer);
       if (totalBytes(moved) !== this.#entry(linkPath(from, 'memory.first')).size)
         throw new Error('memory.first has another size than its runs');
-      const disk = diskPath(this.#entry(linkPath(from, 'memory.pages')).disk as string);
-      const places = this.layout.layerPlaces(from, moved, bytesToRuns(pages as Buffer), disk);
+      const disks = sharedDisks(this.#entry(linkPath(from, 'memory.pages')));
+      const places = this.layout.layerPlaces(from, moved, bytesToRuns(pages as Buffer), disks);
       const fd = open(staging.file(MEMORY_FILE), this.#entry(linkPath(from, MEMORY_FILE)).size);
       for (const [begin, bytes, offset] of places) segments.push([begin, bytes, fd, offset]);
       for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
