@@ -141,6 +141,8 @@ export interface Native {
   fdSize(fd: number): { bytes: number; allocated: number };
   /** fsync(2). */
   fdSync(fd: number): void;
+  /** fallocate(2) from the beginning, which also makes the file so large. Where the file system cannot, ftruncate(2) alone. */
+  fdAllocate(fd: number, bytes: number): void;
   fdClose(fd: number): void;
   /** fcntl(2) F_DUPFD_CLOEXEC. */
   fdDup(fd: number): number;
@@ -213,7 +215,8 @@ export interface Native {
   /**
    * Decompresses the frames of `pack`, pairs of [bytes in the file, bytes unpacked], and puts `segments` of the content where they belong: quadruples of
    * [begin in the content, bytes, descriptor, offset] (-1: into `aside`; -2: they must be zero). They may overlap; frames without any are not read. Zeros of files become holes:
-   * the files are new. `split`: frames from it on are begun at once with the first. As framesWrite otherwise. Throws an Error for a frame that is damaged.
+   * the files are new, fallocate(2). `split`: frames from it on are begun at once with the first. Returns SHA-256, in hex, of each part of the content that `hashed` names,
+   * pairs of [begin, bytes] in frames from `split` on. As framesWrite otherwise. Throws an Error for a frame that is damaged.
    */
   framesRead(
     pack: number,
@@ -221,9 +224,12 @@ export interface Native {
     segments: BigInt64Array,
     aside: Uint8Array,
     split: number,
+    hashed: BigInt64Array,
     threads: number,
     progress: BigInt64Array,
-  ): Promise<void>;
+  ): Promise<string[]>;
+  /** SHA-256 of `data`, in hex, as framesRead makes it. `isPlain`: as on a processor without instructions for it. */
+  sha256(data: Uint8Array, isPlain: boolean): string;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;
 

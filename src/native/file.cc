@@ -73,6 +73,18 @@ Napi::Value FdSync(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value FdAllocate(const Napi::CallbackInfo& info) {
+  Args args(info);
+  int fd = args.Fd(0, "fd");
+  off_t bytes = static_cast<off_t>(args.Count(1, "bytes"));
+  if (!args.Ok()) return {};
+
+  if (fallocate(fd, 0, 0, bytes) == 0) return info.Env().Undefined();
+  if (errno != EOPNOTSUPP && errno != ENOSYS) return ThrowErrno(info.Env(), "fallocate");
+  if (ftruncate(fd, bytes) != 0) return ThrowErrno(info.Env(), "ftruncate");
+  return info.Env().Undefined();
+}
+
 Napi::Value FdClose(const Napi::CallbackInfo& info) {
   Args args(info);
   int fd = args.Fd(0, "fd");
@@ -148,6 +160,7 @@ void RegisterFile(Napi::Env env, Napi::Object exports) {
   Export<FdRead>(env, exports, "fdRead");
   Export<FdSize>(env, exports, "fdSize");
   Export<FdSync>(env, exports, "fdSync");
+  Export<FdAllocate>(env, exports, "fdAllocate");
   Export<FdClose>(env, exports, "fdClose");
   Export<FdDup>(env, exports, "fdDup");
   Export<FlockTry>(env, exports, "flockTry");

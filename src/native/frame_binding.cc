@@ -124,6 +124,16 @@ std::vector<FrameReader::Segment> SegmentsOf(Args& args, size_t i, uint64_t tota
   return segments;
 }
 
+std::vector<FrameReader::Part> HashedOf(Args& args, size_t i, uint64_t total) {
+  std::span<int64_t> numbers = args.Int64s(i, "hashed");
+  std::vector<FrameReader::Part> parts;
+  for (size_t at = 0; args.Ok() && at + 2 <= numbers.size(); at += 2) {
+    if (!Fits(numbers[at], numbers[at + 1], total)) args.Refuse("hashed", "parts of the content");
+    parts.push_back({static_cast<uint64_t>(numbers[at]), static_cast<uint64_t>(numbers[at + 1])});
+  }
+  return parts;
+}
+
 Napi::Value FramesRead(const Napi::CallbackInfo& info) {
   Args args(info);
   int pack = args.Fd(0, "pack");
@@ -134,18 +144,25 @@ Napi::Value FramesRead(const Napi::CallbackInfo& info) {
   if (args.Ok()) segments = SegmentsOf(args, 2, total, aside.size());
   uint64_t split = args.Count(4, "split");
   if (split > frames.size()) args.Refuse("split", "the number of a frame");
-  int threads = args.Int(5, "threads", 1, kFrameThreadsMax);
-  FrameProgress progress = ProgressOf(args, 6);
+  std::vector<FrameReader::Part> hashed;
+  if (args.Ok()) hashed = HashedOf(args, 5, total);
+  int threads = args.Int(6, "threads", 1, kFrameThreadsMax);
+  FrameProgress progress = ProgressOf(args, 7);
   if (!args.Ok()) return {};
 
-  auto reader =
-      std::make_shared<FrameReader>(pack, std::move(frames), std::move(segments), aside, split, progress);
+  auto reader = std::make_shared<FrameReader>(pack, std::move(frames), std::move(segments), aside, split,
+                                              std::move(hashed), progress);
   auto error = std::make_shared<FrameError>();
   ThreadCall call;
   call.work = [=] { *error = reader->Run(static_cast<unsigned>(threads)); };
-  call.finish = [=](Napi::Env env) { return *error ? ThrowFrameError(env, *error) : env.Undefined(); };
+  call.finish = [=](Napi::Env env) -> Napi::Value {
+    if (*error) return ThrowFrameError(env, *error);
+    Napi::Array result = Napi::Array::New(env);
+    for (const Digest& digest : reader->Digests()) result.Set(result.Length(), ToHex(digest));
+    return result;
+  };
   call.stop = [=] { progress.Stop(); };
-  return ThreadCall::Start(info.Env(), {info[3], info[6]}, std::move(call));
+  return ThreadCall::Start(info.Env(), {info[3], info[7]}, std::move(call));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "frame_reader.h"
 
+#include <fcntl.h>
 #include <zstd.h>
 
 #include <algorithm>
@@ -13,6 +14,18 @@ namespace {
 
 // Shorter runs of zeros are written: a hole costs the file system an extent.
 constexpr uint64_t kHoleBytes = 16 * 1024;
+// Longer runs get their blocks at once: looking for them block by block is a third of what a write costs.
+constexpr uint64_t kReservedBytes = 128 * 1024;
+
+SysError WriteRun(int fd, const uint8_t* from, size_t bytes, uint64_t offset) {
+  bool is_long = bytes >= kReservedBytes;
+  // Not every file system can.
+  if (is_long && fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0 &&
+      errno == ENOSPC) {
+    return SysError::Last("fallocate");
+  }
+  return WriteAt(fd, from, bytes, offset);
+}
 
 // The memory may have data before and after; nothing is written where whole blocks of it are zero.
 SysError WriteSparse(int fd, const uint8_t* from, size_t bytes, uint64_t offset) {
@@ -20,12 +33,12 @@ SysError WriteSparse(int fd, const uint8_t* from, size_t bytes, uint64_t offset)
   for (size_t at = 0; at < bytes;) {
     size_t block = std::min<uint64_t>(kHoleBytes - (offset + at) % kHoleBytes, bytes - at);
     if (IsZero(from + at, block)) {
-      if (SysError error = WriteAt(fd, from + begin, at - begin, offset + begin)) return error;
+      if (SysError error = WriteRun(fd, from + begin, at - begin, offset + begin)) return error;
       begin = at + block;
     }
     at += block;
   }
-  return WriteAt(fd, from + begin, bytes - begin, offset + begin);
+  return WriteRun(fd, from + begin, bytes - begin, offset + begin);
 }
 
 }  // namespace
@@ -38,18 +51,21 @@ struct FrameReader::Buffers {
 
   std::unique_ptr<uint8_t[]> stored, content;
   ZSTD_DCtx* zstd;
-  Writeback writeback;
 };
 
 FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments,
-                         std::span<uint8_t> aside, size_t split, FrameProgress progress)
+                         std::span<uint8_t> aside, size_t split, std::vector<Part> hashed,
+                         FrameProgress progress)
     : pack_(pack),
       frames_(std::move(frames)),
       segments_(std::move(segments)),
       aside_(aside),
+      hashed_(std::move(hashed)),
       progress_(progress),
       wanted_(frames_.size()),
-      halves_{{0, split}, {split, frames_.size()}} {
+      halves_{{0, split}, {split, frames_.size()}},
+      hashes_(hashed_.size()),
+      turn_(split) {
   uint64_t at = 0, begin = 0;
   for (const Frame& frame : frames_) {
     ats_.push_back(at);
@@ -73,6 +89,12 @@ FrameError FrameReader::Run(unsigned threads) {
   return error_;
 }
 
+std::vector<Digest> FrameReader::Digests() {
+  std::vector<Digest> digests;
+  for (Sha256& hash : hashes_) digests.push_back(hash.Finish());
+  return digests;
+}
+
 bool FrameReader::Next(unsigned thread, size_t* frame) {
   for (unsigned i = 0; i < 2; i++) {
     Half& half = halves_[(thread + i) % 2];
@@ -90,14 +112,17 @@ void FrameReader::Work(unsigned thread) {
     error = progress_.stopped() ? FrameError{{"frames", ECANCELED}} : Take(frame, &buffers);
   }
   if (!error) return;
-  failed_ = true;
   std::lock_guard lock(mutex_);
+  failed_ = true;
   if (!error_) error_ = error;
+  moved_.notify_all();
 }
 
 FrameError FrameReader::Take(size_t frame, Buffers* buffers) {
   const auto [stored, bytes] = frames_[frame];
-  if (!wanted_[frame].empty()) {
+  if (wanted_[frame].empty()) {
+    Hash(frame, {});
+  } else {
     size_t done;
     uint8_t* from = buffers->stored.get();
     if (SysError error = ReadAt(pack_, from, stored, ats_[frame], &done)) return {error};
@@ -107,13 +132,32 @@ FrameError FrameReader::Take(size_t frame, Buffers* buffers) {
     if (ZSTD_decompressDCtx(buffers->zstd, buffers->content.get(), bytes, from, stored) != bytes) {
       return {{}, "a frame is damaged"};
     }
-    if (FrameError error = Place(frame, buffers->content.get(), &buffers->writeback)) return error;
+    Hash(frame, {buffers->content.get(), bytes});
+    if (FrameError error = Place(frame, buffers->content.get())) return error;
   }
   progress_.Add(bytes);
   return {};
 }
 
-FrameError FrameReader::Place(size_t frame, const uint8_t* content, Writeback* writeback) {
+void FrameReader::Hash(size_t frame, std::span<const uint8_t> content) {
+  if (hashed_.empty() || frame < halves_[1].begin) return;
+  {
+    std::unique_lock lock(mutex_);
+    moved_.wait(lock, [&] { return failed_ || turn_ == frame; });
+    if (failed_) return;
+  }
+  // Nobody else does before the turn goes on.
+  for (size_t i = 0; i < hashed_.size(); i++) {
+    uint64_t begin = std::max(hashed_[i].begin, begins_[frame]);
+    uint64_t end = std::min(hashed_[i].begin + hashed_[i].bytes, begins_[frame] + content.size());
+    if (begin < end) hashes_[i].Add(content.data() + (begin - begins_[frame]), end - begin);
+  }
+  std::lock_guard lock(mutex_);
+  turn_++;
+  moved_.notify_all();
+}
+
+FrameError FrameReader::Place(size_t frame, const uint8_t* content) {
   uint64_t frame_begin = begins_[frame], frame_end = frame_begin + frames_[frame].bytes;
   for (uint32_t i : wanted_[frame]) {
     const Segment& segment = segments_[i];
@@ -130,7 +174,7 @@ FrameError FrameReader::Place(size_t frame, const uint8_t* content, Writeback* w
       continue;
     }
     if (SysError error = WriteSparse(segment.fd, from, end - begin, offset)) return {error};
-    writeback->Wrote(segment.fd, offset, end - begin);
+    writeback_.Wrote(segment.fd, offset, end - begin);
   }
   return {};
 }

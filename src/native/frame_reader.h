@@ -1,9 +1,11 @@
 #pragma once
 
+#include <condition_variable>
 #include <mutex>
 #include <vector>
 
 #include "frames.h"
+#include "sha256.h"
 
 namespace forkd {
 
@@ -24,12 +26,20 @@ class FrameReader {
     uint64_t offset;
   };
 
+  struct Part {
+    uint64_t begin;  // in the content
+    uint64_t bytes;
+  };
+
   // `split`: frames before it and those from it on are begun at once. They hold different files, and writers
-  // of one file wait for each other.
+  // of one file wait for each other. `hashed`: gets SHA-256 of these parts, which lie behind `split`, while
+  // they are in memory.
   FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
-              size_t split, FrameProgress progress);
+              size_t split, std::vector<Part> hashed, FrameProgress progress);
 
   FrameError Run(unsigned threads);
+  // Once, after it.
+  std::vector<Digest> Digests();
 
  private:
   struct Buffers;
@@ -37,23 +47,31 @@ class FrameReader {
   void Work(unsigned thread);
   bool Next(unsigned thread, size_t* frame);
   FrameError Take(size_t frame, Buffers* buffers);
-  FrameError Place(size_t frame, const uint8_t* content, Writeback* writeback);
+  // Waits for its turn: a hash takes bytes in their order.
+  void Hash(size_t frame, std::span<const uint8_t> content);
+  FrameError Place(size_t frame, const uint8_t* content);
 
   const int pack_;
   const std::vector<Frame> frames_;
   const std::vector<Segment> segments_;
   const std::span<uint8_t> aside_;
+  const std::vector<Part> hashed_;
   const FrameProgress progress_;
   std::vector<uint64_t> ats_, begins_;
   std::vector<std::vector<uint32_t>> wanted_;  // segments of each frame
   size_t stored_max_ = 0, bytes_max_ = 0;
 
   struct Half {
+    Half(size_t first, size_t behind) : begin(first), end(behind), next(first) {}
+    const size_t begin, end;
     std::atomic<size_t> next;
-    size_t end;
   };
   Half halves_[2];
+  Writeback writeback_;
+  std::vector<Sha256> hashes_;
+  size_t turn_;  // the frame that is to be hashed
   std::mutex mutex_;
+  std::condition_variable moved_;
   FrameError error_;
   std::atomic<bool> failed_{false};
 };

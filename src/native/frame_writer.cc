@@ -75,7 +75,6 @@ FrameError FrameWriter::Run(unsigned threads) {
 void FrameWriter::Work() {
   std::unique_ptr<uint8_t[]> content(new uint8_t[content_max_]);
   ZSTD_CCtx* zstd = ZSTD_createCCtx();
-  Writeback writeback;
   for (size_t frame; (frame = next_.fetch_add(1)) < frames_.size() && Await(frame);) {
     FrameError error = {{"ZSTD_createCCtx", ENOMEM}};
     if (zstd) error = Make(frame, content.get(), zstd, &slots_[frame % slots_.size()]);
@@ -83,7 +82,7 @@ void FrameWriter::Work() {
       Fail(error);
       break;
     }
-    HandOver(frame, &writeback);
+    HandOver(frame);
   }
   ZSTD_freeCCtx(zstd);
 }
@@ -135,7 +134,7 @@ bool FrameWriter::Await(size_t frame) {
   return !error_;
 }
 
-void FrameWriter::HandOver(size_t frame, Writeback* writeback) {
+void FrameWriter::HandOver(size_t frame) {
   std::unique_lock lock(mutex_);
   slots_[frame % slots_.size()].ready = true;
   // Whoever writes looks for more before it is done.
@@ -143,7 +142,7 @@ void FrameWriter::HandOver(size_t frame, Writeback* writeback) {
   writing_ = true;
   for (Slot* slot; !error_ && (slot = &slots_[written_ % slots_.size()])->ready;) {
     lock.unlock();
-    FrameError error = Write(*slot, writeback);
+    FrameError error = Write(*slot);
     lock.lock();
     if (error && !error_) error_ = error;
     stored_[written_] = static_cast<uint32_t>(slot->bytes);
@@ -154,10 +153,10 @@ void FrameWriter::HandOver(size_t frame, Writeback* writeback) {
   writing_ = false;
 }
 
-FrameError FrameWriter::Write(const Slot& slot, Writeback* writeback) {
+FrameError FrameWriter::Write(const Slot& slot) {
   if (!positioned_) return {WriteOn(target_, slot.data.get(), slot.bytes)};
   if (SysError error = WriteAt(target_, slot.data.get(), slot.bytes, at_)) return {error};
-  writeback->Wrote(target_, at_, slot.bytes);
+  writeback_.Wrote(target_, at_, slot.bytes);
   at_ += slot.bytes;
   return {};
 }

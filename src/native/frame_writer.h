@@ -48,8 +48,8 @@ class FrameWriter {
   FrameError Read(size_t frame, uint8_t* into, bool* has_given) const;
   // Waits until the slot of a frame is free; false when nothing more is to be done.
   bool Await(size_t frame);
-  void HandOver(size_t frame, Writeback* writeback);
-  FrameError Write(const Slot& slot, Writeback* writeback);
+  void HandOver(size_t frame);
+  FrameError Write(const Slot& slot);
   void Fail(FrameError error);
 
   const int target_;
@@ -60,6 +60,7 @@ class FrameWriter {
   std::vector<uint64_t> piece_begins_, frame_begins_;
   size_t content_max_ = 0, stored_max_ = 0;
   bool positioned_ = false;
+  Writeback writeback_;
 
   std::atomic<size_t> next_{0};
   std::vector<Slot> slots_;

@@ -3,7 +3,9 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <span>
+#include <vector>
 
 #include "error.h"
 
@@ -40,19 +42,22 @@ class FrameProgress {
   std::span<int64_t> slots_;
 };
 
-// Parts of files that were just written: the disk begins with them while the processors go on, so that little
-// is left to wait for at the end. One for each thread.
+// What was just written, by any thread: the disk begins with it while the processors go on, so that little is
+// left to wait for at the end. Files are written from front to back, more or less; small pieces here and
+// there are left for later, when they may lie together.
 class Writeback {
  public:
-  ~Writeback() { Begin(); }
   void Wrote(int fd, uint64_t offset, uint64_t bytes);
 
  private:
-  void Begin();
+  struct Part {
+    int fd;
+    uint64_t begin;
+    uint64_t end;
+  };
 
-  int fd_ = -1;
-  uint64_t begin_ = 0;
-  uint64_t end_ = 0;
+  std::mutex mutex_;
+  std::vector<Part> parts_;  // one for each file
 };
 
 // Runs `work` in so many threads, this one among them; with its number. What cannot be started is done

@@ -34,6 +34,7 @@ test('errors have code, syscall and errno', ({ folder }) => {
   failsWith(() => native.memfdPunch(closed, 0, 1), 'EBADF', 'fallocate');
   failsWith(() => native.fdSize(closed), 'EBADF', 'fstat');
   failsWith(() => native.fdSync(closed), 'EBADF', 'fsync');
+  failsWith(() => native.fdAllocate(closed, 1), 'EBADF', 'fallocate');
   failsWith(() => native.fdClose(closed), 'EBADF', 'close');
   failsWith(() => native.fdDup(closed), 'EBADF', 'fcntl');
   failsWith(() => native.flockTry(closed, 'shared'), 'EBADF', 'flock');

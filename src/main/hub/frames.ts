@@ -228,10 +228,24 @@ export class FrameFile {
 
   /** Some of the content, in memory. */
   async read(begin: number, bytes: number): Promise<Buffer> {
-    const into = Buffer.alloc(bytes);
-    if (begin + bytes > this.contentBytes) throw new Error('truncated');
-    if (bytes > 0) await this.place([[begin, bytes, ASIDE, 0]], into, 0, {});
-    return into;
+    const [part] = await this.readParts([[begin, bytes]]);
+    return part as Buffer;
+  }
+
+  /** Several parts, [begin, bytes]: a frame that has more than one of them is decompressed once. */
+  async readParts(parts: [number, number][]): Promise<Buffer[]> {
+    if (parts.some(([begin, bytes]) => begin + bytes > this.contentBytes)) throw new Error('truncated');
+    const into = Buffer.alloc(parts.reduce((sum, [, bytes]) => sum + bytes, 0));
+    const segments: Segment[] = [];
+    const read: Buffer[] = [];
+    let at = 0;
+    for (const [begin, bytes] of parts) {
+      if (bytes > 0) segments.push([begin, bytes, ASIDE, at]);
+      read.push(into.subarray(at, at + bytes));
+      at += bytes;
+    }
+    if (segments.length > 0) await this.place(segments, into, 0, [], {});
+    return read;
   }
 
   /** The frame that has this byte of the content. */
@@ -245,12 +259,24 @@ export class FrameFile {
     return low;
   }
 
-  /** Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. */
-  async place(segments: Segment[], aside: Buffer, split: number, hooks: FrameHooks): Promise<void> {
-    const flat = BigInt64Array.from(segments.flat(), BigInt);
+  /**
+   * Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. Returns SHA-256 of the parts `hashed` of it,
+   * [begin, bytes], which lie behind that byte.
+   */
+  async place(
+    segments: Segment[],
+    aside: Buffer,
+    split: number,
+    hashed: [number, number][],
+    hooks: FrameHooks,
+  ): Promise<string[]> {
+    const [flat, parts] = [segments, hashed].map((list) => BigInt64Array.from(list.flat(), BigInt)) as [
+      BigInt64Array,
+      BigInt64Array,
+    ];
     const frames = Uint32Array.from(this.frames);
-    await watched(hooks, (progress) =>
-      native.framesRead(this.fd, frames, flat, aside, this.frameAt(split), THREADS, progress),
+    return watched(hooks, (progress) =>
+      native.framesRead(this.fd, frames, flat, aside, this.frameAt(split), parts, THREADS, progress),
     );
   }
 }

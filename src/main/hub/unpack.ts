@@ -174,16 +174,12 @@ interface PackedLink {
   staging: Staging;
 }
 
-/** A file that native threads write. */
-interface Target {
-  fd: number;
-  name: string;
-}
-
 class Unpacking {
   readonly links: PackedLink[] = [];
   /** Ancestors that have appeared while the head has not, newest first. */
   readonly half: string[] = [];
+  /** Files that may not yet be on the disk. */
+  readonly created: number[] = [];
   readonly layout: Layout;
 
   constructor(
@@ -222,8 +218,8 @@ class Unpacking {
 
   async run(hooks: PackHooks): Promise<Unpacked> {
     const small = await this.#readSmall();
-    const targets = await this.#extract(small, hooks);
-    const [manifests] = await settled([this.#check(), this.#checkDisks(), ...targets.map(({ fd }) => sync(fd))]);
+    await this.#extract(small, hooks);
+    const [manifests] = await settled([this.#check(), ...this.created.map((fd) => sync(fd))]);
     for (const { sha256 = '' } of this.disks) rmSync(this.#disk(sha256), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
@@ -241,17 +237,21 @@ class Unpacking {
     const small = new Map<string, Buffer>();
     // Before anything is written.
     this.layout.gaps(this.frames.contentBytes);
-    for (const { from, staging } of this.links) {
-      for (const name of SMALL_LINK_FILES.filter((one) => one !== 'memory.first')) {
+    const wanted = this.links.flatMap(({ from, staging }) =>
+      SMALL_LINK_FILES.filter((name) => name !== 'memory.first').map((name) => {
         const { path, size, sha256 } = this.#entry(linkPath(from, name));
-        const content = await this.frames.read(this.layout.body(path), size);
-        if (createHash('sha256').update(content).digest('hex') !== sha256)
-          throw new Error(`${path} has another hash than its manifest says`);
-        small.set(path, content);
-        if (!SMALL_FILES.includes(name) || (name === WORKING_SET_FILE && size === 0)) continue;
-        // The manifest is written anew when the tag appears.
-        writeFileSync(staging.file(name), content, { flush: name !== MANIFEST_FILE });
-      }
+        return { path, size, sha256, name, staging };
+      }),
+    );
+    const read = await this.frames.readParts(wanted.map(({ path, size }) => [this.layout.body(path), size]));
+    for (const [i, { path, size, sha256, name, staging }] of wanted.entries()) {
+      const content = read[i] as Buffer;
+      if (createHash('sha256').update(content).digest('hex') !== sha256)
+        throw new Error(`${path} has another hash than its manifest says`);
+      small.set(path, content);
+      if (!SMALL_FILES.includes(name) || (name === WORKING_SET_FILE && size === 0)) continue;
+      // The manifest is written anew when the tag appears.
+      writeFileSync(name === MANIFEST_FILE ? staging.file(name) : this.#create(staging.file(name)), content);
     }
     return small;
   }
@@ -260,17 +260,17 @@ class Unpacking {
     return this.manifest.files.find((file) => file.path === path) as PackFile;
   }
 
-  /** Layers and disks, which are not yet on the disk afterwards. */
-  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<Target[]> {
+  /** A new file, which is synced before anything appears. */
+  #create(path: string): number {
+    const fd = openSync(path, 'wx', 0o644);
+    this.undo.push(() => closeSync(fd));
+    this.created.push(fd);
+    return fd;
+  }
+
+  /** Layers and disks. */
+  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<void> {
     const total = totalOf(this.manifest);
-    const targets: Target[] = [];
-    const open = (name: string, bytes: number): number => {
-      const fd = openSync(name, 'wx', 0o644);
-      this.undo.push(() => closeSync(fd));
-      native.fdResize(fd, bytes);
-      targets.push({ fd, name });
-      return fd;
-    };
     const segments: Segment[] = [];
     for (const { from, staging } of this.links) {
       const [runs, pages] = ['memory.runs', 'memory.pages'].map((name) => small.get(linkPath(from, name)) as Buffer);
@@ -279,12 +279,17 @@ class Unpacking {
         throw new Error('memory.first has another size than its runs');
       const disks = sharedDisks(this.#entry(linkPath(from, 'memory.pages')));
       const places = this.layout.layerPlaces(from, moved, bytesToRuns(pages as Buffer), disks);
-      const fd = open(staging.file(MEMORY_FILE), this.#entry(linkPath(from, MEMORY_FILE)).size);
+      const fd = this.#create(staging.file(MEMORY_FILE));
+      // A layer has no zeros, and is written here and there.
+      native.fdAllocate(fd, this.#entry(linkPath(from, MEMORY_FILE)).size);
       for (const [begin, bytes, offset] of places) segments.push([begin, bytes, fd, offset]);
       for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
     }
-    for (const { path, size, sha256 = '' } of this.disks)
-      segments.push([this.layout.body(path), size, open(this.#disk(sha256), size), 0]);
+    for (const { path, size, sha256 = '' } of this.disks) {
+      const fd = this.#create(this.#disk(sha256));
+      native.fdResize(fd, size);
+      segments.push([this.layout.body(path), size, fd, 0]);
+    }
     let aside = 0;
     for (const [begin, bytes] of this.layout.gaps(this.frames.contentBytes)) {
       segments.push([begin, bytes, ASIDE, aside]);
@@ -293,9 +298,11 @@ class Unpacking {
     const gaps = Buffer.alloc(aside);
     const split = this.layout.body(this.disks[0]?.path as string);
     const onProgress = (bytes: number): void => hooks.onProgress?.(Math.min(bytes, total), total);
-    await this.frames.place(segments, gaps, split, { signal: hooks.signal, onProgress });
+    const parts = this.disks.map(({ path, size }): [number, number] => [this.layout.body(path), size]);
+    const digests = await this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress });
     this.layout.checkGaps(gaps);
-    return targets;
+    for (const [i, { path, sha256 }] of this.disks.entries())
+      if (digests[i] !== sha256) throw new Error(`${path} has another hash than its manifest says`);
   }
 
   get disks(): PackFile[] {
@@ -305,15 +312,6 @@ class Unpacking {
   /** Disks are kept under their hashes until all links have them. */
   #disk(sha256: string): string {
     return this.head.staging.file(`disk-${sha256}`);
-  }
-
-  /** Here, while native threads look at the memory: to start a worker takes as long as to hash most disks. */
-  async #checkDisks(): Promise<void> {
-    for (const { path, sha256 } of this.disks) {
-      const hash = createHash('sha256');
-      for await (const part of fileParts(this.#disk(sha256 as string))) hash.update(part);
-      if (hash.digest('hex') !== sha256) throw new Error(`${path} has another hash than its manifest says`);
-    }
   }
 
   /** Opens the staged chain as a fork would, and reads every chunk. */
