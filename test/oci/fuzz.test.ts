@@ -74,6 +74,32 @@ test('an archive with more entries than an image may have ends there', async () 
   assert.equal([entries, parts], [limits.imageEntriesMax, limits.imageEntriesMax / 2000]);
 });
 
+test('layers with more entries together than an image may have end there, though each has fewer', async () => {
+  const some = Buffer.concat([...Array<Buffer>(2000).fill(header('a', 0)), Buffer.alloc(1024)]);
+  const begun: number[] = [];
+  const layers = [0, 1, 2, 3].map((number) => ({
+    size: some.length,
+    open: async function* () {
+      begun.push(number);
+      yield some;
+    },
+  }));
+  const path = join(root, 'entries');
+  const disk = new Disk(path);
+  const tree = new Tree(disk);
+  // As if layers before had had them: a million takes ten seconds.
+  tree.entries = limits.imageEntriesMax - 5000;
+  try {
+    const error = await applyLayers(tree, layers).catch((one: Error) => one);
+    assert.match(String(error), /more than 1000000 entries/);
+    // Half of the third, and the one that was too many.
+    assert.equal([begun, tree.entries], [[0, 1, 2], limits.imageEntriesMax + 1]);
+  } finally {
+    await disk.close();
+    rmSync(path, { force: true });
+  }
+});
+
 test('layers', async () => {
   const good = await layer([
     { name: 'a/', type: 'directory' },

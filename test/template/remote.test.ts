@@ -1,15 +1,19 @@
 /** `pull --lazy`: a snapshot that is started while its pack is on a web server. Real VMs, a real pack. */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import type { ForkdError } from '../../src/contract/errors.js';
+import type { RemotePack } from '../../src/contract/remote-role.js';
+import { MEMORY_FILE, REMOTE_FILE, WORKING_SET_FILE } from '../../src/contract/snapshot.js';
 import { Http } from '../../src/http/client.js';
 import { Engine } from '../../src/main/engine.js';
+import { chunksOf, framesOf } from '../../src/main/hub/first.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { pullLazy } from '../../src/main/hub/pull-lazy.js';
+import { readWorkingSet } from '../../src/main/store/working-set.js';
 import { type Heard, sendFile, serve, type WebServer } from '../support/http.js';
 import { forkd } from '../support/cli.js';
 import { BASE_TAG, eventually, makeWorld, type World } from '../support/world.js';
@@ -95,6 +99,85 @@ remote('children answer before most of the pack is here, wander over the rest, a
     await engine.close();
   }
 });
+
+remote('what was touched first where the pack was made is asked for first, in that order', async () => {
+  const engine = new Engine();
+  const folder = engine.store.dir(BASE_TAG);
+  const recorded = readFileSync(join(folder, WORKING_SET_FILE));
+  // An order that no file has by itself.
+  const order = (readWorkingSet(folder, chunksOf(engine.store.manifest(BASE_TAG).memory_bytes)) as Uint32Array)
+    .slice()
+    .reverse();
+  const out = join(root, 'order.tar.zst');
+  writeFileSync(join(folder, WORKING_SET_FILE), order);
+  await pack(engine.store, { tag: BASE_TAG, out }, engine.pool);
+  writeFileSync(join(folder, WORKING_SET_FILE), recorded);
+  const content = readFileSync(out);
+  const web = await serve((request, response) => sendFile(request, response, content));
+  try {
+    const http = new Http();
+    await pullLazy(http, engine.store, { url: new URL(web.url), tag: 'order' });
+    await http.close();
+    const positions = positionsOf(engine.store.dir('order'), order);
+    assert.ok(positions.length > 100, `${positions.length} chunks`);
+    assert.equal(
+      positions,
+      [...positions].sort((a, b) => a - b),
+      'they come over the wire in that order',
+    );
+    const { frames } = JSON.parse(readFileSync(join(engine.store.dir('order'), REMOTE_FILE), 'utf8')) as RemotePack;
+    const before = web.heard.length;
+    await engine.fork({ tag: 'order', n: 2, firstEval: NUMPY });
+    const asked = web.heard.slice(before).flatMap(({ headers }) => framesIn(frames, headers.range));
+    const wanted = framesOfContent(frames, positions).filter(
+      (frame) => !framesIn(frames, web.heard[0]?.headers.range).includes(frame),
+    );
+    assert.is(asked[0], wanted[0], 'before anything else');
+    assert.equal(
+      asked.filter((frame) => wanted.includes(frame)),
+      wanted,
+      'each once',
+    );
+  } finally {
+    await engine.close();
+    await web.close();
+  }
+});
+
+/** Where in the unpacked pack the first byte of each chunk is; equal chunks are stored once. */
+const positionsOf = (folder: string, chunks: Uint32Array): number[] => {
+  const { segments } = JSON.parse(readFileSync(join(folder, REMOTE_FILE), 'utf8')) as RemotePack;
+  const layer = openSync(join(folder, MEMORY_FILE), 'r');
+  const offsets = new Map(framesOf(layer).frames.map(({ chunk, offset }) => [chunk, offset]));
+  closeSync(layer);
+  const wanted = [...new Set([...chunks].map((chunk) => offsets.get(chunk)))];
+  return wanted.flatMap((offset) => {
+    for (let i = 0; i < segments.length && offset !== undefined; i += 4) {
+      const [at, count, file, from] = segments.slice(i, i + 4) as [number, number, number, number];
+      if (file === 0 && from <= offset && offset < from + count) return [at + offset - from];
+    }
+    return [];
+  });
+};
+
+/** The frames that have these bytes of the content, each once. */
+const framesOfContent = (frames: number[], positions: number[]): number[] => {
+  const ends: number[] = [];
+  for (let i = 1; i < frames.length; i += 2) ends.push((ends.at(-1) ?? 0) + (frames[i] as number));
+  return [...new Set(positions.map((position) => ends.findIndex((end) => position < end)))];
+};
+
+/** The whole frames of a range of the pack. */
+const framesIn = (frames: number[], range = ''): number[] => {
+  const [, from, to] = (/^bytes=(\d+)-(\d+)$/.exec(range) ?? []).map(Number);
+  const inside: number[] = [];
+  for (let i = 0, at = 0; i < frames.length; i += 2) {
+    const end = at + (frames[i] as number);
+    if (at >= (from ?? 0) && end <= (to ?? -1) + 1) inside.push(i / 2);
+    at = end;
+  }
+  return inside;
+};
 
 remote('a server that is gone ends who needs it, with that reason, and nobody else', async () => {
   const engine = new Engine({ patience: PATIENCE });
