@@ -9,8 +9,10 @@ import { Engine } from '../../src/main/engine.js';
 import { buildDefaultImage } from '../../src/main/image/index.js';
 import { buildRootfs } from '../../src/main/oci/rootfs.js';
 import { runImage, runTag, snapshotImage, withInstall } from '../../src/main/from-image.js';
+import { installPackages } from '../../src/main/host/packages.js';
 import { busyboxImage } from '../support/busybox.js';
 import { forkd } from '../support/cli.js';
+import { DNF_PACKAGES, dnfImage, serveRepository } from '../support/dnf.js';
 import { serve } from '../support/http.js';
 import { ociArchive } from '../support/oci.js';
 import { makeWorld, sharedData, type World } from '../support/world.js';
@@ -119,6 +121,29 @@ id -u > /srv/who
     assert.match(await refusal(build(['one'], image)), /^EXTRAS_FAILED: .*neither apt-get nor apk/);
     assert.is(web.heard.length, asked);
     assert.equal(readdirSync(cacheDir), [record.key]);
+  } finally {
+    delete process.env['http_proxy'];
+    await web.close();
+  }
+});
+
+/** A root of some hundred packages and two minutes. By hand: FORKD_TEST_DNF=1, or the tar of such a root from a time before. Debian has no apk. */
+const dnf = process.env['FORKD_TEST_DNF'];
+
+(dnf === undefined ? test.skip : test)('extras by a real dnf, from a repository of rpms', async () => {
+  await installPackages(DNF_PACKAGES);
+  const file = dnfImage(world.root, dnf ?? '');
+  const web = await serveRepository(world.root);
+  process.env['http_proxy'] = web.url;
+  try {
+    const cacheDir = join(world.root, 'dnf');
+    const script = 'forkd-hello; rpm -q forkd-hello; . /etc/os-release; echo $ID';
+    const request = { image: file, cacheDir, extras: ['forkd-hello'], args: ['sh', '-c', script], timeoutSecs: 120 };
+    const reply = await runImage(engine, request);
+    assert.is(reply.stdout, 'hello from an rpm\nforkd-hello-1.0-1.noarch\nfedora\n', reply.stderr);
+    assert.ok(web.heard.some(({ path }) => path.endsWith('.rpm')));
+    const missing = buildRootfs(cacheDir, { image: file, extras: ['forkd-nothing'] }, withInstall(engine, {}));
+    assert.match(await refusal(missing), /^EXTRAS_FAILED: .*forkd-nothing/);
   } finally {
     delete process.env['http_proxy'];
     await web.close();
