@@ -1,4 +1,5 @@
 /** Snapshots made of container images, and one command run in one. */
+import { resolve } from 'node:path';
 import { ForkdError } from '../contract/errors.js';
 import type { ExecReply } from '../contract/guest.js';
 import { TAG_MAX } from '../contract/names.js';
@@ -70,15 +71,18 @@ export interface RunRequest extends Omit<ImageSnapshotRequest, 'tag' | 'force'> 
   timeoutSecs: number;
 }
 
-/** The tag that `run` keeps for an image, so that the next run of it need not boot; one of its own for each warm-up and set of extras. */
+/** The tag that `run` keeps for an image, so that the next run of it need not boot; one of its own for each warm-up, set of extras and set of volumes. */
 export const runTag = ({
   image,
   warmExec,
   warmEval,
   extras,
-}: Pick<RunRequest, 'image' | 'warmExec' | 'warmEval' | 'extras'>): string => {
-  const isPlain = !warmExec && !warmEval && !extras;
-  const warm = isPlain ? '' : `-${sha256Of(JSON.stringify([warmExec, warmEval, extras])).slice(0, 8)}`;
+  volumes = [],
+}: Pick<RunRequest, 'image' | 'warmExec' | 'warmEval' | 'extras' | 'volumes'>): string => {
+  const isPlain = !warmExec && !warmEval && !extras && volumes.length === 0;
+  const places = volumes.map((one) => ({ ...one, host_path: resolve(one.host_path) }));
+  const parts = [warmExec, warmEval, extras, ...(places.length > 0 ? [places] : [])];
+  const warm = isPlain ? '' : `-${sha256Of(JSON.stringify(parts)).slice(0, 8)}`;
   // An image's name may end in a digest, which tells more than its beginning.
   const slug = slugOf(image).replace(/[^A-Za-z0-9]+/g, '-');
   return `run-${slug.slice(-(TAG_MAX - 4 - warm.length)) || 'image'}${warm}`;

@@ -15,7 +15,7 @@ import {
   type Volume,
   SERIAL_PORTS,
 } from '../contract/snapshot.js';
-import { MiB } from '../contract/units.js';
+import { formatBytes, MiB } from '../contract/units.js';
 import { GATEWAY_ADDRESS } from '../net/ruleset.js';
 import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
 import { type Parent, withParent } from './parent.js';
@@ -25,6 +25,7 @@ import type { Store } from './store/store.js';
 import { Undo } from './undo.js';
 import type { BootSpec, VmmDriver } from './vmm/driver.js';
 import { kernelArgs } from './vmm/kernel-args.js';
+import { consoleTail } from '../workers/vmm/obituary.js';
 
 export interface SnapshotRequest {
   tag: string;
@@ -104,13 +105,22 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
     const staging = store.stage(tag);
     undo.push(() => staging.discard());
 
+    // The tmpfs of a guest has half of its memory.
+    const writable = (spec.memoryMib * MiB) / 2;
     const bootWaitSecs = request.bootWaitSecs ?? DEFAULT_BOOT_WAIT_SECS;
+    for (const { guest_path, host_path } of spec.volumes.filter((one) => !one.read_only)) {
+      if (statSync(host_path).size <= writable) continue;
+      onStep(
+        `${guest_path} is larger than what a child may write, to this volume and all else: ${formatBytes(writable)} (--mem-size-mib)`,
+      );
+    }
     onStep(`booting the parent (${spec.isolation}, ${spec.memoryMib} MiB, at most ${bootWaitSecs} s)`);
     const digests = pool.run('hash', {
       paths: [spec.kernel, spec.initrd, spec.rootfs, ...spec.volumes.map((v) => v.host_path)],
     });
     digests.catch(() => undefined);
     const save = async (parent: Parent) => {
+      requireMounted(spec.volumes, parent.sandbox.birth.consolePath);
       onStep(`agent answered after ${(parent.bootMs / 1000).toFixed(1)} s; warming and saving`);
       const saved = await pool.run('save', saveInput(parent, request, staging));
       return { saved, hello: parent.hello, boot_ms: parent.bootMs };
@@ -250,6 +260,16 @@ const saveInput = (
   ...(request.warmExec === undefined ? {} : { warmExec: request.warmExec }),
   ...(request.warmEval === undefined ? {} : { warmEval: request.warmEval }),
 });
+
+/** The guest runs on without a volume that it could not mount, but has said so. Throws VOLUME_INVALID. */
+const requireMounted = (volumes: Volume[], consolePath: string): void => {
+  const said = volumes.length > 0 ? consoleTail(consolePath, limits.jailFileBytes).split(/\r?\n/) : [];
+  for (const { host_path, guest_path } of volumes) {
+    if (!said.some((line) => line.includes('cannot mount volume') && line.endsWith(` at ${guest_path}`))) continue;
+    const reason = 'the guest cannot mount it: it holds no file system that the guest knows (ext4, squashfs, erofs)';
+    throw new ForkdError('VOLUME_INVALID', { volume: `${host_path}:${guest_path}`, reason });
+  }
+};
 
 /** `HOST:GUEST[:ro|:rw]`. Throws VOLUME_INVALID. */
 export const parseVolume = (text: string): Volume => {

@@ -85,8 +85,25 @@ volumes(
       files.map(({ change, path }) => `${change} ${path}`),
       ['added /data/file', 'changed /data/own'],
     );
+    // Half of its memory is for all that a guest writes, however large the volume is.
+    const full = await shell(
+      b,
+      'dd if=/dev/zero of=/data/new bs=1M count=400 2>&1 || true; cat /data/own; rm /data/new',
+    );
+    assert.match(full, /No space left on device(.|\n)*\nb\n$/);
     assert.equal(sums(), before);
   },
 );
+
+volumes('one that the guest cannot mount is refused, and what is more than a child may write is told', async () => {
+  writeFileSync(file('none'), Buffer.alloc(300 << 20));
+  const { code, stderr } = await forkd(['snapshot', '--tag', 'no', '--volume', `${file('none')}:/none`], {
+    env: world.env,
+  });
+  assert.is(code, 1);
+  assert.match(stderr, /\/none is larger than what a child may write, .*256\.0 MiB/);
+  assert.match(stderr, /invalid volume '.*none\.ext4:\/none': the guest cannot mount it/);
+  assert.not.match((await forkd(['images'], { env: world.env })).stdout, /^no /m);
+});
 
 volumes.run();

@@ -1,4 +1,5 @@
 /** Recipes: what they say, and that a child of each does what it is for. */
+import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
@@ -37,6 +38,14 @@ const write = (name: string, toml: string): string => {
   mkdirSync(dir, { recursive: true });
   writeFileSync(join(dir, 'recipe.toml'), toml);
   return dir;
+};
+
+const dataVolume = (): string => {
+  const [tree, path] = [join(world.root, 'tree'), join(world.root, 'data.ext4')];
+  mkdirSync(tree, { recursive: true });
+  writeFileSync(join(tree, 'file'), 'data\n');
+  execFileSync('/usr/sbin/mkfs.ext4', ['-q', '-F', '-d', tree, path, '4M']);
+  return path;
 };
 
 const GOOD = 'description = "d"\npackages = ["jq"]\ntry = ["true"]\nanswer = ""\n';
@@ -105,7 +114,8 @@ test('a root disk is another when a package, the setup or a file of it is', () =
 
 for (const recipe of tried) {
   test(`${recipe.name}: every child does what it is for`, async () => {
-    const { disk } = await snapshotRecipe(engine, { recipe, tag: recipe.name });
+    const volumes = [{ host_path: dataVolume(), guest_path: '/data', read_only: true }];
+    const { disk } = await snapshotRecipe(engine, { recipe, tag: recipe.name, volumes });
     assert.is(disk !== undefined, hasDisk(recipe));
     const { sandboxes } = await engine.fork({ tag: recipe.name, n: 2 });
     try {
@@ -113,6 +123,7 @@ for (const recipe of tried) {
       for (const { id } of sandboxes) {
         const { stdout, stderr, exit_code } = await engine.exec(id, recipe.tryIt, 60);
         assert.equal([stdout, exit_code], [recipe.answer, 0], stderr);
+        assert.is((await engine.exec(id, ['cat', '/data/file'], 60)).stdout, 'data\n');
       }
       if (recipe.name === 'nodejs') await requireNode(sandboxes.map(({ id }) => id));
     } finally {

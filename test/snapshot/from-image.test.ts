@@ -1,6 +1,6 @@
 /** Snapshots of container images, and commands in them, end to end. */
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
@@ -63,6 +63,32 @@ test('run: ENTRYPOINT and CMD, or a command, in a fresh VM; the second one does 
   assert.is((await run(['test', '-e', 'mark'])).exit_code, 1, 'each run has a fresh VM');
   assert.is(statSync(join(world.snapshots, tag)).ino, made);
   assert.match((await run(['/nowhere'])).error ?? '', /^FileNotFoundError/);
+});
+
+test('run --volume: what is in it; a snapshot of its own, made again when the file has changed', async () => {
+  const volume = join(world.root, 'data.ext4');
+  const make = (text: string): void => {
+    const tree = mkdtempSync(join(world.root, 'tree-'));
+    writeFileSync(join(tree, 'file'), text);
+    rmSync(volume, { force: true });
+    execFileSync('/usr/sbin/mkfs.ext4', ['-q', '-F', '-d', tree, volume, '4M']);
+  };
+  const inVolume = async (script: string, mode: string) => {
+    const args = ['--volume', `${volume}:/data:${mode}`, '--', 'sh', '-c', script];
+    const { stdout } = await forkd(['run', '--image', image, '--cache', world.root, ...args], { env: world.env });
+    return stdout;
+  };
+  make('first\n');
+  assert.is(await inVolume('cat /data/file; touch /data/x || echo fixed', 'ro'), 'first\nfixed\n');
+  make('second\n');
+  assert.is(await inVolume('cat /data/file', 'ro'), 'second\n');
+  assert.is((await run(['test', '-e', '/data/file'])).exit_code, 1, 'a run without it has its own snapshot');
+  const volumes = [{ host_path: volume, guest_path: '/data', read_only: true }];
+  assert.not.equal(runTag({ image, volumes }), runTag({ image }));
+  assert.not.equal(
+    runTag({ image, volumes }),
+    runTag({ image, volumes: volumes.map((v) => ({ ...v, read_only: false })) }),
+  );
 });
 
 test('from-image: warmed by a program before it is saved; one that fails leaves nothing', async () => {

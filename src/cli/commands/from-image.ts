@@ -1,10 +1,10 @@
 import { formatMs } from '../../contract/units.js';
 import { snapshotImage } from '../../main/from-image.js';
-import { parseVolume } from '../../main/make-snapshot.js';
 import type { Command } from '../command.js';
 import { imageHooks, imageOptions, readImageRequest } from '../image-options.js';
 import { tellSnapshot } from '../made-snapshot.js';
 import { detail } from '../progress.js';
+import { volumeOption, volumesOf } from '../volume-options.js';
 import { withEngine } from '../with-engine.js';
 
 export const fromImage: Command = {
@@ -14,7 +14,7 @@ export const fromImage: Command = {
   options: [
     ['--tag <TAG>', 'Name of the snapshot'],
     ...imageOptions,
-    ['--volume <HOST:GUEST[:ro|:rw]>', 'Attach a disk image; repeatable; writes stay in each child'],
+    volumeOption,
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--force', 'Replace an existing tag'],
     ['--keep-workdir', 'Keep the work directory with the console log'],
@@ -30,7 +30,7 @@ export const fromImage: Command = {
     const request = {
       ...readImageRequest(options, options.one('IMAGE')),
       tag: options.required('tag'),
-      volumes: options.strings('volume').map(parseVolume),
+      volumes: volumesOf(options),
       force: options.flag('force'),
       keepWorkDir: options.flag('keep-workdir'),
     };

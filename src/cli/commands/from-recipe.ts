@@ -6,6 +6,7 @@ import type { Command } from '../command.js';
 import { tellSnapshot } from '../made-snapshot.js';
 import { detail, line, step } from '../progress.js';
 import { StepProgress } from '../setup.js';
+import { volumeOption, volumesOf } from '../volume-options.js';
 import { withEngine } from '../with-engine.js';
 
 export const fromRecipe: Command = {
@@ -17,6 +18,7 @@ export const fromRecipe: Command = {
     ['--mem-size-mib <N>', 'Guest memory, MiB (default: what the recipe says)'],
     ['--vcpus <N>', 'Processors of the guest (default 1)'],
     ['--tap <NAME>', 'Give the guest a network card on this host tap (env FORKD_TAP; default: none)'],
+    volumeOption,
     ['--boot-wait-secs <N>', `Longest wait for the agent, seconds (default ${DEFAULT_BOOT_WAIT_SECS})`],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
     ['--force', 'Replace an existing tag'],
@@ -42,6 +44,7 @@ export const fromRecipe: Command = {
       ...(given as Record<string, never>),
       recipe,
       tag: options.string('tag') ?? recipe.name,
+      volumes: volumesOf(options),
       force: options.flag('force'),
       keepWorkDir: options.flag('keep-workdir'),
     };

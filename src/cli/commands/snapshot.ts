@@ -1,10 +1,11 @@
-import { DEFAULT_BOOT_WAIT_SECS, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, parseVolume } from '../../main/make-snapshot.js';
+import { DEFAULT_BOOT_WAIT_SECS, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS } from '../../main/make-snapshot.js';
 import { formatBytes, formatMs } from '../../contract/units.js';
 import { daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
 import { tellSnapshot } from '../made-snapshot.js';
 import { detail, step } from '../progress.js';
 import { StepProgress } from '../setup.js';
+import { volumeOption, volumesOf } from '../volume-options.js';
 import { withEngine } from '../with-engine.js';
 import { warmOf } from '../image-options.js';
 import { branchSandbox } from './snapshot-branch.js';
@@ -32,7 +33,7 @@ export const snapshot: Command = {
     ],
     ['--mem-size-mib <N>', `Guest memory, MiB (default ${DEFAULT_MEMORY_MIB})`],
     ['--vcpus <N>', `Virtual CPUs (default ${DEFAULT_VCPUS})`],
-    ['--volume <HOST:GUEST[:ro|:rw]>', 'Attach a disk image; repeatable; writes stay in each child'],
+    volumeOption,
     ['--warm <CMD>', 'Run this in the parent before it is saved, without a shell; it must end with 0'],
     ['--warm-eval <CODE>', 'Python that the warm interpreter runs before it is saved, e.g. "import pandas"'],
     ['--require <kvm|tcg>', 'Refuse any other isolation'],
@@ -72,7 +73,7 @@ export const snapshot: Command = {
     };
     const request = {
       tag: options.required('tag'),
-      volumes: options.strings('volume').map(parseVolume),
+      volumes: volumesOf(options),
       net: options.flag('net'),
       force: options.flag('force'),
       keepWorkDir: options.flag('keep-workdir'),

@@ -9,7 +9,7 @@ import { hasDisk, type Recipe } from './recipe.js';
 /** What a recipe says gives way to what is asked for. */
 export type RecipeRequest = Pick<
   NewSnapshot,
-  'memoryMib' | 'vcpus' | 'bootWaitSecs' | 'tap' | 'require' | 'force' | 'keepWorkDir'
+  'memoryMib' | 'vcpus' | 'volumes' | 'bootWaitSecs' | 'tap' | 'require' | 'force' | 'keepWorkDir'
 > & { recipe: Recipe; tag: string };
 
 export interface RecipeSnapshot {
