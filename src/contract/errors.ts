@@ -376,7 +376,7 @@ export const catalogue = {
   BRANCH_UNSUPPORTED: row(
     409,
     "sandbox '{id}' cannot be branched: {reason}",
-    'Fork it without --cold on a host that emulates.',
+    'Fork it on a host that emulates, without --cold; a single child of `forkd fork` with --live-fork.',
   ),
   HOTFORK_REFUSED: row(
     500,

@@ -67,6 +67,7 @@ plan('a hot fork wherever it can be had, else the reason', () => {
   assert.is(chosen({ cold: true }), 'cold-restore');
   assert.match(chosen({ n: 1 }), /fewer than 2/);
   assert.is(chosen({ n: 1 }, { hotFrom: 1 }), 'hot-fork');
+  assert.is(chosen({ n: 1, branchable: true }), 'hot-fork');
   assert.match(chosen({}, {}, manifest({ isolation: 'kvm' })), /KVM/);
   assert.match(chosen({ perChildNetns: true }), /namespace/);
   assert.match(chosen({ n: 1 }, {}, manifest({ tap: 'tap0' })), /network card/);

@@ -1,6 +1,7 @@
 import { ForkdError } from '../../contract/errors.js';
 import type { ExecReply } from '../../contract/guest.js';
 import type { CallResult, Engine, ForkResult } from '../../main/engine.js';
+import { Desk } from '../../main/sandbox/desk.js';
 import type { Sandbox } from '../../main/sandbox/sandbox.js';
 import type { Command } from '../command.js';
 import { limitOptions, readLimits } from '../limit-options.js';
@@ -39,7 +40,7 @@ export const fork: Command = {
     ],
     ...limitOptions,
     ['--strict', 'Refuse to run where a part of the jail or of the limits cannot be enforced (`forkd doctor`)'],
-    ['--live-fork', 'Accepted for compatibility: every child can be branched while it runs'],
+    ['--live-fork', 'A single child, too, is forked from a template, so that it can be promoted while it runs'],
     ['--hugepages', 'Put the memory image on 2 MiB pages where the host has them (needs --live-fork)'],
     ['--eager', 'Load and check all of the memory first, instead of each part when it is touched'],
     ['--cold', 'Restore each child the stock way instead of forking a warmed template'],
@@ -84,6 +85,7 @@ interface Job {
     hugePages: boolean;
     eager: boolean;
     cold: boolean;
+    branchable: boolean;
     memoryLimitMib?: number;
     cpus?: number;
     ioMibPerS?: number;
@@ -121,6 +123,7 @@ const readJob = (options: Options): Job => {
       eager: options.flag('eager'),
       strict: options.flag('strict'),
       cold: options.flag('cold'),
+      branchable: options.flag('live-fork'),
       ...(memoryMib === undefined ? {} : { memoryLimitMib: memoryMib }),
       ...otherLimits,
       ...(require ? { require } : {}),
@@ -248,9 +251,11 @@ const settleOnly = async (
 ): Promise<Set<string>> => {
   if (job.settleSecs > 0) {
     await engine.publish(sandboxes);
+    const desk = sandboxes[0] && (await Desk.open(engine, sandboxes[0].socket));
     for (const { id, birth } of sandboxes.slice(0, 3))
       line(`  child ${birth.index}: forkd exec --target ${id} -- uname -a`);
     await sleep(job.settleSecs * 1000, signal);
+    await desk?.close();
   }
   const answers = await Promise.allSettled(sandboxes.map(async ({ id }) => ({ id, reply: await engine.ping(id) })));
   return new Set(

@@ -100,6 +100,18 @@ export const serveLine = (address: { host: string; port: number }, agent: AgentC
     server.listen(address, () => resolve(server));
   });
 
+/** A server of lines whose answers are not a guest's. The caller closes it. */
+export const serveLines = (path: string, replyTo: (line: string) => Promise<object>): Promise<Server> =>
+  new Promise((resolve, reject) => {
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      socket.on('error', () => socket.destroy());
+      answerLine(socket, replyTo);
+    });
+    server.unref();
+    server.once('error', reject);
+    server.listen(path, () => resolve(server));
+  });
+
 /** Serves a connection, of which `read` has been read; one that begins with the magic of a frame is one of the framed protocol. */
 export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0)): void => {
   const drop = () => socket.destroy();
@@ -110,13 +122,13 @@ export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0
     socket.off('data', begin).off('end', drop);
     if (first.readUInt16LE() === FRAME_MAGIC) return relayFrames(socket, agent, first);
     socket.unshift(first);
-    answerLine(socket, agent);
+    answerLine(socket, (line) => forward(line, agent));
   };
   socket.on('data', begin).on('error', drop).on('end', drop);
   begin(Buffer.alloc(0));
 };
 
-const answerLine = (socket: Socket, agent: AgentClient): void => {
+const answerLine = (socket: Socket, replyTo: (line: string) => Promise<object>): void => {
   let text = '';
   let taken = false;
   const take = () => {
@@ -124,7 +136,7 @@ const answerLine = (socket: Socket, agent: AgentClient): void => {
     taken = true;
     const line = text.split('\n', 1)[0]?.trim();
     if (!line) return void socket.end();
-    void forward(line, agent).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
+    void replyTo(line).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
   };
   socket.setEncoding('utf8');
   socket.on('end', take);

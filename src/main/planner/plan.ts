@@ -28,6 +28,8 @@ export interface ForkRequest {
   firstEval?: string;
   /** Restore each child the stock way, also where a hot fork would do. */
   cold?: boolean;
+  /** A single child is hot-forked too, though a template costs more than it brings: only then can it be copied while it runs. */
+  branchable?: boolean;
   /** Added to the environment of what runs in the children. */
   env?: Record<string, string>;
 }
@@ -142,7 +144,8 @@ const hotForkProblem = (
   if (snapshot.isolation === 'kvm') return 'a VM under KVM cannot be carried across a fork';
   if (isTied && request.perChildNetns) return 'namespaces that were there before have to be entered before QEMU starts';
   if (isTied) return 'its network card is on an interface of the host';
-  if (request.n < host.hotFrom) return `for fewer than ${host.hotFrom} children a template does not pay`;
+  if (request.n < host.hotFrom && !request.branchable)
+    return `for fewer than ${host.hotFrom} children a template does not pay`;
   return undefined;
 };
 

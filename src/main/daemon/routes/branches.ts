@@ -1,5 +1,4 @@
 /** The tree of branches: what there is, which branch a tag means, and what may go. */
-import { randomBytes } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
 import {
   DIFF_PARTS,
@@ -22,6 +21,7 @@ import { diffBranches, type LiveSide } from '../../branches/diff.js';
 import { mergeChildren, publishedChildren } from '../../branches/live.js';
 import { planPrune, prune } from '../../branches/prune.js';
 import { type Found, growTree } from '../../branches/tree.js';
+import { promoteSandbox } from '../../promote-sandbox.js';
 import { promote, type PromoteRequest } from '../../store/promote.js';
 import type { Context } from '../context.js';
 import { newTag, storedTag } from '../tags.js';
@@ -120,20 +120,18 @@ export const branchTreeRoutes = (app: FastifyInstance, context: Context, workspa
       const as = storedTag(store, body.as);
       const entry = registry.get(id);
       const leave = slots.enter();
-      // Under a name of its own first: the tag may be what the sandbox is made of.
-      const from = `promote-${randomBytes(8).toString('hex')}`;
-      try {
+      const write = async (from: string): Promise<void> => {
         if (entry.sandbox.state === 'dead') throw entry.sandbox.death();
         const branch = await registry.active(id, () => engine.branchInto(id, { tag: from }));
         metrics.branchPause.observe(branch.pause_us / 1e6);
         entry.branches++;
         await branch.written;
         await survivors.update(entry);
-        return await promoteTag({ from, as, promotedFrom: id });
+      };
+      try {
+        return await promoteSandbox(engine, write, (from) => promoteTag({ from, as, promotedFrom: id }));
       } finally {
         leave();
-        await engine.forgetTemplates(from);
-        if (store.exists(from)) store.remove(from, { force: true });
       }
     },
   );
