@@ -3,6 +3,7 @@
  * results; what it lacks is added beside them.
  */
 import { readFileSync } from 'node:fs';
+import type { NetworkWish } from '../contract/network.js';
 import { ControllerError } from './error.js';
 import { eventData, textOf } from './event-stream.js';
 import { jsonLines } from './lines.js';
@@ -157,7 +158,7 @@ export class Controller {
       io_mib_per_s: ioMibPerS,
       pids,
       strict,
-      network: network && { allow: network.allow, allow_domains: network.allowDomains },
+      network: networkBody(network),
       prewarm,
       live_fork: liveFork,
       hugepages,
@@ -325,8 +326,8 @@ export class Controller {
 
   /** A sandbox that can be suspended and resumed, under a name that survives the daemon. */
   createWorkspace(options: CreateWorkspaceOptions): Promise<WorkspaceInfo> {
-    const { name, snapshotTag, perChildNetns = false, memoryLimitMib, labels } = options;
-    const body = { name, snapshot_tag: snapshotTag, per_child_netns: perChildNetns };
+    const { name, snapshotTag, perChildNetns = false, memoryLimitMib, network, labels } = options;
+    const body = { name, snapshot_tag: snapshotTag, per_child_netns: perChildNetns, network: networkBody(network) };
     return this.#json('POST', '/v1/workspaces', { ...body, memory_limit_mib: memoryLimitMib, labels });
   }
 
@@ -446,6 +447,9 @@ const labelQuery = ({ labels = {} }: ListOptions): string => {
   );
   return query.size > 0 ? `?${query}` : '';
 };
+
+const networkBody = (network: Partial<NetworkWish> | undefined) =>
+  network && { allow: network.allow, allow_domains: network.allowDomains };
 
 const snapshotPath = (tag: string): string => `/v1/snapshots/${encodeURIComponent(tag)}`;
 

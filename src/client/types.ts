@@ -105,6 +105,8 @@ export interface CreateWorkspaceOptions {
   snapshotTag: string;
   perChildNetns?: boolean;
   memoryLimitMib?: number;
+  /** A network of its own, also when it is resumed, from which nothing can be reached but what is named. */
+  network?: Partial<NetworkWish>;
   labels?: Labels;
 }
 

@@ -202,7 +202,14 @@ export const replySchemas = {
       created_at_unix: whole,
       last_active_unix: whole,
     },
-    { current_state_tag: text, live_sandbox_id: text, last_branch_memory_path: text, labels },
+    {
+      current_state_tag: text,
+      live_sandbox_id: text,
+      last_branch_memory_path: text,
+      network: object({ allow: { type: 'array', items: text }, allow_domains: { type: 'array', items: text } }),
+      netns: text,
+      labels,
+    },
   ),
   Event: object(
     { id: whole, at_unix_ms: whole, kind: { enum: EVENT_KINDS }, action: text, object: text },

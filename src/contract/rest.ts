@@ -70,6 +70,10 @@ export interface WorkspaceBody {
   current_state_tag?: string;
   live_sandbox_id?: string;
   last_branch_memory_path?: string;
+  /** What it may reach, when it has a network. */
+  network?: NetworkBody;
+  /** The name of its namespace, when it has one with a name. */
+  netns?: string;
   labels?: Labels;
 }
 
@@ -100,7 +104,7 @@ export interface SpawnBody {
   pids?: number | null;
   strict: boolean;
   /** A network of its own for each, from which nothing can be reached but what is in here. */
-  network?: { allow: string[]; allow_domains: string[] } | null;
+  network?: NetworkBody | null;
   prewarm: boolean;
   live_fork: boolean;
   hugepages: boolean;
@@ -132,7 +136,15 @@ export interface CreateWorkspaceBody {
   snapshot_tag: string;
   per_child_netns: boolean;
   memory_limit_mib?: number | null;
+  /** A network of its own, also when it is resumed. */
+  network?: NetworkBody | null;
   labels?: Labels;
+}
+
+/** What may be reached. */
+export interface NetworkBody {
+  allow: string[];
+  allow_domains: string[];
 }
 
 export interface SuspendBody {
@@ -318,6 +330,7 @@ export const createWorkspaceSchema = {
     snapshot_tag: text,
     per_child_netns: no,
     memory_limit_mib: unsignedOrNull,
+    network: networkSchema,
     labels: labelsSchema,
   },
 } as const;

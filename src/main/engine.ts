@@ -148,7 +148,7 @@ export class Engine {
   readonly #joining = new Set<Promise<void>>();
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #closing = new Set<Promise<void>>();
-  readonly #namespaces = new Namespaces();
+  readonly namespaces = new Namespaces();
   readonly networks: Networks;
   readonly #records = new Records(sandboxesDir());
   #board: Promise<Switchboard> | undefined;
@@ -297,10 +297,16 @@ export class Engine {
     const began = performance.now();
     const branch = this.#unwritten.get(request.tag);
     if (branch)
-      return this.#forkHot(branch, request, planFork(request, branch.manifest, this.#hostState(true)), hooks, began);
+      return this.#forkHot(
+        branch,
+        request,
+        planFork(request, branch.manifest, this.#hostState(true, request)),
+        hooks,
+        began,
+      );
     const manifest = this.store.open(parseTag(request.tag));
-    const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest)));
-    return this.#namespaces.during(plan, () => this.#forkAs(plan, manifest, request, hooks, began));
+    const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest), request));
+    return this.namespaces.during(plan, () => this.#forkAs(plan, manifest, request, hooks, began));
   }
 
   async #forkAs(
@@ -330,7 +336,7 @@ export class Engine {
   /** Forks `n` children from a template that the caller holds, e.g. a branch. */
   async forkFrom(template: Template, request: Omit<ForkRequest, 'tag'>, hooks: ForkHooks = {}): Promise<ForkResult> {
     const full = { ...request, tag: template.manifest.tag };
-    const plan = planFork(full, template.manifest, this.#hostState(true));
+    const plan = planFork(full, template.manifest, this.#hostState(true, full));
     return this.#forkHot(template, full, plan, hooks, performance.now());
   }
 
@@ -556,12 +562,12 @@ export class Engine {
     return { templates: count + this.#branches.size, spares, ...this.pool.state };
   }
 
-  #hostState(hasTemplate: boolean): HostState {
+  #hostState(hasTemplate: boolean, { netns }: Pick<ForkRequest, 'netns'>): HostState {
     return {
       resources: hostResources(),
       netns: networkNamespaces(),
       makesNetworks: canMakeNetworks(),
-      netnsTaken: new Set([...this.#namespaces.takenBy(this.#sandboxes.values()), ...givenNames()]),
+      netnsTaken: new Set([...this.namespaces.takenBy(this.#sandboxes.values(), netns), ...givenNames()]),
       hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
       hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
       newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),

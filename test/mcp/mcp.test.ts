@@ -83,6 +83,13 @@ mcp('the eleven tools of the reference are there, with their arguments', async (
   assert.match(client.getInstructions() ?? '', /spawn_sandboxes/);
 });
 
+mcp('networks: the daemon is asked for one, by a rule alone too, and says what is missing', async () => {
+  for (const wish of [{ net: true }, { allow_domains: ['*.pypi.org:443'] }, { allow: ['10.0.0.0/8:443'] }]) {
+    const { value } = await call('spawn_sandboxes', { snapshot_tag: BASE_TAG, ...wish });
+    assert.is(value['code'], 'NETWORK_CARD_MISSING', JSON.stringify(wish));
+  }
+});
+
 mcp('a list is a block for each element, and all of them as `result`', async () => {
   const { texts, value } = await call('list_snapshots');
   assert.equal(

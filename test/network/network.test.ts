@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { Controller } from '../../src/client/index.js';
+import { Controller, type WorkspaceInfo } from '../../src/client/index.js';
 import { Engine } from '../../src/main/engine.js';
 import { hostRulesUnused, Networks } from '../../src/main/network/networks.js';
 import { linkNames } from '../../src/net/route.js';
@@ -307,6 +307,21 @@ network('the daemon: sandboxes with networks, told apart by their addresses, als
     assert.match((await reach(id, 'good.example')).stdout, /hello/);
     const denied = async () => (await controller.getSandbox(id)).network?.denied.map(({ to }) => to) ?? [];
     assert.equal(await denied(), [`${outside.address}:${outside.port}/tcp`]);
+    const workspace = async (action: string, ...args: string[]) => {
+      const ended = await forkd(['workspace', action, '--json', ...args], { env });
+      assert.is(ended.code, 0, ended.stderr);
+      return JSON.parse(ended.stdout) as WorkspaceInfo;
+    };
+    const allowed = ['--allow-domain', 'good.example', '--per-child-netns'];
+    const online = await workspace('create', 'online', '--snapshot', TAG, ...allowed);
+    const policy = { allow: [], allow_domains: ['good.example'] };
+    assert.equal([online.network, online.netns], [policy, 'forkd-child-1']);
+    assert.match((await reach(online.live_sandbox_id ?? '', 'good.example')).stdout, /hello/);
+    await workspace('suspend', 'online');
+    // Its name stays its own.
+    const other = await workspace('create', 'other', '--snapshot', TAG, '--per-child-netns');
+    assert.equal([other.network, other.netns], [undefined, 'forkd-child-2']);
+    await controller.deleteWorkspace('other');
 
     process.kill(daemon.pid, 'SIGKILL');
     daemon = await startDaemon(world, [], options);
@@ -317,6 +332,14 @@ network('the daemon: sandboxes with networks, told apart by their addresses, als
     assert.match((await reach(id, 'evil.example')).stdout, / no$/m);
     assert.ok((await denied()).includes('evil.example'));
     await controller.killSandbox(id);
+    const third = await workspace('create', 'third', '--snapshot', TAG, '--per-child-netns');
+    const back = await workspace('resume', 'online');
+    assert.equal([third.netns, back.netns, back.network], ['forkd-child-2', 'forkd-child-1', policy]);
+    const again = await controller.getSandbox(back.live_sandbox_id ?? '');
+    assert.equal([again.netns, again.network?.allow_domains], ['forkd-child-1', ['good.example']]);
+    assert.match((await reach(again.id, 'good.example')).stdout, /hello/);
+    assert.match((await reach(again.id, 'evil.example')).stdout, / no$/m);
+    await controller.deleteWorkspace('online');
     assert.match(readFileSync(join(world.root, 'audit.log'), 'utf8'), /"network.denied".*"evil.example"/);
   } finally {
     await controller.close();

@@ -141,4 +141,20 @@ plan('namespaces that are taken are passed over, for as long as they are', async
   assert.equal(names(make(1)), ['forkd-child-1']);
 });
 
+plan('a namespace that is kept for somebody is his alone', () => {
+  const namespaces = new Namespaces();
+  namespaces.keep('forkd-child-2');
+  const make = (own?: string) => {
+    const netnsTaken = namespaces.takenBy([], own);
+    const request = { tag: 'base', n: 1, perChildNetns: true, ...(own === undefined ? {} : { netns: own }) };
+    const made = host({ netns: new Set(), makesNetworks: true, netnsTaken });
+    return planFork(request, manifest({ network_card: true }), made).children[0]?.netns;
+  };
+  const living = { birth: { netns: 'forkd-child-2' }, state: 'ready' } as Sandbox;
+  assert.equal([make(), make('forkd-child-2')], ['forkd-child-1', 'forkd-child-2']);
+  assert.ok(namespaces.takenBy([living], 'forkd-child-2').has('forkd-child-2'), 'somebody else has it all the same');
+  namespaces.letGo('forkd-child-2');
+  assert.equal([...namespaces.takenBy([])], []);
+});
+
 plan.run();

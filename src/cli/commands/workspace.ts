@@ -2,6 +2,7 @@ import type { Controller, WorkspaceInfo } from '../../client/index.js';
 import { askDaemon, daemonOptions } from '../ask-daemon.js';
 import type { Command } from '../command.js';
 import type { Options } from '../options.js';
+import { networkOf, networkOptions } from '../network-options.js';
 import { printJson, printLine } from '../render.js';
 
 /** A suspension writes the memory of a guest, and may have to compact a chain. */
@@ -16,6 +17,7 @@ const ACTIONS: Record<string, Act> = {
       name,
       snapshotTag: options.required('snapshot'),
       perChildNetns: options.flag('per-child-netns'),
+      ...networkOf(options),
       ...(memoryLimitMib === undefined ? {} : { memoryLimitMib }),
     });
   },
@@ -35,6 +37,7 @@ export const workspace: Command = {
   options: [
     ['--snapshot <TAG>', 'create: the snapshot that it is made of'],
     ['--per-child-netns', 'create: in a namespace forkd-child-K of its own'],
+    ...networkOptions.map(([flags, what]): [string, string] => [flags, `create: ${what}`]),
     ['--memory-limit-mib <N>', 'create: cap on its memory, MiB'],
     ['--diff', 'suspend: accepted for compatibility; only what changed is written in any case'],
     ['--json', 'Print one JSON object; list: one array'],
@@ -43,6 +46,7 @@ export const workspace: Command = {
   examples: [
     'forkd workspace create mine --snapshot base',
     'forkd exec --target $(forkd workspace list --json | jq -r ".[0].live_sandbox_id") -- uname -a',
+    'forkd workspace create online --snapshot base-net --allow-domain pypi.org:443',
     'forkd workspace suspend mine        # its state goes to disk, its sandbox ends',
     'forkd workspace resume mine',
     'forkd workspace delete mine',

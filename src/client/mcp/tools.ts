@@ -41,6 +41,7 @@ const snapshotTools = (server: McpServer, controller: Controller): void => {
           .boolean()
           .default(false)
           .describe('Accepted and not needed: every root disk can be written, and stays as it was'),
+        net: z.boolean().default(false).describe('With a network card, for sandboxes with a network'),
         tap: z.string().nullish().describe('Tap device for a network card'),
         boot_wait_secs: z.number().int().min(1).default(10).describe('The longest time for it to answer'),
         warm_eval: z.string().optional().describe('Python that the warm interpreter runs before it is saved'),
@@ -54,6 +55,7 @@ const snapshotTools = (server: McpServer, controller: Controller): void => {
           bootWaitSecs: a.boot_wait_secs,
           ...(a.kernel === undefined ? {} : { kernel: a.kernel }),
           ...(a.rootfs === undefined ? {} : { rootfs: a.rootfs }),
+          ...(a.net ? { net: true } : {}),
           ...(a.tap == null ? {} : { tap: a.tap }),
           ...(a.warm_eval === undefined ? {} : { warmEval: a.warm_eval }),
         }),
@@ -83,6 +85,20 @@ const sandboxTools = (server: McpServer, controller: Controller): void => {
         memory_limit_mib: z.number().int().positive().nullish().describe('Limit of each on the host (default: none)'),
         prewarm: z.boolean().default(false),
         live_fork: z.boolean().default(false),
+        net: z
+          .boolean()
+          .default(false)
+          .describe(
+            'A network of its own for each; nothing can be reached but what is allowed. Needs a snapshot with a card',
+          ),
+        allow: z
+          .array(z.string())
+          .default([])
+          .describe('Addresses that may be reached: CIDR[:PORT], e.g. 10.0.0.0/8:443'),
+        allow_domains: z
+          .array(z.string())
+          .default([])
+          .describe('Names that may be reached: NAME[:PORT], e.g. *.pypi.org:443'),
       }),
       annotations: MAKES,
     },
@@ -94,6 +110,7 @@ const sandboxTools = (server: McpServer, controller: Controller): void => {
           perChildNetns: a.per_child_netns,
           prewarm: a.prewarm,
           ...(a.live_fork ? { liveFork: true } : {}),
+          ...networkOf(a),
           ...(a.memory_limit_mib == null ? {} : { memoryLimitMib: a.memory_limit_mib }),
         }),
       ),
@@ -141,6 +158,10 @@ const sandboxTools = (server: McpServer, controller: Controller): void => {
     (a) => answer(controller.killSandbox(a.sandbox_id).then(() => ({ id: a.sandbox_id, killed: true }))),
   );
 };
+
+/** A rule alone means a network too. */
+const networkOf = ({ net, allow, allow_domains }: { net: boolean; allow: string[]; allow_domains: string[] }) =>
+  net || allow.length > 0 || allow_domains.length > 0 ? { network: { allow, allowDomains: allow_domains } } : {};
 
 const guestTools = (server: McpServer, controller: Controller): void => {
   server.registerTool(

@@ -28,7 +28,10 @@ export class Workspaces {
   readonly #busy = new Set<string>();
 
   constructor(readonly context: Context) {
-    for (const [name, one] of context.journal.entries<Workspace>('workspaces')) this.#all.set(name, one);
+    for (const [name, one] of context.journal.entries<Workspace>('workspaces')) {
+      this.#all.set(name, one);
+      if (one.netns !== undefined) context.engine.namespaces.keep(one.netns);
+    }
     context.events.listen(({ kind, action, object }) => {
       if (kind !== 'sandbox' || (action !== 'died' && action !== 'deleted')) return;
       const lost = [...this.#all.values()].find((one) => one.live_sandbox_id === object);
@@ -63,7 +66,7 @@ export class Workspaces {
 
   /** Throws WORKSPACE_EXISTS, WORKSPACE_BUSY, and what a spawn throws. */
   create(body: CreateWorkspaceBody): Promise<WorkspaceBody> {
-    const { name, snapshot_tag: tag, per_child_netns: netns, memory_limit_mib: limit = null, labels } = body;
+    const { name, snapshot_tag: tag, per_child_netns: netns, memory_limit_mib: limit = null, network, labels } = body;
     if (this.#all.has(name)) throw new ForkdError('WORKSPACE_EXISTS', { name });
     return this.#alone(name, async () => {
       const born = {
@@ -72,6 +75,7 @@ export class Workspaces {
         per_child_netns: netns,
         memory_limit_mib: limit,
         to_remove: [],
+        ...(network ? { network } : {}),
         ...(labels === undefined ? {} : { labels }),
       };
       const now = unixNow();
@@ -128,6 +132,7 @@ export class Workspaces {
       const { journal, registry, engine, events, survivors } = this.context;
       await journal.remove('workspaces', name);
       this.#all.delete(name);
+      if (one.netns !== undefined) engine.namespaces.letGo(one.netns);
       const entry = registry.find(one.live_sandbox_id ?? '');
       if (entry) {
         await survivors.forget(entry);
@@ -143,14 +148,23 @@ export class Workspaces {
   async #start(one: Workspace, tag: string, action: 'created' | 'resumed'): Promise<WorkspaceBody> {
     const { snapshots, registry, engine, events, survivors } = this.context;
     snapshots.requireReady(tag);
-    const { per_child_netns: perChildNetns, memory_limit_mib: limit, labels } = one;
-    const request = { tag, n: 1, perChildNetns, ...(limit === null ? {} : { memoryLimitMib: limit }) };
+    const { per_child_netns: perChildNetns, memory_limit_mib: limit, network, netns, labels } = one;
+    const request = {
+      tag,
+      n: 1,
+      perChildNetns,
+      ...(netns === undefined ? {} : { netns }),
+      ...(network ? { network: { allow: network.allow, allowDomains: network.allow_domains } } : {}),
+      ...(limit === null ? {} : { memoryLimitMib: limit }),
+    };
     const wishes = labels === undefined ? {} : { labels };
     const [entry] = await spawn(this.context, request, wishes, one.name);
     if (!entry) throw new ForkdError('INTERNAL', { reason: 'a spawn without a sandbox' });
     const { sandbox } = entry;
+    const { netns: given } = sandbox.birth;
     const running: Workspace = {
       ...one,
+      ...(given === undefined ? {} : { netns: given }),
       id: one.id || `ws-${sandbox.id.slice(0, 16)}`,
       status: 'running',
       live_sandbox_id: sandbox.id,
@@ -164,6 +178,8 @@ export class Workspaces {
       throw error;
     }
     registry.add(entry);
+    if (netns !== undefined && netns !== given) engine.namespaces.letGo(netns);
+    if (given !== undefined) engine.namespaces.keep(given);
     const body = this.#bodyOf(running);
     events.workspace(action, body);
     return body;

@@ -7,10 +7,21 @@ import type { Plan } from './plan.js';
 
 export class Namespaces {
   readonly #taken = new Set<string>();
+  readonly #kept = new Set<string>();
 
-  /** What forks under way have been promised, and what these sandboxes have. */
-  takenBy(sandboxes: Iterable<Sandbox>): ReadonlySet<string> {
-    const taken = new Set(this.#taken);
+  /** Nobody else is given this one, though no sandbox has it now. */
+  keep(netns: string): void {
+    this.#kept.add(netns);
+  }
+
+  letGo(netns: string): void {
+    this.#kept.delete(netns);
+  }
+
+  /** What forks under way have been promised, what is kept, but for whom `own` is kept, and what these sandboxes have. */
+  takenBy(sandboxes: Iterable<Sandbox>, own?: string): ReadonlySet<string> {
+    const taken = new Set([...this.#kept].filter((netns) => netns !== own));
+    for (const netns of this.#taken) taken.add(netns);
     for (const { birth, state } of sandboxes) if (birth.netns && state !== 'dead') taken.add(birth.netns);
     return taken;
   }

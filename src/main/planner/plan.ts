@@ -12,6 +12,8 @@ export interface ForkRequest {
   /** Refuse any other isolation. */
   require?: Isolation;
   perChildNetns?: boolean;
+  /** With perChildNetns, the namespace to have if nobody else has it: a child's that is back. */
+  netns?: string;
   /** Each child has a network of its own, and may reach what is in here. */
   network?: NetworkWish;
   memoryLimitMib?: number;
@@ -161,15 +163,22 @@ const NOTHING: NetworkWish = { allow: [], allowDomains: [] };
  * Namespaces that somebody has made, as the reference's script does, are entered, with what he has set up in them; else networks are
  * made here and named so. Throws NETNS_MISSING.
  */
-const placeInNamespaces = ({ n, network }: ForkRequest, host: HostState): { names: string[]; enters?: boolean } => {
+const placeInNamespaces = (
+  { n, network, netns: wished }: ForkRequest,
+  host: HostState,
+): { names: string[]; enters?: boolean } => {
   const { netns: existing, netnsTaken: taken, makesNetworks } = host;
   const isFree = (name: string) => existing.has(name) && !taken.has(name);
   const free = [...existing].filter((name) => NAME.test(name) && isFree(name)).length;
-  if (!network && (free >= n || !makesNetworks)) return { names: freeNamespaces(n, host), enters: true };
-  const names: string[] = [];
+  if (!network && (free >= n || !makesNetworks)) {
+    const names = wished !== undefined && isFree(wished) ? [wished] : freeNamespaces(n, host);
+    return { names, enters: true };
+  }
+  const isNew = (name: string) => !existing.has(name) && !taken.has(name);
+  const names = wished !== undefined && isNew(wished) ? [wished] : [];
   for (let number = 1; names.length < n; number++) {
     const name = `forkd-child-${number}`;
-    if (!existing.has(name) && !taken.has(name)) names.push(name);
+    if (isNew(name) && name !== wished) names.push(name);
   }
   return { names };
 };
