@@ -5,8 +5,7 @@
 import { readFileSync } from 'node:fs';
 import type { NetworkWish } from '../contract/network.js';
 import { ControllerError } from './error.js';
-import { eventData, textOf } from './event-stream.js';
-import { jsonLines } from './lines.js';
+import { serverEvents, textOf } from './event-stream.js';
 import { GuestStream, streamUrl } from './stream.js';
 import { type Call, type Transport, transportTo } from './transport.js';
 import type {
@@ -301,9 +300,25 @@ export class Controller {
     path: string,
     { recursive = false, signal }: WatchOptions = {},
   ): Promise<AsyncGenerator<FileEvent, void>> {
-    const stream = this.openStream(id, { action: 'watch', path, recursive });
-    await stream.opened;
-    return changesOf(stream, signal);
+    const url = filePath(id, '/watch', { path, recursive: String(recursive) });
+    const abort = new AbortController();
+    const end = () => abort.abort();
+    signal?.addEventListener('abort', end);
+    try {
+      const headers = { accept: 'text/event-stream', ...this.#auth };
+      const { status, parts } = await this.#transport.stream({
+        method: 'GET',
+        path: url,
+        headers,
+        signal: abort.signal,
+      });
+      if (status !== 200) throw new ControllerError(status, parsed(await textOf(parts)), this.baseUrl + url);
+      return changesOf(parts, this.baseUrl + url, abort, signal);
+    } catch (error) {
+      signal?.removeEventListener('abort', end);
+      abort.abort();
+      throw error;
+    }
   }
 
   /** A directory as a tar archive. */
@@ -358,7 +373,7 @@ export class Controller {
       const headers = { accept: 'text/event-stream', ...this.#auth };
       const { status, parts } = await this.#transport.stream({ method: 'GET', path, headers, signal: abort.signal });
       if (status !== 200) throw new ControllerError(status, parsed(await textOf(parts)), this.baseUrl + path);
-      for await (const data of eventData(parts)) yield JSON.parse(data) as EventInfo;
+      for await (const { data } of serverEvents(parts)) yield JSON.parse(data) as EventInfo;
     } catch (error) {
       if (!signal?.aborted) throw error;
     } finally {
@@ -422,16 +437,21 @@ export class Controller {
   }
 }
 
-async function* changesOf(stream: GuestStream, signal: AbortSignal | undefined): AsyncGenerator<FileEvent, void> {
-  const close = () => stream.close();
-  signal?.addEventListener('abort', close);
+async function* changesOf(
+  parts: AsyncIterable<Uint8Array>,
+  url: string,
+  abort: AbortController,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<FileEvent, void> {
   try {
-    if (!signal?.aborted) yield* jsonLines<FileEvent>(stream);
+    for await (const { name, data } of serverEvents(parts)) {
+      if (name === 'failed') throw new ControllerError(0, JSON.parse(data), url);
+      yield JSON.parse(data) as FileEvent;
+    }
   } catch (error) {
     if (!signal?.aborted) throw error;
   } finally {
-    signal?.removeEventListener('abort', close);
-    close();
+    abort.abort();
   }
 }
 

@@ -133,13 +133,15 @@ export interface FileEntry {
   leads_to?: string | null;
 }
 
+export const FILE_EVENTS = ['created', 'modified', 'written', 'deleted', 'moved', 'attributes', 'overflow'] as const;
+
 /** A line of a `watch`, as JSON. */
 export interface FileEvent {
   /**
    * `written`: closed by who had it open for writing. `deleted`: also moved out of sight. `overflow`: more happened than was taken, so something
    * was missed. The stream ends when what is watched is gone.
    */
-  event: 'created' | 'modified' | 'written' | 'deleted' | 'moved' | 'attributes' | 'overflow';
+  event: (typeof FILE_EVENTS)[number];
   path: string;
   is_dir: boolean;
   /** Of what was moved: where it was. */

@@ -69,6 +69,8 @@ export const limits = {
   receiptMaxBytes: 64 * 1024,
   /** Of a frame of a stream, bytes: agents send at most 64 KiB in one. */
   streamFrameMaxBytes: 1024 * 1024,
+  /** Of a line of JSON in a stream, bytes: two paths, each byte of which may be six. */
+  jsonLineMaxBytes: 64 * 1024,
   /** Characters of a reply outside its strings: a listing of 100,000 files has some 90 for each. Each may become 50 bytes of memory. */
   agentValuesMaxBytes: 16 * 1024 * 1024,
   /** Frames of one guest a second, and as many at once: an agent at its busiest, 4 KiB in each, sends half as many. One is 1 us of the main thread. */

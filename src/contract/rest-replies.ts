@@ -1,4 +1,5 @@
 /** JSON Schemas of the daemon's answers, by the names that its OpenAPI document gives them. Tests hold the running server to them. */
+import { FILE_EVENTS } from './guest.js';
 import { EVENT_KINDS } from './rest.js';
 
 const text = { type: 'string' } as const;
@@ -175,6 +176,7 @@ export const replySchemas = {
     },
     { target: text, leads_to: textOrNull },
   ),
+  FileEvent: object({ event: { enum: FILE_EVENTS }, path: text, is_dir: yesNo }, { from: text }),
   Moved: object({ size: whole }),
   Unpacked: object({ entries: whole }),
   Run: object({

@@ -222,6 +222,8 @@ export type MakeDirQuery = FileQuery & { mode?: string; parents?: 'true' | 'fals
 export type PutFileQuery = MakeDirQuery;
 export type RemoveFileQuery = FileQuery & { recursive?: 'true' | 'false' };
 
+export type WatchQuery = RemoveFileQuery;
+
 export interface RemoveQuery {
   cascade?: 'true' | 'false';
   force?: 'true' | 'false';
@@ -476,6 +478,8 @@ export const removeFileQuerySchema = {
   required: ['path'],
   properties: { path, recursive: switchText },
 } as const;
+
+export const watchQuerySchema = removeFileQuerySchema;
 
 export const removeSchema = {
   type: 'object',

@@ -198,15 +198,37 @@ client('programs while they run, files and ports, over the socket and over the p
   const next = endless.next();
   abort.abort();
   assert.is((await next).done, true);
-  assert.is((await refusal(controller.watchFiles(one.id, '/data'))).code, 'AGENT_ERROR');
+  assert.is((await refusal(controller.watchFiles(one.id, '/data'))).code, 'GUEST_FILE_MISSING');
+  // As a browser has it, over plain HTTP; and one whose sandbox ends is told so.
+  const ending = (await Sandbox.create({ baseUrl: daemon.url, token: TOKEN, snapshotTag: BASE_TAG })).id;
+  const address = `${daemon.url}/v1/sandboxes/${ending}/files/watch?path=/srv`;
+  const headers = { authorization: `Bearer ${TOKEN}` };
+  const watching = await fetch(address, { headers });
+  assert.equal([watching.status, watching.headers.get('content-type')], [200, 'text/event-stream; charset=utf-8']);
+  const told = await controller.watchFiles(ending, '/srv');
+  await controller.execCommand(ending, ['touch', '/srv/new']);
+  const { value: first } = await told.next();
+  assert.equal(first, { event: 'created', path: '/srv/new', is_dir: false });
+  await controller.killSandbox(ending);
+  const text = await watching.text();
+  assert.match(text, /^: forkd\n\nevent: created\ndata: \{.*"path":"\/srv\/new".*\}\n\n/);
+  assert.match(text, /event: failed\ndata: \{"error":".*","code":"[A-Z_]+","hint":".*"\}\n\n$/);
+  const broken = await refusal(
+    (async () => {
+      for await (const _ of told);
+    })(),
+  );
+  assert.type(broken.code, 'string');
+  const wrong = await fetch(`${address}&recursive=yes`, { headers });
+  assert.equal([wrong.status, (await fetch(address, { headers })).status], [400, 404]);
   const missing = await refusal(controller.statFile(one.id, '/data'));
   assert.equal([missing.status, missing.code], [404, 'GUEST_FILE_MISSING']);
   assert.is((await refusal(sandbox.readFile('/data').next())).status, 404);
-  const broken = (async function* () {
+  const brokenOff = (async function* () {
     yield bytes;
     throw new Error('broken off');
   })();
-  await sandbox.writeFile('/half', broken).then(
+  await sandbox.writeFile('/half', brokenOff).then(
     () => assert.unreachable(),
     () => undefined,
   );

@@ -139,6 +139,7 @@ openapi('what the client sends is in the document', async () => {
   await spy.writeDir('x', '/a', 'archive');
   for await (const _ of spy.readFile('x', '/a')) assert.unreachable();
   for await (const _ of spy.readDir('x', '/a')) assert.unreachable();
+  for await (const _ of await spy.watchFiles('x', '/a', { recursive: true })) assert.unreachable();
   await spy.listWorkspaces({ labels });
   await spy.getWorkspace('x');
   await spy.createWorkspace({ name: 'x', snapshotTag: 'y', perChildNetns: true, memoryLimitMib: 9, labels });

@@ -17,7 +17,7 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { nextCallId } from '../../src/contract/call-ids.js';
 import { encodeRequest, parsePayload } from '../../src/contract/frames.js';
-import { jsonLines } from '../../src/client/lines.js';
+import { jsonLines } from '../../src/contract/lines.js';
 import { type FileEvent, FrameType, type PlainReply, type RunOptions } from '../../src/contract/guest.js';
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';

@@ -1,4 +1,4 @@
-import { jsonLines } from '../../client/lines.js';
+import { jsonLines } from '../../contract/lines.js';
 import type { FileEvent } from '../../contract/guest.js';
 import type { Command } from '../command.js';
 import { withLink } from '../guest-link.js';

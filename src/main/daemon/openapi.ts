@@ -7,7 +7,7 @@ import { replySchemas, type ReplyName } from '../../contract/rest-replies.js';
 
 export interface Reply {
   /** Of its body; none for an empty one. */
-  schema?: ReplyName | 'text' | 'events' | 'bytes' | 'any';
+  schema?: ReplyName | 'text' | 'events' | 'changes' | 'bytes' | 'any';
   isArray?: boolean;
 }
 
@@ -90,6 +90,11 @@ const response = ({ schema, isArray = false }: Reply): object => {
     return {
       description: 'Events, the data of each as JSON.',
       content: { 'text/event-stream': { schema: ref('Event') } },
+    };
+  if (schema === 'changes')
+    return {
+      description: 'Changes, the data of each as JSON; an event `failed` with an Error when it breaks off.',
+      content: { 'text/event-stream': { schema: ref('FileEvent') } },
     };
   if (schema === 'bytes') return { description: 'The bytes.', content: BYTES };
   if (schema === 'any') return { description: 'A document.', ...json({ type: 'object' }) };

@@ -1,8 +1,18 @@
 /** Files of a sandbox over plain HTTP: bodies are the bytes themselves, on their way as they come. */
 import { Readable } from 'node:stream';
 import type { FastifyInstance, FastifyReply } from 'fastify';
-import { ForkdError } from '../../../contract/errors.js';
-import type { FileEntry, FileRequest, PlainReply, StreamReply, StreamRequest } from '../../../contract/guest.js';
+import { ForkdError, reasonOf } from '../../../contract/errors.js';
+import { jsonLines } from '../../../contract/lines.js';
+import { limits } from '../../../contract/limits.js';
+import {
+  FILE_EVENTS,
+  type FileEntry,
+  type FileEvent,
+  type FileRequest,
+  type PlainReply,
+  type StreamReply,
+  type StreamRequest,
+} from '../../../contract/guest.js';
 import {
   type FileQuery,
   fileQuerySchema,
@@ -12,9 +22,13 @@ import {
   putFileQuerySchema,
   type RemoveFileQuery,
   removeFileQuerySchema,
+  type WatchQuery,
+  watchQuerySchema,
 } from '../../../contract/rest.js';
 import type { AgentStream } from '../../agent/stream.js';
 import type { Context } from '../context.js';
+import { type EventStream, openEventStream } from '../event-stream.js';
+import { bodyOfError } from '../reply.js';
 
 type At<Q> = { Params: { id: string }; Querystring: Q };
 
@@ -96,6 +110,29 @@ export const fileRoutes = (app: FastifyInstance, { registry }: Context): void =>
     async ({ params: { id }, query: { path } }) => (await ask(id, { action: 'list', path })).entries,
   );
 
+  app.get<At<WatchQuery>>(
+    '/v1/sandboxes/:id/files/watch',
+    {
+      schema: { querystring: watchQuerySchema },
+      exposeHeadRoute: false,
+      config: {
+        summary: 'What changes in a file or a directory, as it happens (server-sent events).',
+        replies: { 200: { schema: 'changes' } },
+      },
+    },
+    async (request, reply) => {
+      const { params, query } = request;
+      const { stream } = await open(params.id, {
+        action: 'watch',
+        path: query.path,
+        recursive: query.recursive === 'true',
+        window: limits.streamWindowBytes,
+      });
+      void tellChanges(params.id, stream, openEventStream(app, request, reply));
+      return reply;
+    },
+  );
+
   app.post<At<MakeDirQuery>>(
     '/v1/sandboxes/:id/files/dir',
     {
@@ -160,6 +197,32 @@ async function* bytesOf(stream: AgentStream): AsyncGenerator<Uint8Array, void> {
   // What broke off is a failure, and not a short file.
   await stream.ended;
 }
+
+/** A listener that is slow is waited for, and then the guest: it says that it had to leave something out. */
+const tellChanges = async (id: string, stream: AgentStream, events: EventStream): Promise<void> => {
+  events.onClose(() => stream.close());
+  try {
+    for await (const line of jsonLines(stream)) {
+      const change = requireChange(line);
+      if (!events.tell({ name: change.event, data: change })) await events.room();
+    }
+    await stream.ended;
+  } catch (error) {
+    const failure =
+      error instanceof ForkdError ? error : new ForkdError('AGENT_PROTOCOL', { target: id, reason: reasonOf(error) });
+    stream.close();
+    events.tell({ name: 'failed', data: bodyOfError(failure) });
+  }
+  events.end();
+};
+
+/** A guest may send anything. Throws TypeError. */
+const requireChange = (line: unknown): FileEvent => {
+  const { event, path, is_dir, from } = (line ?? {}) as Partial<FileEvent>;
+  const isChange = FILE_EVENTS.some((one) => one === event) && typeof path === 'string' && typeof is_dir === 'boolean';
+  if (!isChange || !(from === undefined || typeof from === 'string')) throw new TypeError('a line that is no change');
+  return line as FileEvent;
+};
 
 /** What the guest says of a file, with the status that says it over HTTP. */
 const explained = (error: unknown): never => {
