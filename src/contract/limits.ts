@@ -77,8 +77,8 @@ export const limits = {
   agentFramesPerSecond: 50_000,
   /** A frame that nobody waits for counts as so many: late answers and what was on its way in streams that were closed, no more. */
   strayFrameCost: 10,
-  /** Bytes that wait for a guest to read them: the agent takes requests of 64 MiB. */
-  agentBacklogBytes: 256 * 1024 * 1024,
+  /** Bytes that wait for a guest to read them: the agent takes requests of 64 MiB, and one more may be on its way. */
+  agentBacklogBytes: 128 * 1024 * 1024,
   /** A snapshot.json is a few KiB; anything larger is not one. */
   snapshotJsonMaxBytes: 1024 * 1024,
   /** Links between a snapshot and its base; the reference's limit. Depth costs nothing at spawn, but every link must be there. */

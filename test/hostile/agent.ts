@@ -70,6 +70,21 @@ def credits():
         flood(frame(CREDIT, ident, b'\xff\xff\xff\xff') * 20)
 def escapes():
     for ident, _ in requests(): answer(ident, {'error': '\x1b]0;owned\x07\x1b[2J gone', 'exit_code': 1})
+def mute(): threading.Event().wait()
+def receipts():
+    # What each copy claims of the identity that it was to take, by its number.
+    whole = {'generation': 2, 'done': ['kernel_rng', 'clock', 'hostname', 'machine_id'], 'skipped': {}, 'failed': {}, 'boot_id': 'x'}
+    claims = [
+        {}, {'receipt': None}, {'receipt': 'done'}, {'receipt': {**whole, 'done': 'all'}}, {'receipt': {**whole, 'failed': ['x']}},
+        {'receipt': {**whole, 'done': ['clock', 'hostname', 'machine_id']}}, {'receipt': {**whole, 'failed': {'uuid': 'no entropy'}}},
+        {'receipt': whole, 'error': 'IdentityFailed'}, {'receipt': {**whole, 'boot_id': 'y' * 100000}}, {'receipt': {**whole, 'generation': 'new'}},
+        {'receipt': whole},
+    ]
+    for ident, request in requests():
+        claim = claims[request['index'] - 1] if request['action'] == 'fork' else {}
+        answer(ident, {'exit_code': 0, **claim})
+def endless():
+    for ident, _ in requests(): send(frame(OPENED, ident, b'{}') + frame(DATA, ident, b'\x01' + b'x' * 30000) * 5)
 # What was sent before was read by the agent that was here.
 with open('/dev/ttyS0', 'w') as console: console.write('hostile: ' + how + '\n')
 globals()[how]()

@@ -1,5 +1,5 @@
 /** A guest whose root is hostile: its own agent, its console, its clock, its memory, its disk. Each is held and named, and a sibling answers all the while. */
-import { readFileSync, statSync, truncateSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
@@ -7,11 +7,13 @@ import { Controller } from '../../src/client/index.js';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { HeldKind } from '../../src/contract/held.js';
 import { limits } from '../../src/contract/limits.js';
+import { jsonLines } from '../../src/contract/lines.js';
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';
-import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
+import type { Sandbox, SandboxInfo } from '../../src/main/sandbox/sandbox.js';
+import { forkd, jsonLines as jsonLinesOf, startCli } from '../support/cli.js';
 import { startDaemon } from '../support/daemon.js';
-import { BASE_TAG, eventually, makeWorld, sharedData } from '../support/world.js';
+import { BASE_TAG, eventually, makeWorld, sharedData, type World } from '../support/world.js';
 import { becomeHostile, HOSTILE } from './agent.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -166,6 +168,69 @@ hostile('credits for what it has not read: no more is sent than the port takes',
   });
 });
 
+hostile(
+  'one that never reads: calls have their time, what waits has a limit, and then the connection is closed',
+  async (context) => {
+    await against(context, 'mute', async (child) => {
+      assert.is(await told(context.engine.ping(child.id, SOON_MS)), 'AGENT_TIMEOUT');
+      const code = '#'.repeat(4 * MIB);
+      let sent = 0;
+      let outcome = '';
+      while (sent < 2 * limits.agentBacklogBytes && outcome !== 'AGENT_UNREACHABLE') {
+        outcome = await told(context.engine.eval(child.id, code, 1));
+        sent += code.length;
+      }
+      assert.is(outcome, 'AGENT_UNREACHABLE');
+      assert.ok(sent > limits.agentBacklogBytes / 2, `after ${sent} bytes`);
+      assert.ok(holds(child, 'reads-nothing'));
+    });
+  },
+);
+
+/** What each copy claims, and what it is named for. The one after them claims what it should. */
+const RECEIPTS: [claim: string, reason: RegExp][] = [
+  ['none', /no receipt/],
+  ['null', /no receipt/],
+  ['a text', /no receipt/],
+  ['steps that are no list', /no receipt/],
+  ['failures that are no table', /no receipt/],
+  ['a step that is left out', /kernel_rng \(it is not in the receipt\)/],
+  ['a step that failed', /uuid \(no entropy\)/],
+  ['an error beside it', /IdentityFailed/],
+  ['one of 100 kB', /frame of 1\d{5} bytes/],
+  ['a generation that is no number', /no receipt/],
+];
+
+hostile('an identity that is none, in copies of a hostile guest: each is ended, and why is told', async (context) => {
+  await against(context, 'receipts', async (source) => {
+    const { engine, sibling } = context;
+    const { template } = await engine.branch(source.id);
+    const { sandboxes, failures } = await engine.forkFrom(template, { n: RECEIPTS.length + 1 });
+    assert.equal(
+      sandboxes.map(({ birth }) => birth.index),
+      [RECEIPTS.length + 1],
+    );
+    for (const { index, error } of failures) {
+      const [claim, reason] = RECEIPTS[index - 1] as [string, RegExp];
+      const { code, message } = ForkdError.fromData(error);
+      assert.ok(['IDENTITY_FAILED', 'AGENT_PROTOCOL'].includes(code), `${claim}: ${code}`);
+      assert.match(message, reason, claim);
+    }
+    assert.is(failures.length, RECEIPTS.length);
+    await engine.kill(sandboxes);
+    await engine.retire(template);
+    const left = engine.sandboxes.map(({ id }) => id);
+    assert.equal(left.sort(), [sibling.id, source.id].sort());
+  });
+});
+
+hostile('a line without an end, where lines are expected: it is held no further', async (context) => {
+  await against(context, 'endless', async (child) => {
+    const lines = jsonLines(child.stream({ action: 'watch', path: '/' }));
+    assert.instance(await lines.next().catch((error: Error) => error), RangeError);
+  });
+});
+
 hostile('sequences for a terminal, in an error: they are not passed on', async (context) => {
   await against(context, 'escapes', async (child) => {
     const refused = await child.ask({ action: 'runs' }).then(
@@ -246,13 +311,47 @@ hostile('disk, memory and processes: it is its own that it fills', async ({ engi
   await bomb;
 });
 
+/** Whether one of a world's guests has become this. */
+const hasBecome = (world: World, how: string): Promise<boolean> => {
+  const consoles = () =>
+    readdirSync(world.env.TMPDIR, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.console'));
+  return eventually(
+    () => consoles().some((name) => readFileSync(join(world.env.TMPDIR, name), 'utf8').includes(HOSTILE + how)),
+    30_000,
+  );
+};
+
+hostile('`forkd fork` names it, on stderr and in its record', async () => {
+  const world = makeWorld(true);
+  const { env } = world;
+  try {
+    const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '2', '--settle-secs', '100', '--json'], { env });
+    const id = /--target (sb-\S+)/.exec(await fork.says(/--target sb-\S+ --/))?.[1] as string;
+    const never = forkd(['eval', '--target', id, '--', becomeHostile('lies')], { env });
+    assert.ok(await hasBecome(world, 'lies'));
+    assert.is((await forkd(['eval', '--target', id, '--', '1'], { env })).code, 1);
+    fork.kill('SIGINT');
+    const ended = await fork.ended;
+    assert.match(ended.stderr, /^⚠ child 1 was held: it answered with what is no answer$/m);
+    assert.not.match(ended.stderr, /child 2 was held/);
+    const records = jsonLinesOf<SandboxInfo>(ended);
+    assert.equal(
+      records.map(({ held }) => held.map(({ kind }) => kind)),
+      [['no-answer'], []],
+    );
+    await never;
+  } finally {
+    world.close();
+  }
+});
+
 hostile('the daemon names it: in the record of the sandbox and in the audit log', async () => {
   const world = makeWorld(true);
   const daemon = await startDaemon(world);
   const controller = new Controller({ baseUrl: `unix:${daemon.socketPath}`, timeoutMs: 60_000 });
   try {
-    const made = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, n: 2 });
-    const [id, other] = made.map((one) => one.id) as [string, string];
+    const made = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, n: 3 });
+    const [id, other, mute] = made.map((one) => one.id) as [string, string, string];
     const never = controller.evalCode(id, becomeHostile('unsolicited')).catch(() => undefined);
     const audit = () => readFileSync(join(world.root, 'audit.log'), 'utf8');
     assert.ok(await eventually(() => audit().includes('"event":"sandbox.held"'), 20_000));
@@ -262,6 +361,17 @@ hostile('the daemon names it: in the record of the sandbox and in the audit log'
     assert.is((await controller.evalCode(other, '6 * 7')).result, '42');
     await controller.killSandbox(id);
     await never;
+    // What it is sent it never reads: in requests as large as may be.
+    const silent = controller.evalCode(mute, becomeHostile('mute')).catch(() => undefined);
+    assert.ok(await hasBecome(world, 'mute'));
+    const code = '#'.repeat(limits.bodyMaxBytes - 100);
+    const asked = Array.from({ length: limits.agentBacklogBytes / code.length + 5 }, () =>
+      controller.evalCode(mute, code),
+    );
+    for (const one of await Promise.allSettled(asked)) assert.is(one.status, 'rejected');
+    assert.match(audit(), new RegExp(`"object":"${mute}","kind":"reads-nothing"`));
+    assert.is((await controller.evalCode(other, '6 * 7')).result, '42');
+    await silent;
   } finally {
     await controller.close();
     assert.is(await daemon.stop(), 0);

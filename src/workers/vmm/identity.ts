@@ -40,16 +40,27 @@ export const setClock = (agent: AgentPort, deadline: Deadline): void => {
 
 export const receiptOf = (vm: string, reply: Partial<ForkReply>): ForkReceipt => {
   const { receipt, error } = reply;
-  const failed = isReceipt(receipt) ? Object.entries(receipt.failed).map(([step, why]) => `${step} (${why})`) : [];
+  const failed = isReceipt(receipt) ? failuresOf(receipt) : [];
   if (isReceipt(receipt) && error === undefined && failed.length === 0) return receipt;
   throw new ForkdError('IDENTITY_FAILED', { vm, failed: failed.join(', ') || error || 'no receipt' });
 };
+
+/** Steps of every agent that there has been, of which none may be left out. */
+const STEPS = ['kernel_rng', 'clock', 'hostname', 'machine_id'];
+
+const failuresOf = ({ done, failed }: ForkReceipt): string[] => [
+  ...Object.entries(failed).map(([step, why]) => `${step} (${why})`),
+  ...STEPS.filter((step) => !done.includes(step) && failed[step] === undefined).map(
+    (step) => `${step} (it is not in the receipt)`,
+  ),
+];
 
 /** What a guest calls one is kept, shown and counted on. */
 const isReceipt = (value: unknown): value is ForkReceipt => {
   const { generation, done, skipped, failed, boot_id } = (value ?? {}) as Partial<ForkReceipt>;
   const areTexts = (texts: unknown[]) => texts.every((one) => typeof one === 'string');
-  const isTable = (table: unknown) => typeof table === 'object' && table !== null && areTexts(Object.values(table));
+  const isTable = (table: unknown) =>
+    typeof table === 'object' && table !== null && !Array.isArray(table) && areTexts(Object.values(table));
   if (!Number.isSafeInteger(generation) || !Array.isArray(done) || typeof boot_id !== 'string') return false;
   return areTexts(done) && isTable(skipped) && isTable(failed);
 };
