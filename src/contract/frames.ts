@@ -50,7 +50,7 @@ export const creditOf = ({ payload }: Frame): number =>
   payload.length < 4 ? 0 : new DataView(payload.buffer, payload.byteOffset).getUint32(0, true);
 
 /** Payload of a frame as the object it must be. Throws SyntaxError, TypeError, or RangeError when it is made to fill memory. */
-export const parsePayload = (frame: Frame): Record<string, unknown> => {
+export const parsePayload = (frame: Pick<Frame, 'payload'>): Record<string, unknown> => {
   requireFewValues(frame.payload);
   const value: unknown = JSON.parse(text.decode(frame.payload));
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new TypeError('not a JSON object');

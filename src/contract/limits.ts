@@ -63,6 +63,8 @@ export const limits = {
   relayBacklogBytes: 64 * 1024 * 1024,
   /** A frame or reply of the agent, bytes: the agent caps output at 64 MiB for each of stdout and stderr. */
   agentFrameMaxBytes: 256 * 1024 * 1024,
+  /** Of an answer that the daemon reads in its main thread, bytes; a few milliseconds. Larger ones are read by a worker. */
+  answerHereMaxBytes: 1024 * 1024,
   /** Of a reply that is no program's output, bytes: a listing of 100,000 files with long names. */
   agentAnswerMaxBytes: 64 * 1024 * 1024,
   /** Of a hello or the answer to a `fork`, bytes: a receipt is about 1 KiB, and kept. */

@@ -10,6 +10,7 @@
  * event; from then on the main thread owns it and closes it, after the task has ended.
  * Errors cross as data (contract/errors).
  */
+import type { AnsweredAction } from './answers.js';
 import type { ErrorData } from './errors.js';
 import type { JailTerms, TemplatePort } from './hotfork.js';
 import type { Network } from './network.js';
@@ -271,6 +272,11 @@ export interface Tasks {
     output: WpTimes & { wrong: number };
   };
   /** SHA-256 of files. */
+  /** `problem`: it is no answer. */
+  answer: {
+    input: { action: AnsweredAction; payload: Uint8Array };
+    output: { body: Uint8Array } | { problem: string };
+  };
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
 }
 

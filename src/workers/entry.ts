@@ -5,6 +5,7 @@ import { ForkdError } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
 import { serveMemory } from './roles/memory.js';
 import { serveRemote } from './roles/remote.js';
+import { answer } from './tasks/answer.js';
 import { awaken } from './tasks/awaken.js';
 import { boot } from './tasks/boot.js';
 import { call } from './tasks/call.js';
@@ -25,6 +26,7 @@ import { wpBench } from './tasks/wp-bench.js';
 type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
 
 const handlers: { [T in TaskName]: Handler<T> } = {
+  answer,
   awaken,
   boot,
   call,

@@ -343,4 +343,32 @@ client('what is refused, unreachable or late', async () => {
   silent.close();
 });
 
+client('a large answer is whole, and others are answered while it is on its way', async () => {
+  const [one] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG });
+  const id = one?.id as string;
+  const bytes = 12 << 20;
+  // Quotes and lines have to be written anew for JSON.
+  const print = (count: number) => ['sh', '-c', `yes 'some "text"' | head -c ${count}; echo "é" >&2; exit 3`];
+  const expected = (count: number) => 'some "text"\n'.repeat(count / 12 + 1).slice(0, count);
+  let isOver = false;
+  const heard = (async () => {
+    const other = new Controller({ baseUrl: daemon.url, token: TOKEN });
+    let count = 0;
+    for (; !isOver; count++) assert.equal(await other.health(), { ok: true });
+    await other.close();
+    return count;
+  })();
+  const reply = await controller.execCommand(id, print(bytes), { timeoutSecs: 60 });
+  isOver = true;
+  assert.equal([reply.exit_code, reply.stderr, reply.stdout === expected(bytes)], [3, 'é\n', true]);
+  assert.ok((await heard) > 5);
+  const value = await controller.evalCode(id, `print('"x' * ${2 << 20}, end='')\n'é' * 3`);
+  assert.equal([value.result, value.error, value.stdout === '"x'.repeat(2 << 20)], ["'ééé'", null, true]);
+  // By its own socket.
+  const env = { ...world.env, FORKD_TOKEN: TOKEN };
+  const ended = await startCli(['exec', '--target', id, '--', ...print(3 << 20)], { env }).ended;
+  assert.equal([ended.code, ended.stderr, ended.stdout === expected(3 << 20)], [3, 'é\n', true]);
+  await controller.killSandbox(id);
+});
+
 client.run();

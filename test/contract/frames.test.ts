@@ -52,7 +52,7 @@ frames('a stream that begins in the middle of a frame', () => {
 
 frames('a payload that is not an object is refused', () => {
   for (const text of ['[]', 'null', '1', '{']) {
-    assert.throws(() => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) }));
+    assert.throws(() => parsePayload({ payload: Buffer.from(text) }));
   }
 });
 
@@ -134,7 +134,7 @@ frames('any bytes: frames within their limits, or RangeError, and nothing else',
 });
 
 frames('text that would fill memory, or nests without end, is refused before it is read', () => {
-  const parse = (text: string) => parsePayload({ type: 2, id: 1, payload: Buffer.from(text) });
+  const parse = (text: string) => parsePayload({ payload: Buffer.from(text) });
   assert.throws(() => parse(`{"x":${'['.repeat(20_000)}`), /too many brackets/);
   assert.throws(() => parse(`{"x":[${'0,'.repeat(9_000_000)}0]}`), /too many values/);
   const quoted = JSON.stringify({ stdout: '["\\{['.repeat(100_000) });

@@ -22,6 +22,10 @@ interface Taker {
   fail(error: ForkdError): void;
 }
 
+export type Read<T> = (payload: Uint8Array) => T | Promise<T>;
+
+const readReply = (payload: Uint8Array): GuestReply => requireReply(parsePayload({ payload }));
+
 export class AgentClient implements Carrier {
   readonly #socket: Socket;
   readonly #decoder = new FrameDecoder(true, (type, id, length) => this.#wants(type, id, length));
@@ -52,8 +56,11 @@ export class AgentClient implements Carrier {
     this.#socket.unref();
   }
 
-  /** Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL. A timeout of 0 waits for as long as the sandbox lives. */
-  call(request: GuestRequest, timeoutMs: number): Promise<GuestReply> {
+  /**
+   * `read` makes something of the answer, and throws when it is none. A timeout of 0 waits for as long as the sandbox lives.
+   * Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL.
+   */
+  call<T = GuestReply>(request: GuestRequest, timeoutMs: number, read: Read<T> = readReply as Read<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       if (this.#broken) return reject(this.#broken);
       const id = nextCallId();
@@ -67,12 +74,7 @@ export class AgentClient implements Carrier {
         maxBytes: (type) => (type === FrameType.reply ? most : 0),
         take: (frame) => {
           clearTimeout(timer);
-          try {
-            resolve(requireReply(parsePayload(frame)));
-          } catch (error) {
-            this.onHeld('no-answer');
-            reject(this.#protocolError(String(error), error));
-          }
+          this.#made(read, frame.payload).then(resolve, reject);
           return true;
         },
         fail: (error) => {
@@ -82,6 +84,17 @@ export class AgentClient implements Carrier {
       });
       this.send(encodeRequest(id, request));
     });
+  }
+
+  async #made<T>(read: Read<T>, payload: Uint8Array): Promise<T> {
+    try {
+      return await read(payload);
+    } catch (error) {
+      // It is not the guest's fault.
+      if (error instanceof ForkdError) throw error;
+      this.onHeld('no-answer');
+      throw this.#protocolError(String(error), error);
+    }
   }
 
   /** Opens a stream; whether it could be, `opened` tells. Throws AGENT_UNREACHABLE. */

@@ -4,8 +4,10 @@
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
+import { parsePayload } from '../../contract/frames.js';
 import { FRAME_MAGIC, type GuestReply, type GuestRequest } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
+import { requireReply } from '../../contract/replies.js';
 import type { AgentClient } from './client.js';
 import { relayFrames } from './relay.js';
 
@@ -82,9 +84,10 @@ const parseReply = (data: Buffer, target: string): GuestReply => {
   if (data.length === 0)
     throw new ForkdError('AGENT_UNREACHABLE', { target, reason: 'it closed the connection without an answer' });
   try {
-    return JSON.parse(data.toString('utf8')) as GuestReply;
+    return requireReply(parsePayload({ payload: data }));
   } catch (error) {
-    throw new ForkdError('AGENT_PROTOCOL', { target, reason: 'not JSON' }, error);
+    const reason = error instanceof SyntaxError ? 'not JSON' : reasonOf(error);
+    throw new ForkdError('AGENT_PROTOCOL', { target, reason }, error);
   }
 };
 
@@ -136,7 +139,10 @@ const answerLine = (socket: Socket, replyTo: (line: string) => Promise<object>):
     taken = true;
     const line = text.split('\n', 1)[0]?.trim();
     if (!line) return void socket.end();
-    void replyTo(line).then((reply) => socket.end(`${JSON.stringify(reply)}\n`));
+    void replyTo(line).then((reply) => {
+      socket.write(reply instanceof Uint8Array ? reply : JSON.stringify(reply));
+      socket.end('\n');
+    });
   };
   socket.setEncoding('utf8');
   socket.on('end', take);
@@ -147,10 +153,14 @@ const answerLine = (socket: Socket, replyTo: (line: string) => Promise<object>):
   });
 };
 
+/** What is large is passed on as it is: whoever asked reads it, and this process has others who wait. */
+const readSmall = (payload: Uint8Array): object =>
+  payload.length < limits.answerHereMaxBytes ? requireReply(parsePayload({ payload })) : payload;
+
 /** Failures in the reference's shape: an `error` key and exit code 1. */
 const forward = async (line: string, agent: AgentClient): Promise<object> => {
   try {
-    return await agent.call(JSON.parse(line) as GuestRequest, 0);
+    return await agent.call(JSON.parse(line) as GuestRequest, 0, readSmall);
   } catch (error) {
     return {
       error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`,

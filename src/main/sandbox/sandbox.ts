@@ -26,7 +26,7 @@ import type { ChildTimes, SourcePort, StartedVmm } from '../../contract/task.js'
 import { type ExitStatus, native } from '../../native/binding.js';
 import type { NetworkInfo } from '../../contract/network.js';
 import type { ChildNetwork } from '../network/network.js';
-import { AgentClient } from '../agent/client.js';
+import { AgentClient, type Read } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
 import type { Cgroup } from '../host/cgroup.js';
 import { takeLoss } from '../memory/lazy.js';
@@ -262,10 +262,10 @@ export class Sandbox {
   }
 
   /** Throws VMM_DIED when the VM has ended, else what the agent client throws. */
-  async call(request: GuestRequest, timeoutMs: number): Promise<GuestReply> {
+  async call<T = GuestReply>(request: GuestRequest, timeoutMs: number, read?: Read<T>): Promise<T> {
     if (this.state === 'dead') throw this.death();
     try {
-      return await this.agent.call(request, timeoutMs);
+      return await this.agent.call(request, timeoutMs, read);
     } catch (error) {
       throw await this.explain(ForkdError.from(error));
     }

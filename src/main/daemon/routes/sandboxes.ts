@@ -1,13 +1,7 @@
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyReply } from 'fastify';
+import { type AnsweredAction, answerBody } from '../../../contract/answers.js';
 import { ForkdError, reasonOf } from '../../../contract/errors.js';
-import {
-  type EvalReply,
-  type ExecReply,
-  type GuestReply,
-  type GuestRequest,
-  type PlainReply,
-  STREAMS_GENERATION,
-} from '../../../contract/guest.js';
+import { type GuestReply, type GuestRequest, type PlainReply, STREAMS_GENERATION } from '../../../contract/guest.js';
 import { limits } from '../../../contract/limits.js';
 import {
   type EvalBody,
@@ -24,6 +18,7 @@ import {
   spawnSchema,
 } from '../../../contract/rest.js';
 import { limitsOfBody } from '../../../contract/resources.js';
+import type { Read } from '../../agent/client.js';
 import type { Context } from '../context.js';
 import { labelFilter } from '../labels.js';
 import { bodyOf } from '../registry.js';
@@ -120,11 +115,11 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
     },
   );
 
-  const call = (id: string, request: GuestRequest, timeoutMs: number): Promise<GuestReply> =>
+  const call = <T = GuestReply>(id: string, request: GuestRequest, timeoutMs: number, read?: Read<T>): Promise<T> =>
     registry.active(id, async ({ sandbox }) => {
       const observe = metrics.call.startTimer({ action: request.action });
       try {
-        return await sandbox.call(request, timeoutMs);
+        return await sandbox.call(request, timeoutMs, read);
       } catch (error) {
         // 500 whatever it was: clients of the reference take it for "not ready" and anything else for final.
         throw new ForkdError('AGENT_FAILED', { action: request.action, reason: reasonOf(error) }, error);
@@ -133,10 +128,20 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
       }
     });
 
+  /** What is large is read by a worker: here it would hold up everybody else. */
+  const answerTo =
+    (action: AnsweredAction): Read<object> =>
+    async (payload) => {
+      if (payload.length < limits.answerHereMaxBytes) return answerBody(action, payload);
+      const made = await engine.pool.run('answer', { action, payload });
+      if ('problem' in made) throw new TypeError(made.problem);
+      return made.body;
+    };
+
   app.post<WithId & { Body: ExecBody }>(
     '/v1/sandboxes/:id/exec',
     { schema: { body: execSchema }, config: { summary: 'Run a program in it.', replies: { 200: { schema: 'Exec' } } } },
-    async ({ params, body }) => {
+    async ({ params, body }, reply) => {
       registry.get(params.id);
       const { args, timeout_secs: timeout, env, cwd, user, stdin } = body;
       if (args.length === 0) throw refused('args must not be empty');
@@ -144,8 +149,7 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
       // An agent that does not know it would run the program as somebody else.
       if (user != null) registry.get(params.id).sandbox.requireGeneration(STREAMS_GENERATION, 'exec as another user');
       const request = { action: 'exec' as const, args, timeout, ...present({ env, cwd, user, stdin }) };
-      const reply = await call(params.id, request, timeout * 1000 + EXEC_GRACE_MS);
-      return execBody(reply as ExecReply);
+      return sendAnswer(reply, await call(params.id, request, timeout * 1000 + EXEC_GRACE_MS, answerTo('exec')));
     },
   );
 
@@ -177,8 +181,8 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
       schema: { body: evalSchema },
       config: { summary: 'Run code in its warm interpreter.', replies: { 200: { schema: 'Eval' } } },
     },
-    async ({ params, body }) =>
-      evalBody((await call(params.id, { action: 'eval', code: body.code }, EVAL_MS)) as EvalReply),
+    async ({ params, body }, reply) =>
+      sendAnswer(reply, await call(params.id, { action: 'eval', code: body.code }, EVAL_MS, answerTo('eval'))),
   );
 
   app.post<WithId>(
@@ -188,23 +192,12 @@ export const sandboxRoutes = (app: FastifyInstance, context: Context): void => {
   );
 };
 
+/** Bytes are a body that is written already. */
+const sendAnswer = (reply: FastifyReply, body: object): FastifyReply =>
+  body instanceof Uint8Array ? reply.type('application/json; charset=utf-8').send(body) : reply.send(body);
+
 /** Keys that were given a value. */
 const present = <T extends object>(keys: T): { [K in keyof T]?: NonNullable<T[K]> } =>
   Object.fromEntries(Object.entries(keys).filter(([, value]) => value != null)) as {
     [K in keyof T]?: NonNullable<T[K]>;
   };
-
-/** What went wrong in the guest is also in `stderr`, where clients of the reference look. */
-const execBody = ({ stdout = '', stderr = '', exit_code, error, timed_out }: ExecReply): object => ({
-  stdout,
-  stderr: error === undefined ? stderr : `${stderr}${error}\n`,
-  exit_code,
-  ...(error === undefined ? {} : { error }),
-  ...(timed_out ? { timed_out } : {}),
-});
-
-const evalBody = (reply: EvalReply): object => ({
-  ...reply,
-  result: reply.result ?? null,
-  error: reply.error ?? null,
-});
