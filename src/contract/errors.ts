@@ -238,6 +238,11 @@ export const catalogue = {
     '{vm}: ended because it made a system call that its jail forbids{console}',
     'The kernel log names the call (`dmesg`, audit type=1326). If nobody broke out of the guest there, report it.',
   ),
+  JAIL_ENDED: row(
+    500,
+    '{vm}: ended because the first process of its pid namespace (forkd_warden) was ended, and all of a namespace end with its first',
+    'Make a new one. Let forkd_warden processes be: each ends itself with the last VM of its template. The kernel log says if memory ran out (`dmesg`).',
+  ),
   PERMISSION_DENIED: row(403, 'permission denied: {reason}', 'Run as root or give this user access.'),
   PACKAGES_MISSING: row(
     500,

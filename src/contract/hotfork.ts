@@ -36,6 +36,9 @@ export const JAIL_USER = 2;
 /** No filter. */
 export const JAIL_ANY_CALL = 4;
 
+/** With JAIL_ROOT: it was started in a pid namespace of its own, and its /proc is that one's. */
+export const JAIL_PIDS = 8;
+
 /** What JAIL asks for. A filter of system calls and no_new_privs are always part of it. */
 export interface JailTerms {
   flags: number;
@@ -73,4 +76,6 @@ export interface TemplatePort {
   taps: number[];
   /** Anything else that must not be shared: children get /dev/null. */
   others: number[];
+  /** Of its pid namespace, which its children are born in: StartedVmm.inside.line. */
+  line?: number;
 }

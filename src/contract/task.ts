@@ -21,6 +21,8 @@ import type { EvalReply, ExecReply, ForkReceipt, ForkRequest, GuestRequest, Hell
 export interface Confinement {
   unshare?: number;
   ownUserNamespace?: boolean;
+  /** The first process of a pid namespace of its own (main/sandbox/warden.ts), and the number of its line. Nothing: it shares its engine's. */
+  init?: { file: string; args: string[]; line: number };
   limits: [resource: number, value: number][];
 }
 
@@ -65,6 +67,10 @@ export interface StartedVmm {
   index: number;
   pid: number;
   pidfd: number;
+  /** Who it is in a pid namespace of its own: its pid there, and the inode of the namespace's line, which all that are in it hold. */
+  inside?: { pid: number; line: number };
+  /** Of the first process of a namespace that was made for it. */
+  wardenPidfd?: number;
   qmpFd: number;
   agentFd: number;
   /** The hot-fork shim's socket, when there is one. */
@@ -72,6 +78,9 @@ export interface StartedVmm {
   /** The other end of its tether, when it has one. */
   tetherFd?: number;
 }
+
+/** Who a VMM is, by our numbers and its own. */
+export type Who = Pick<StartedVmm, 'pid' | 'inside'>;
 
 /** A child that is forked from a frozen process. */
 export interface HotChild {

@@ -44,6 +44,7 @@ import { joinGroups } from './sandbox/join.js';
 import { Records } from './sandbox/registry.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
+import { Warden } from './sandbox/warden.js';
 import { Template } from './template/template.js';
 import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
@@ -159,7 +160,8 @@ export class Engine {
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
     this.networks = new Networks(this.pool, options.resident);
-    this.#jails = new Jails({ ...termsOf(options, options), none: options.jail === false });
+    const { jail = true, tied: outlivesEngine = false } = options;
+    this.#jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
   }
 
   driver(): Promise<QemuDriver> {
@@ -789,6 +791,7 @@ export class Engine {
     if (!leave) await end(this.#sandboxes.values());
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();
+    Warden.endRest();
     if (!leave) await Promise.all(this.#closing);
     await this.networks.close({ leave });
     await this.pool.close();

@@ -127,13 +127,13 @@ void Arrivals::Close() {
   FutexWake(&asks_->bell);
 }
 
-std::vector<uint32_t> Arrivals::TakeVictims() {
-  std::vector<uint32_t> victims;
+std::vector<uint64_t> Arrivals::TakeVictims() {
+  std::vector<uint64_t> victims;
   uint32_t count = std::atomic_ref<uint32_t>(asks_->victims).load(std::memory_order_acquire);
   uint32_t told = told_victims_.exchange(count);
   for (uint32_t i = std::min<uint32_t>(count - told, ARRIVAL_VICTIMS_MAX); i > 0; i--) {
     uint32_t at = (count - i) % ARRIVAL_VICTIMS_MAX;
-    victims.push_back(std::atomic_ref<uint32_t>(asks_->victim[at]).load(std::memory_order_acquire));
+    victims.push_back(std::atomic_ref<uint64_t>(asks_->victim[at]).load(std::memory_order_acquire));
   }
   return victims;
 }

@@ -44,7 +44,7 @@ class Arrivals {
   std::vector<uint32_t> TakeAsked();
   void Close();
   // Processes that ended themselves since the last call.
-  std::vector<uint32_t> TakeVictims();
+  std::vector<uint64_t> TakeVictims();
 
  private:
   Arrivals() = default;

@@ -83,7 +83,12 @@ Napi::Value ArrivalsVictims(const Napi::CallbackInfo& info) {
   auto arrivals = ArrivalsArg(args, 0);
   if (!args.Ok()) return {};
   Napi::Array list = Napi::Array::New(info.Env());
-  for (uint32_t pid : arrivals->TakeVictims()) list.Set(list.Length(), pid);
+  for (uint64_t victim : arrivals->TakeVictims()) {
+    Napi::Object one = Napi::Object::New(info.Env());
+    one.Set("pid", static_cast<uint32_t>(victim));
+    one.Set("line", static_cast<uint32_t>(victim >> 32));
+    list.Set(list.Length(), one);
+  }
   return list;
 }
 

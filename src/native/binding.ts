@@ -16,6 +16,12 @@ export interface SpawnOptions {
   args: string[];
   /** `KEY=VALUE` strings. */
   env: string[];
+  /**
+   * It is in a pid namespace of its own, whose first process is this program: started before it, with an empty environment, in the same
+   * user namespace and in no other of its own (unshare(2) CLONE_NEWPID, clone(2) CLONE_PARENT). Both are children of this process. They
+   * hold the two ends of a pipe (pipe2(2)), the first process the reading end as descriptor 0, the child the other as `line`, and nobody else does.
+   */
+  init?: { file: string; args: string[]; line: number };
   cwd?: string;
   /** Descriptor map: `[source, target]`; every other descriptor is closed in the child (0, 1 and 2 too). Targets are distinct. */
   fds: [source: number, target: number][];
@@ -279,8 +285,8 @@ export interface Native {
   arrivalsWhole(arrivals: number): void;
   /** The next items that somebody waits for, each once; none after arrivalsClose. The promise does not keep the event loop alive. One at a time. */
   arrivalsAskedAside(arrivals: number): Promise<Uint32Array>;
-  /** Processes that ended themselves because a block of the disk will not come, since the last call. */
-  arrivalsVictims(arrivals: number): number[];
+  /** Processes that ended themselves because a block of the disk will not come, since the last call; as StartedVmm.inside tells of them. */
+  arrivalsVictims(arrivals: number): { pid: number; line: number }[];
   /** Servers that use it go on. False when there is no such handle. */
   arrivalsClose(arrivals: number): boolean;
 
@@ -446,11 +452,23 @@ export interface Native {
   /**
    * clone(2) with CLONE_PIDFD | CLONE_VM | CLONE_VFORK, then execve(2). The child leads its own process group, with default
    * signal handlers and nothing blocked. Returns when the program runs; a step that failed before throws here, named by
-   * `syscall`: 'execve', 'chdir', 'setns', 'unshare', 'mount', 'setrlimit', 'fcntl' or 'dup3' (a bad `fds` source), 'write cgroup.procs', 'write oom_score_adj'.
+   * `syscall`: 'execve', 'chdir', 'setns', 'unshare', 'unshare of a pid namespace', 'execve of the init', 'mount', 'setrlimit', 'fcntl' or 'dup3' (a bad `fds` source), 'write cgroup.procs', 'write oom_score_adj'.
    */
-  spawn(options: SpawnOptions): { pid: number; pidfd: number };
+  spawn(options: SpawnOptions): {
+    pid: number;
+    pidfd: number;
+    /** Its pid in its own pid namespace. */
+    inside: number;
+    /** With an `init`: a pidfd of that, and the inode of their pipe. */
+    init?: number;
+    line?: number;
+  };
   /** pidfd_open(2). */
   pidfdOpen(pid: number): number;
+  /** The pid of an open pidfd as this process numbers it, whatever namespace it came from (/proc/self/fdinfo); 0 when it is gone. */
+  pidfdPid(pidfd: number): number;
+  /** pidfd_getfd(2): a duplicate of a descriptor that a process has open. */
+  pidfdGetfd(pidfd: number, fd: number): number;
   /** pidfd_send_signal(2). False when the process is gone (ESRCH). */
   pidfdSignal(pidfd: number, signal: number): boolean;
   /**
@@ -489,6 +507,10 @@ export const takePath =
 /** Holds descriptors of sandboxes beyond the daemon's end (main/sandbox/keeper.ts). FORKD_KEEPER_PATH names another build. */
 export const keeperPath =
   process.env.FORKD_KEEPER_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_keeper');
+
+/** The first process of a jail's pid namespace. FORKD_WARDEN_PATH names another build. */
+export const wardenPath =
+  process.env.FORKD_WARDEN_PATH ?? join(packageRoot(import.meta.dirname), 'build/Release/forkd_warden');
 
 /** Preloaded into a VMM that must live no longer than somebody holds the other end of a socket. FORKD_TETHER_PATH names another build. */
 export const tetherPath =

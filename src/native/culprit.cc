@@ -1,7 +1,9 @@
 #include "culprit.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -10,7 +12,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace forkd {
 
@@ -26,16 +30,43 @@ std::string ReadWhole(const std::string& path) {
   return text;
 }
 
-// 0 when the thread is gone or of an inner pid namespace: NSpid then has more than one number.
-int ProcessOf(int thread) {
-  std::string status = ReadWhole("/proc/" + std::to_string(thread) + "/status");
-  size_t tgid = status.find("\nTgid:\t");
+// The number of a thread in the innermost of its pid namespaces, the last of NSpid; 0 when it is gone.
+int InnerNumber(const std::string& task) {
+  std::string status = ReadWhole(task + "/status");
   size_t nspid = status.find("\nNSpid:\t");
-  if (tgid == std::string::npos || nspid == std::string::npos) return 0;
-  size_t numbers = nspid + strlen("\nNSpid:\t");
-  size_t end = status.find('\n', numbers);
-  if (status.substr(numbers, end - numbers).find('\t') != std::string::npos) return 0;
-  return atoi(status.c_str() + tgid + strlen("\nTgid:\t"));
+  if (nspid == std::string::npos) return 0;
+  size_t end = status.find('\n', nspid + 1);
+  size_t last = status.rfind('\t', end);
+  return last == std::string::npos ? 0 : atoi(status.c_str() + last + 1);
+}
+
+// The numbers that a directory of /proc lists.
+std::vector<int> NumbersIn(const std::string& path) {
+  std::vector<int> numbers;
+  std::unique_ptr<DIR, int (*)(DIR*)> directory(opendir(path.c_str()), closedir);
+  if (!directory) return numbers;
+  while (dirent* entry = readdir(directory.get())) {
+    if (int number = atoi(entry->d_name); number > 0) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+bool HasThread(int pid, ino_t pid_namespace, int thread) {
+  if (PidNamespaceOf(pid) != pid_namespace) return false;
+  const std::string tasks = "/proc/" + std::to_string(pid) + "/task";
+  for (int task : NumbersIn(tasks)) {
+    if (InnerNumber(tasks + "/" + std::to_string(task)) == thread) return true;
+  }
+  return false;
+}
+
+// By looking at every process: nothing leads from a number of another namespace to one of ours. 0 when there
+// is none.
+int ProcessOf(int thread, ino_t pid_namespace) {
+  for (int pid : NumbersIn("/proc")) {
+    if (HasThread(pid, pid_namespace, thread)) return pid;
+  }
+  return 0;
 }
 
 bool Maps(int pid, uint64_t address, dev_t device, ino_t inode) {
@@ -56,13 +87,19 @@ bool Maps(int pid, uint64_t address, dev_t device, ino_t inode) {
 
 }  // namespace
 
-Culprit FindCulprit(int thread, uint64_t address, dev_t device, ino_t inode) {
+ino_t PidNamespaceOf(int pid) {
+  struct stat status;
+  return stat(("/proc/" + std::to_string(pid) + "/ns/pid").c_str(), &status) == 0 ? status.st_ino : 0;
+}
+
+Culprit FindCulprit(int thread, ino_t pid_namespace, uint64_t address, dev_t device, ino_t inode) {
   Culprit culprit;
-  int pid = thread > 0 ? ProcessOf(thread) : 0;
+  int pid = thread > 0 && pid_namespace != 0 ? ProcessOf(thread, pid_namespace) : 0;
   if (pid <= 0 || pid == getpid()) return culprit;
   UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   // Asked once more after the descriptor fixes the process: the number cannot have gone to another.
-  if (!pidfd.Valid() || ProcessOf(thread) != pid || !Maps(pid, address, device, inode)) return culprit;
+  if (!pidfd.Valid() || !HasThread(pid, pid_namespace, thread) || !Maps(pid, address, device, inode))
+    return culprit;
   culprit.pid = pid;
   culprit.pidfd = std::move(pidfd);
   return culprit;
@@ -72,8 +109,8 @@ bool Kill(const UniqueFd& pidfd) {
   return syscall(SYS_pidfd_send_signal, pidfd.Get(), SIGKILL, nullptr, 0) == 0;
 }
 
-int PidOf(const UniqueFd& pidfd) {
-  std::string info = ReadWhole("/proc/self/fdinfo/" + std::to_string(pidfd.Get()));
+int PidOf(int pidfd) {
+  std::string info = ReadWhole("/proc/self/fdinfo/" + std::to_string(pidfd));
   size_t line = info.find("Pid:\t");
   int pid = line == std::string::npos ? 0 : atoi(info.c_str() + line + strlen("Pid:\t"));
   return pid > 0 ? pid : 0;

@@ -28,6 +28,7 @@ SysError FaultContext::Drain(Drained* drained) {
         }
         drained->children.push_back(
             std::make_shared<FaultContext>(std::move(child), regions_, UniqueFd(), anonymous_, removed_));
+        drained->children.back()->pid_namespace = pid_namespace;
         break;
       }
       case UffdEvent::kRemap:

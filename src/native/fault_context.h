@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -72,6 +74,8 @@ class FaultContext : public std::enable_shared_from_this<FaultContext> {
   const UniqueFd& pidfd() const { return pidfd_; }
   // Set by whoever serves the set.
   uint64_t id = 0;
+  // Of the process, by its inode; its copies are in the same. 0 when it is not known.
+  ino_t pid_namespace = 0;
 
  private:
   template <typename Place>

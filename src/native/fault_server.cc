@@ -55,8 +55,12 @@ SysError FaultServer::Open(std::shared_ptr<ChunkReader> reader, std::shared_ptr<
 }
 
 SysError FaultServer::Adopt(Uffd uffd, Regions regions, UniqueFd pidfd) {
-  return Add(std::make_shared<FaultContext>(std::move(uffd), std::move(regions), std::move(pidfd),
-                                            memory_ == nullptr));
+  // A process that is not known is taken to be of our own.
+  const int pid = pidfd.Valid() ? PidOf(pidfd.Get()) : getpid();
+  auto context = std::make_shared<FaultContext>(std::move(uffd), std::move(regions), std::move(pidfd),
+                                                memory_ == nullptr);
+  context->pid_namespace = PidNamespaceOf(pid);
+  return Add(std::move(context));
 }
 
 SysError FaultServer::Add(std::shared_ptr<FaultContext> context) {
@@ -181,12 +185,12 @@ int64_t FaultServer::NextDueNs(int64_t now) {
 
 void FaultServer::Fail(const PendingFault& fault, int64_t chunk, std::string reason) {
   FaultContext& context = *fault.context;
-  Culprit culprit = FindCulprit(fault.thread, fault.address, memory_ ? memory_->device() : 0,
-                                memory_ ? memory_->inode() : 0);
+  Culprit culprit = FindCulprit(fault.thread, context.pid_namespace, fault.address,
+                                memory_ ? memory_->device() : 0, memory_ ? memory_->inode() : 0);
   const UniqueFd& process = culprit.Valid() ? culprit.pidfd : context.pidfd();
   if (process.Valid()) {
     // Written down first: whoever sees the end of the process finds the reason.
-    Record({culprit.Valid() ? culprit.pid : PidOf(process), chunk, std::move(reason), "killed"});
+    Record({culprit.Valid() ? culprit.pid : PidOf(process.Get()), chunk, std::move(reason), "killed"});
     Kill(process);
     return;
   }

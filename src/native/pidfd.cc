@@ -9,6 +9,7 @@
 
 #include "addon.h"
 #include "args.h"
+#include "culprit.h"
 #include "error.h"
 #include "fd.h"
 
@@ -35,6 +36,23 @@ Napi::Value PidfdSignal(const Napi::CallbackInfo& info) {
   long result = syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0);
   if (result != 0 && errno != ESRCH) return ThrowErrno(info.Env(), "pidfd_send_signal");
   return Napi::Boolean::New(info.Env(), result == 0);
+}
+
+Napi::Value PidfdPid(const Napi::CallbackInfo& info) {
+  Args args(info);
+  int pidfd = args.Fd(0, "pidfd");
+  if (!args.Ok()) return {};
+  return Napi::Number::New(info.Env(), PidOf(pidfd));
+}
+
+Napi::Value PidfdGetfd(const Napi::CallbackInfo& info) {
+  Args args(info);
+  int pidfd = args.Fd(0, "pidfd");
+  int theirs = args.Fd(1, "fd");
+  if (!args.Ok()) return {};
+  long fd = syscall(SYS_pidfd_getfd, pidfd, theirs, 0);  // always close-on-exec
+  if (fd < 0) return ThrowErrno(info.Env(), "pidfd_getfd");
+  return Napi::Number::New(info.Env(), static_cast<double>(fd));
 }
 
 // One pidfdWatch. It owns itself from Start until libuv has let go of the handle; three things end it, each
@@ -148,6 +166,8 @@ Napi::Value PidfdWatch(const Napi::CallbackInfo& info) {
 void RegisterPidfd(Napi::Env env, Napi::Object exports) {
   Export<PidfdOpen>(env, exports, "pidfdOpen");
   Export<PidfdSignal>(env, exports, "pidfdSignal");
+  Export<PidfdPid>(env, exports, "pidfdPid");
+  Export<PidfdGetfd>(env, exports, "pidfdGetfd");
   Export<PidfdWatch>(env, exports, "pidfdWatch");
 }
 

@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <string_view>
 
 #include "spawn.h"
@@ -26,10 +28,26 @@ bool WriteAll(int fd, const char* text, size_t bytes) {
   return n == static_cast<ssize_t>(bytes);  // control files take a write whole or fail it
 }
 
-SysError DieWithParent(pid_t parent) {
+// As /proc numbers it, which is still the parent's: getppid(2) is 0 when the parent is outside of the pid
+// namespace, and stays 0. -1 when it cannot be told.
+pid_t ParentInProc() {
+  char text[512];
+  const int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  const ssize_t bytes = read(fd, text, sizeof text - 1);
+  close(fd);
+  if (bytes <= 0) return -1;
+  text[bytes] = '\0';
+  // `pid (name) state ppid`; the name may hold anything.
+  const char* end = strrchr(text, ')');
+  return end == nullptr || strlen(end) < 5 ? -1 : atoi(end + 4);
+}
+
+SysError DieWithParent(const SpawnPlan& plan) {
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return SysError::Last("prctl");
   // The parent may have died before the line above: then no signal will come.
-  if (getppid() != parent) _exit(127);
+  const pid_t parent = plan.init ? ParentInProc() : getppid();
+  if (parent != plan.parent && parent != -1) _exit(127);
   return {};
 }
 
@@ -51,18 +69,13 @@ SysError WriteFile(const char* path, std::string_view text) {
 // A mount namespace begins as a copy, and mounts made in it would appear outside: private, before anything is
 // mounted.
 SysError Unshare(const SpawnPlan& plan) {
-  const int namespaces = plan.unshare;
-  const bool own_user = !plan.uid_map.empty();
-  if (namespaces == 0 && !own_user) return {};
-  // The user namespace is made first, and owns the others.
-  if (unshare(namespaces | (own_user ? CLONE_NEWUSER : 0)) != 0) return SysError::Last("unshare");
-  if (own_user) {
-    // Without a capability outside, a process may map itself alone, and only when it can give up no group.
-    if (SysError error = WriteFile("/proc/self/setgroups", "deny")) return error;
-    if (SysError error = WriteFile("/proc/self/uid_map", plan.uid_map)) return error;
-    if (SysError error = WriteFile("/proc/self/gid_map", plan.gid_map)) return error;
+  // The user namespace is made first, and owns the others. A midwife has made it.
+  if (!plan.init) {
+    if (SysError error = EnterUserNamespace(plan)) return error;
   }
-  if ((namespaces & CLONE_NEWNS) == 0) return {};
+  if (plan.unshare == 0) return {};
+  if (unshare(plan.unshare) != 0) return SysError::Last("unshare");
+  if ((plan.unshare & CLONE_NEWNS) == 0) return {};
   if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return SysError::Last("mount");
   return {};
 }
@@ -137,10 +150,30 @@ void ResetSignals() {
 
 }  // namespace
 
+SysError EnterUserNamespace(const SpawnPlan& plan) {
+  if (plan.uid_map.empty()) return {};
+  if (unshare(CLONE_NEWUSER) != 0) return SysError::Last("unshare");
+  // Without a capability outside, a process may map itself alone, and only when it can give up no group.
+  if (SysError error = WriteFile("/proc/self/setgroups", "deny")) return error;
+  if (SysError error = WriteFile("/proc/self/uid_map", plan.uid_map)) return error;
+  return WriteFile("/proc/self/gid_map", plan.gid_map);
+}
+
+SysError RunInit(SpawnPlan& plan) {
+  InitPlan& init = *plan.init;
+  if (setpgid(0, 0) != 0) return SysError::Last("setpgid");
+  if (SysError error = PlaceFds(init.fds)) return error;
+  if (chdir("/") != 0) return SysError::Last("chdir");
+  ResetSignals();
+  char* const nothing[] = {nullptr};
+  execve(init.file.c_str(), init.argv.data(), nothing);
+  return SysError::Last("execve");
+}
+
 SysError RunChild(SpawnPlan& plan) {
   if (setpgid(0, 0) != 0) return SysError::Last("setpgid");
   if (plan.die_with_parent) {
-    if (SysError error = DieWithParent(plan.parent)) return error;
+    if (SysError error = DieWithParent(plan)) return error;
   }
   // Cgroups, namespace and score use descriptors that the mapping is about to close.
   if (SysError error = JoinCgroups(plan.cgroups)) return error;

@@ -24,6 +24,8 @@ namespace {
 
 // The child calls a dozen thin wrappers; signals, which could need more, are blocked until it execs.
 constexpr size_t kChildStackBytes = 64 * 1024;
+// The child's, and below it one for whom a midwife starts, one after the other.
+constexpr size_t kStacksBytes = 2 * kChildStackBytes;
 
 struct Request {
   SpawnPlan& plan;
@@ -31,17 +33,41 @@ struct Request {
   bool done = false;
 };
 
-struct ChildStart {
-  SpawnPlan& plan;
-  SysError error;
-};
-
 // Unsanitized: before a call that does not return, AddressSanitizer would look for the end of a stack it does
 // not know.
-__attribute__((no_sanitize_address)) int StartChild(void* start) {
+__attribute__((no_sanitize_address)) int StartChild(void* argument) {
   // The parent waits in vfork and reads this afterwards: shared memory does the work of an error pipe.
-  static_cast<ChildStart*>(start)->error = RunChild(static_cast<ChildStart*>(start)->plan);
+  auto* start = static_cast<ChildStart*>(argument);
+  if (start->plan.init) {
+    RunMidwife(*start);
+    _exit(0);
+  }
+  start->inside = getpid();
+  start->error = RunChild(start->plan);
   _exit(127);
+}
+
+void Reap(idtype_t kind, id_t id) {
+  siginfo_t ignored;
+  while (waitid(kind, id, &ignored, WEXITED) != 0 && errno == EINTR) {
+  }
+}
+
+// What a midwife has started is ours. When one of the two has failed, so has the other.
+Spawned TakeOver(ChildStart& start) {
+  Spawned spawned = {start.pid, {}, start.error, start.inside};
+  if (!spawned.error && (start.pid < 0 || start.init < 0)) spawned.error = {"clone", ESRCH};
+  // A pid of our own child stays its own until we reap it.
+  if (!spawned.error) {
+    spawned.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, start.pid, 0)));
+    spawned.init = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, start.init, 0)));
+    if (!spawned.pidfd.Valid() || !spawned.init.Valid()) spawned.error = SysError::Last("pidfd_open");
+  }
+  if (!spawned.error) return spawned;
+  for (pid_t pid : {start.pid, start.init}) {
+    if (pid > 0 && kill(pid, SIGKILL) == 0) Reap(P_PID, static_cast<id_t>(pid));
+  }
+  return {-1, {}, spawned.error};
 }
 
 // clone(2), not clone3: container runtimes refuse clone3 with ENOSYS, and nothing here needs what it adds.
@@ -51,20 +77,17 @@ Spawned CloneChild(SpawnPlan& plan, uint8_t* stack_top) {
   unsigned long all = ~0ul, before = 0;
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
   plan.parent = getpid();
-  ChildStart start = {plan, {}};
+  ChildStart start = {plan, stack_top - kChildStackBytes};
   int pidfd = -1;
   pid_t pid = clone(StartChild, stack_top, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &start, &pidfd);
   SysError clone_error = SysError::Last("clone");
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, nullptr, sizeof before);
   if (pid < 0) return {-1, {}, clone_error};
 
-  Spawned spawned = {pid, UniqueFd(pidfd), start.error};
-  if (spawned.error) {
-    siginfo_t ignored;
-    while (waitid(P_PIDFD, static_cast<id_t>(pidfd), &ignored, WEXITED) != 0 && errno == EINTR) {
-    }
-    spawned.pidfd.Reset();
-  }
+  Spawned spawned = {pid, UniqueFd(pidfd), start.error, start.inside};
+  if (plan.init || spawned.error) Reap(P_PIDFD, static_cast<id_t>(pidfd));
+  if (plan.init) return TakeOver(start);
+  if (spawned.error) spawned.pidfd.Reset();
   return spawned;
 }
 
@@ -74,8 +97,8 @@ class SpawnThread {
   SysError EnsureStarted() {
     std::lock_guard lock(mutex_);
     if (started_) return {};
-    void* stack = mmap(nullptr, kChildStackBytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    void* stack =
+        mmap(nullptr, kStacksBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stack == MAP_FAILED) return SysError::Last("mmap");
 
     // Born with signals blocked, as libuv's own threads are: they are for the main thread.
@@ -86,12 +109,12 @@ class SpawnThread {
     int error = pthread_create(&thread, nullptr, Main, this);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (error) {
-      munmap(stack, kChildStackBytes);
+      munmap(stack, kStacksBytes);
       return {"pthread_create", error};
     }
     pthread_setname_np(thread, "forkd-spawn");
     pthread_detach(thread);
-    stack_top_ = static_cast<uint8_t*>(stack) + kChildStackBytes;
+    stack_top_ = static_cast<uint8_t*>(stack) + kStacksBytes;
     started_ = true;
     return {};
   }
@@ -129,7 +152,7 @@ class SpawnThread {
   std::condition_variable changed_;
   std::deque<Request*> queue_;  // the requests live on the stacks of the callers, who wait
   bool started_ = false;
-  uint8_t* stack_top_ = nullptr;  // one clone at a time, so one stack
+  uint8_t* stack_top_ = nullptr;  // one clone at a time, so one pair of stacks
 };
 
 SpawnThread& TheSpawnThread() {

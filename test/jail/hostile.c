@@ -88,6 +88,13 @@ static long bomb(void) {
   }
 }
 
+/** A process that nobody was told of, and that outlives this one. */
+static long get_away(void) {
+  const long pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+  if (pid != 0) return pid;
+  for (;;) pause();
+}
+
 static long attempt(int what, int victim) {
   static char* const none[] = {NULL};
   switch (what) {
@@ -165,6 +172,10 @@ static long attempt(int what, int victim) {
       return syscall(SYS_userfaultfd, 0);
     case 36:
       return bomb();
+    case 37:
+      return getppid();
+    case 38:
+      return get_away();
     default:
       errno = EINVAL;
       return -1;

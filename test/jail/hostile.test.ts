@@ -50,7 +50,7 @@ const DEADLY: Record<string, number> = {
 for (const [title, what] of Object.entries(DEADLY)) {
   hostile(`${title}: ends it with SIGSYS`, async ({ inside }) => {
     const victim = inside.copy();
-    assert.equal(await inside.attempt(what, victim.pid), { signal: 'SIGSYS' });
+    assert.equal(await inside.attempt(what, victim.inside), { signal: 'SIGSYS' });
     victim.kill();
     assert.is((await victim.ended).signal, 9, 'the sibling lived on');
   });
@@ -61,7 +61,7 @@ hostile('what it sees: an empty root, of /proc only itself, a user that nobody h
   assert.is((await read(1)).text, 'proc ');
   const self = inside.copy();
   const { text } = (await inside.attempt(2, 0, self)) as { text: string };
-  assert.equal(text.trim().split(' ').sort(), [String(self.pid), 'self', 'thread-self'].sort());
+  assert.equal(text.trim().split(' ').sort(), [String(self.inside), 'self', 'thread-self'].sort());
   assert.ok((await read(0)).result >= limits.jailUidFirst);
   for (const what of [3, 4]) assert.is((await read(what)).error, 'ENOENT');
 });
@@ -71,7 +71,7 @@ hostile(
   async ({ inside }) => {
     const victim = inside.copy();
     for (const what of [7, 8]) {
-      const { error } = (await inside.attempt(what, victim.pid)) as { error: string };
+      const { error } = (await inside.attempt(what, victim.inside)) as { error: string };
       assert.ok(['ENOENT', 'EACCES', 'EPERM'].includes(error), error);
     }
     victim.kill();

@@ -7,17 +7,24 @@ import { type ForkEntry, How, Say } from '../../src/contract/hotfork.js';
 import { makeJail } from '../../src/main/host/jail.js';
 import { type ExitStatus, native, shimPath } from '../../src/native/binding.js';
 import { Deadline } from '../../src/workers/deadline.js';
+import type { StartedVmm } from '../../src/contract/task.js';
+import { Warden } from '../../src/main/sandbox/warden.js';
 import { childOf, HotforkControl } from '../../src/workers/vmm/hotfork.js';
+import { startVmm } from '../../src/workers/vmm/start.js';
 
 const source = join(import.meta.dirname, '../../../test/jail/hostile.c');
 
 const CONTROL = 11;
 const COMMAND = 10;
+/** A VMM has one; here nobody speaks on it. */
+const QMP = 12;
 const ANSWER_BYTES = 512;
 const WAIT_MS = 20_000;
 
 interface Copy {
   pid: number;
+  /** In its own pid namespace, as its siblings know it. */
+  inside: number;
   commandFd: number;
   ended: Promise<ExitStatus>;
   kill: () => void;
@@ -29,8 +36,9 @@ export type Outcome = { result: number; error: string; text: string } | { signal
 export class Hostile {
   readonly #directory: string;
   readonly #shim: HotforkControl;
-  readonly #pidfd: number;
+  readonly #vmm: StartedVmm;
   readonly #fds: number[];
+  readonly warden: Warden | undefined;
   #index = 0;
 
   constructor(readonly jail = makeJail()) {
@@ -38,25 +46,22 @@ export class Hostile {
     const program = join(this.#directory, 'hostile');
     execFileSync('gcc', ['-D_GNU_SOURCE', '-std=gnu11', '-O1', '-o', program, source, '-lpthread']);
     const [control, controlTheirs] = native.socketPair('seqpacket');
-    const [command, commandTheirs] = native.socketPair('stream');
-    const devNull = openSync('/dev/null', 'r+');
-    const { pidfd } = native.spawn({
+    this.#vmm = startVmm(0, {
+      name: 'hostile',
       file: program,
       args: [program],
-      env: [`LD_PRELOAD=${shimPath}`, `FORKD_HOTFORK_FD=${CONTROL}`],
-      fds: [0, 1, 2]
-        .map((fd): [number, number] => [devNull, fd])
-        .concat([
-          [commandTheirs, COMMAND],
-          [controlTheirs, CONTROL],
-        ]),
-      dieWithParent: true,
-      ...this.jail.confinement,
+      env: [`FORKD_HOTFORK_FD=${CONTROL}`],
+      preload: [shimPath],
+      fds: [[controlTheirs, CONTROL]],
+      qmpTarget: QMP,
+      agentTarget: COMMAND,
+      consolePath: '/dev/null',
+      cgroupProcs: [],
+      confinement: this.jail.confinement,
     });
-    for (const fd of [controlTheirs, commandTheirs]) native.fdClose(fd);
-    closeSync(devNull);
-    this.#pidfd = pidfd;
-    this.#fds = [control, command];
+    native.fdClose(controlTheirs);
+    this.warden = Warden.of(this.#vmm);
+    this.#fds = [control, this.#vmm.qmpFd, this.#vmm.agentFd];
     this.#shim = new HotforkControl(control, 'hostile');
     this.#shim.hello(new Deadline(WAIT_MS));
     this.#shim.jail(this.jail.terms, new Deadline(WAIT_MS));
@@ -69,14 +74,16 @@ export class Hostile {
     const entries = [
       { fd: CONTROL, how: How.pairSeqpacket },
       { fd: COMMAND, how: How.pairStream },
+      { fd: QMP, how: How.null },
     ];
     const groups = cgroupProcs.map((path) => openSync(path, 'w'));
     const joins: ForkEntry[] = groups.map(() => ({ fd: -1, how: How.cgroupProcs }));
     this.#shim.requestFork(this.#index++, 0, [...entries, ...joins], groups, deadline);
     for (const fd of groups) closeSync(fd);
-    const { pid, fds } = childOf(this.#shim.receive(deadline));
+    const { pid: inside, fds } = childOf(this.#shim.receive(deadline));
     while (this.#shim.receive(deadline).type !== Say.done);
     const [pidfd, controlFd, commandFd] = fds as [number, number, number];
+    const pid = native.pidfdPid(pidfd);
     // A pidfd watch does not keep the process alive; this does.
     const hold = setInterval(() => undefined, 60_000);
     const ended = new Promise<ExitStatus>((resolve) => {
@@ -86,7 +93,7 @@ export class Hostile {
         resolve(status);
       });
     });
-    return { pid, commandFd, ended, kill: () => native.pidfdSignal(pidfd, constants.signals.SIGKILL) };
+    return { pid, inside, commandFd, ended, kill: () => native.pidfdSignal(pidfd, constants.signals.SIGKILL) };
   }
 
   /** Lets a copy try number `what` against process `victim`. */
@@ -110,12 +117,19 @@ export class Hostile {
     };
   }
 
+  /** Of the first of them all, from which the copies are made. */
+  get pid(): number {
+    return this.#vmm.pid;
+  }
+
   async close(): Promise<void> {
-    native.pidfdSignal(this.#pidfd, constants.signals.SIGKILL);
+    const { pidfd } = this.#vmm;
+    native.pidfdSignal(pidfd, constants.signals.SIGKILL);
     const hold = setInterval(() => undefined, 60_000);
-    await new Promise<void>((resolve) => native.pidfdWatch(this.#pidfd, () => resolve()));
+    await new Promise<void>((resolve) => native.pidfdWatch(pidfd, () => resolve()));
     clearInterval(hold);
-    for (const fd of [this.#pidfd, ...this.#fds]) native.fdClose(fd);
+    this.warden?.leave();
+    for (const fd of [pidfd, ...this.#fds]) native.fdClose(fd);
     rmSync(this.#directory, { recursive: true });
   }
 }

@@ -20,7 +20,7 @@ jail.after(({ engine }) => engine.close());
 const field = (text: string, name: string): string[] =>
   (new RegExp(`^${name}:[^\\S\\n]*(.*)$`, 'm').exec(text)?.[1] ?? 'missing').split(/\s+/).filter((word) => word !== '');
 
-const NAMESPACES = ['mnt', 'net', 'ipc', 'uts'];
+const NAMESPACES = ['mnt', 'pid', 'net', 'ipc', 'uts'];
 const namespacesOf = (pid: number | 'self') => NAMESPACES.map((name) => readlinkSync(`/proc/${pid}/ns/${name}`));
 
 /** Throws when process `pid` has more than a VMM in jail may have. Returns its user. */

@@ -44,7 +44,7 @@ test('children have no capability, an empty root and a network of their own, and
         for (const set of ['CapPrm', 'CapEff', 'CapBnd']) assert.match(own, new RegExp(`^${set}:\\t0+$`, 'm'));
       }
       assert.equal(readdirSync(`/proc/${pid}/root`), ['proc']);
-      for (const name of ['user', 'mnt', 'net', 'ipc', 'uts'])
+      for (const name of ['user', 'mnt', 'pid', 'net', 'ipc', 'uts'])
         assert.is.not(readlinkSync(`/proc/${pid}/ns/${name}`), readlinkSync(`/proc/self/ns/${name}`), name);
     }
   } finally {

@@ -1,11 +1,24 @@
 import { spawn as nodeSpawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { native, type SpawnOptions } from '../../src/native/binding.js';
+import { parentOf } from '../../src/main/host/process.js';
+import { native, type SpawnOptions, wardenPath } from '../../src/native/binding.js';
 import { inChild, scenarioPath } from './in-child.js';
 import { exitOf, fdCount, runShell, settledFdCount, spawnSleep } from './process.js';
 
@@ -191,6 +204,40 @@ test('a signal reaches the child, and a dead one is reported as gone', async () 
   assert.equal(await exitOf(pidfd), { code: null, signal: 15 });
   assert.is(native.pidfdSignal(pidfd, 15), false);
   native.fdClose(pidfd);
+});
+
+/** The first process of a namespace needs nothing but the line. */
+const INIT = { file: wardenPath, args: [wardenPath, 'stays'], line: 9 };
+
+test('in a pid namespace of its own: both are children of this process, the child the second in there', async () => {
+  const before = await settledFdCount();
+  const child = native.spawn({ file: '/bin/sleep', args: ['sleep', '60'], env: [], fds: [], init: INIT });
+  const { pid, pidfd, inside, init = -1, line } = child;
+  const first = native.pidfdPid(init);
+  assert.equal([inside, native.pidfdPid(pidfd)], [2, pid]);
+  assert.match(readFileSync(`/proc/${pid}/status`, 'utf8'), new RegExp(`^NSpid:\t${pid}\t2$`, 'm'));
+  assert.equal([parentOf(pid), parentOf(first)], [process.pid, process.pid]);
+  const theirs = native.pidfdGetfd(pidfd, 9);
+  assert.is(fstatSync(theirs).ino, line);
+  assert.is(readlinkSync(`/proc/${first}/fd/0`), `pipe:[${line}]`);
+  native.fdClose(theirs);
+  // It waits for the last who holds the line, and that is the child.
+  native.pidfdSignal(pidfd, 15);
+  assert.equal(await exitOf(pidfd), { code: null, signal: 15 });
+  assert.equal(await exitOf(init), { code: 0, signal: null });
+  for (const fd of [pidfd, init]) native.fdClose(fd);
+  assert.is(await settledFdCount(), before);
+});
+
+test('a first process that cannot be started, or a child: named, and neither is left', async () => {
+  const before = await settledFdCount();
+  const children = () => readdirSync('/proc').filter((name) => parentOf(Number(name)) === process.pid).length;
+  const count = children();
+  const attempt = (file: string, init: string) => () =>
+    native.spawn({ file, args: [file], env: [], fds: [], init: { ...INIT, file: init } });
+  assert.throws(attempt('/bin/true', '/nowhere'), /ENOENT.*execve of the init '\/nowhere'/);
+  assert.throws(attempt('/nowhere', wardenPath), /ENOENT.*execve '\/nowhere'/);
+  assert.equal([children(), await settledFdCount()], [count, before]);
 });
 
 test.run();

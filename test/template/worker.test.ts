@@ -5,6 +5,7 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { parentOf } from '../../src/main/host/process.js';
 import { Engine } from '../../src/main/engine.js';
+import { isWarden } from '../../src/main/sandbox/warden.js';
 import { BASE_TAG, eventually, qemusOf, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -18,6 +19,10 @@ const terminateAll = () => Promise.all([...workers].map((worker) => worker.termi
 
 /** Every VM of this process, whether the engine knows it or not. */
 const ownVms = (): number[] => qemusOf('').filter((pid) => parentOf(pid) === process.pid);
+
+/** First processes of their pid namespaces; one that nobody reaps counts too. */
+const ownWardens = (): number =>
+  readdirSync('/proc').filter((name) => parentOf(Number(name)) === process.pid && isWarden(Number(name))).length;
 
 /** What a child owns here; worker threads come and go with eventfds and pipes of their own. */
 const ownDescriptors = (): number =>
@@ -39,6 +44,7 @@ worker.before((context) => {
 worker.after(async ({ engine }) => {
   await engine.close();
   assert.equal(ownVms(), []);
+  assert.ok(await eventually(() => ownWardens() === 0, 20_000));
 });
 
 const N = 16;
@@ -104,6 +110,7 @@ worker('cold restores: an error that says so, no VM is left, the next request is
   assert.ok(codes.length > 0 && codes.every((code) => code === 'WORKER_DIED'), JSON.stringify(codes));
   await engine.kill(engine.sandboxes);
   assert.ok(await eventually(() => ownVms().length === known.length), `${ownVms().length}, not ${known.length}`);
+  assert.ok(await eventually(() => ownWardens() <= 1), 'what is left is that of the template, if that lives');
   const { failures } = await engine.fork({ tag: BASE_TAG, n: 1, cold: true });
   assert.equal(failures, []);
   await engine.kill(engine.sandboxes);

@@ -3,14 +3,16 @@
  * it is built.
  */
 import { randomInt } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import type { ForkdError } from '../../contract/errors.js';
-import { JAIL_ANY_CALL, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
+import { JAIL_ANY_CALL, JAIL_PIDS, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
 import { limits } from '../../contract/limits.js';
 import type { Confinement } from '../../contract/task.js';
+import { wardenPath } from '../../native/binding.js';
+import { VmmFd } from '../vmm/driver.js';
 
 /** The parts, in the order in which `forkd doctor` lists them. */
-export const JAIL_PARTS = ['namespaces', 'user', 'seccomp'] as const;
+export const JAIL_PARTS = ['namespaces', 'pids', 'user', 'seccomp'] as const;
 export type JailPart = (typeof JAIL_PARTS)[number];
 
 export interface JailAbility {
@@ -50,6 +52,8 @@ export const jailAbility = (status = readFileSync('/proc/self/status', 'utf8')):
   const keeps = lacking(['SYS_PTRACE']).length === 0 ? 'CAP_SYS_PTRACE would be lost in one' : undefined;
   const problem = namespaces.length > 0 ? (keeps ?? userNamespaceProblem(status)) : undefined;
   if (problem !== undefined) missing.namespaces = `needs ${named(namespaces)}, or user namespaces: ${problem}`;
+  const pids = missing.namespaces ?? pidNamespaceProblem(namespaces.length > 0);
+  if (pids !== undefined) missing.pids = pids;
   const user = lacking(FOR_USER);
   if (user.length > 0) missing.user = `needs ${named(user)}`;
   else if (uidRange() === undefined) missing.user = 'no range of user ids is mapped into this user namespace';
@@ -67,6 +71,25 @@ const userNamespaceProblem = (status: string): string | undefined => {
   return undefined;
 };
 
+/** Why a VM cannot have a pid namespace where it can have the others. Its shim has to see a /proc of that namespace. */
+const pidNamespaceProblem = (byUserNamespace: boolean): string | undefined => {
+  if (setting('user/max_pid_namespaces') === '0') return 'user.max_pid_namespaces is 0';
+  if (!existsSync(wardenPath)) return `${wardenPath} is missing`;
+  // The kernel lets a user namespace mount one only where a whole one can be seen already (mount_too_revealing); systems mount on
+  // directories that are there for that and always empty.
+  const covered = byUserNamespace || !isMappedWhole() ? coveredProc() : [];
+  return covered.length === 0 ? undefined : `parts of /proc are hidden here (${covered[0]})`;
+};
+
+/** In the first user namespace of the host. */
+const isMappedWhole = (): boolean => /^\s*0\s+0\s+4294967295\s*$/.test(readFileSync('/proc/self/uid_map', 'utf8'));
+
+const coveredProc = (): string[] =>
+  readFileSync('/proc/self/mountinfo', 'utf8')
+    .split('\n')
+    .map((line) => line.split(' ')[4] ?? '')
+    .filter((path) => path.startsWith('/proc/') && !['/proc/sys/fs/binfmt_misc', '/proc/fs/nfsd'].includes(path));
+
 const setting = (name: string): string | undefined => {
   try {
     return readFileSync(`/proc/sys/${name}`, 'utf8').trim();
@@ -83,26 +106,42 @@ export interface Jail {
   terms: JailTerms;
 }
 
-const NOTHING: JailAbility = { missing: { namespaces: 'refused', user: 'refused' }, byUserNamespace: false };
+const NOTHING: JailAbility = {
+  missing: { namespaces: 'refused', pids: 'refused', user: 'refused' },
+  byUserNamespace: false,
+};
 
 export interface JailWishes {
   /** It uses no network namespace that is there, so it gets an empty one of its own. */
   ownNetwork?: boolean;
   /** What it calls is not known well enough to be listed. */
   anyCall?: boolean;
+  /** VMs live on without their engine, and so does what their namespaces end with. */
+  outlivesEngine?: boolean;
+  /** The kernel has refused it a pid namespace of its own. */
+  sharesPids?: boolean;
   /** The kernel has refused the rest: no_new_privs, limits and the filter of system calls, which need nobody's leave. */
   callsOnly?: boolean;
 }
 
 export type MakeJail = (wishes?: JailWishes) => Jail;
 
-export const makeJail: MakeJail = ({ ownNetwork = true, anyCall = false, callsOnly = false } = {}) => {
+export const makeJail: MakeJail = (wishes = {}) => {
+  const { ownNetwork = true, anyCall = false, outlivesEngine = false, sharesPids = false, callsOnly = false } = wishes;
   const { missing, byUserNamespace } = callsOnly ? NOTHING : jailAbility();
   const namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (ownNetwork ? CLONE_NEWNET : 0);
   const range = missing.user === undefined ? uidRange() : undefined;
-  const uid = range ? range.first + randomInt(range.count) : 0;
+  const anyUid = () => (range ? range.first + randomInt(range.count) : 0);
+  const uid = anyUid();
+  const ownPids = missing.pids === undefined && !sharesPids;
+  const init = {
+    file: wardenPath,
+    args: [wardenPath, outlivesEngine ? 'stays' : 'dies', ...(range ? [String(anyUid())] : [])],
+    line: VmmFd.line,
+  };
   return {
     confinement: {
+      ...(ownPids ? { init } : {}),
       ...(missing.namespaces === undefined ? { unshare: namespaces, ownUserNamespace: byUserNamespace } : {}),
       limits: [
         [RLIMIT_CORE, 0],
@@ -114,7 +153,10 @@ export const makeJail: MakeJail = ({ ownNetwork = true, anyCall = false, callsOn
     },
     terms: {
       flags:
-        (missing.namespaces === undefined ? JAIL_ROOT : 0) | (range ? JAIL_USER : 0) | (anyCall ? JAIL_ANY_CALL : 0),
+        (missing.namespaces === undefined ? JAIL_ROOT : 0) |
+        (ownPids ? JAIL_PIDS : 0) |
+        (range ? JAIL_USER : 0) |
+        (anyCall ? JAIL_ANY_CALL : 0),
       uid,
       gid: uid,
     },
@@ -145,5 +187,8 @@ const uidRange = (): { first: number; count: number } | undefined => {
 export const jailProblem = ({ code, details }: ForkdError): string | undefined => {
   const reason = String(details['reason'] ?? '');
   if (code === 'HOTFORK_REFUSED' && reason.startsWith('jail: ')) return reason;
-  return code === 'VMM_START_FAILED' && /\b(unshare|mount|setrlimit)\b/.test(reason) ? reason : undefined;
+  return code === 'VMM_START_FAILED' && /\b(unshare|mount|setrlimit|init)\b/.test(reason) ? reason : undefined;
 };
+
+/** It is about the pid namespace alone: the rest of the jail can be had. */
+export const isAboutPids = (problem: string): boolean => /\bpid namespace\b|\bof the init\b/.test(problem);

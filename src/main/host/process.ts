@@ -19,6 +19,15 @@ export const startTime = (pid: number): number | undefined => {
   return !fields || fields[0] === 'Z' ? undefined : Number(fields[19]);
 };
 
+/** The name of a process, at most 15 characters of its program's; undefined when it is gone. */
+export const nameOf = (pid: number): string | undefined => {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').trimEnd();
+  } catch {
+    return undefined;
+  }
+};
+
 /** How many threads it has (field 20); undefined when it is gone or has ended. */
 export const threadsOf = (pid: number): number | undefined => {
   const fields = statOf(pid);

@@ -8,6 +8,7 @@ import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { faultCounts, type FaultCounts, FaultTimes, makeFaultStats } from '../../contract/fault-stats.js';
 import { damageOf } from '../../contract/layer-damage.js';
 import { FILLING, PageMap, PRESENT } from '../../contract/page-map.js';
+import type { Who } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { type GuestMemory, MemoryImage } from './image.js';
 import { type RemoteSnapshot, takeDiskLoss } from './remote.js';
@@ -51,9 +52,10 @@ const serving = new Set<LazyImage>();
 const losses = new Map<number, string>();
 
 /** Why a process was ended by a fault server, told once; undefined when it was not. */
-export const takeLoss = (pid: number): string | undefined => {
+export const takeLoss = (who: Who): string | undefined => {
+  const { pid } = who;
   for (const image of serving) image.hearFailures();
-  const reason = losses.get(pid) ?? takeDiskLoss(pid);
+  const reason = losses.get(pid) ?? takeDiskLoss(who);
   losses.delete(pid);
   return reason;
 };

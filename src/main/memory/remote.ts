@@ -10,6 +10,7 @@ import nodeEndpoint from 'comlink/dist/esm/node-adapter.mjs';
 import { ForkdError } from '../../contract/errors.js';
 import type { Patience } from '../../contract/patience.js';
 import { ARRIVED_FILE, BLOCKS_FILE, REMOTE_FILE } from '../../contract/snapshot.js';
+import type { Who } from '../../contract/task.js';
 import { DISK_BLOCK_BYTES, type RemoteFetcher, type RemotePack, type RemoteStats } from '../../contract/remote-role.js';
 import { native } from '../../native/binding.js';
 import { framesOf } from '../hub/first.js';
@@ -37,13 +38,16 @@ export const arrivedHead = (): Buffer => Buffer.from(`${bootId()}\n`);
 
 /** Those whose disk a process may be waiting for, or may have been ended by. */
 const fetching = new Set<RemoteSnapshot>();
-const losses = new Map<number, string>();
+/** By who a process says it is. */
+const losses = new Map<string, string>();
+const keyOf = ({ pid, line }: { pid: number; line: number }): string => `${line}:${pid}`;
 
 /** Why a process ended itself because of its disk, told once. */
-export const takeDiskLoss = (pid: number): string | undefined => {
+export const takeDiskLoss = ({ pid, inside }: Who): string | undefined => {
   for (const remote of fetching) remote.hearVictims();
-  const reason = losses.get(pid);
-  losses.delete(pid);
+  const key = keyOf(inside ?? { pid, line: 0 });
+  const reason = losses.get(key);
+  losses.delete(key);
   return reason;
 };
 
@@ -117,7 +121,8 @@ export class RemoteSnapshot {
   }
 
   hearVictims(): void {
-    for (const pid of native.arrivalsVictims(this.arrivals.handle)) losses.set(pid, `its disk: ${this.problem}`);
+    for (const victim of native.arrivalsVictims(this.arrivals.handle))
+      losses.set(keyOf(victim), `its disk: ${this.problem}`);
   }
 
   stats(): Promise<RemoteStats> {

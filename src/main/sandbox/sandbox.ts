@@ -30,6 +30,7 @@ import { AgentClient, type Read } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
 import type { Cgroup } from '../host/cgroup.js';
 import { takeLoss } from '../memory/lazy.js';
+import { Warden } from './warden.js';
 import { isFull, lastLines, panicOf } from '../../workers/vmm/obituary.js';
 
 export interface SandboxInfo {
@@ -99,6 +100,9 @@ export class Sandbox {
   readonly #held = new Map<HeldKind, number>();
   /** The limit that the kernel ended it for. */
   #exceeded: string | undefined;
+  readonly #warden: Warden | undefined;
+  /** The first process of its pid namespace was ended, and it with that. */
+  #orphaned = false;
 
   constructor(
     birth: Birth,
@@ -107,6 +111,7 @@ export class Sandbox {
   ) {
     this.#birth = birth;
     this.#onEnd = onEnd;
+    this.#warden = Warden.of(vmm);
     this.ended = new Promise((resolve) => {
       if (vmm.pidfd === NONE) return resolve(this.#bury());
       native.pidfdWatch(vmm.pidfd, (status) => {
@@ -117,6 +122,8 @@ export class Sandbox {
         this.held();
         if (!this.#killed) this.#lastWords = lastWordsOf(this.#birth.consolePath);
         this.#exceeded = this.#leaveGroup();
+        this.#orphaned = !this.#killed && status.code === null && this.#warden?.isBroken === true;
+        this.#warden?.leave();
         this.#closeWhenUnused();
         this.#onEnd?.(this);
         resolve(status);
@@ -281,7 +288,7 @@ export class Sandbox {
 
   /** MEMORY_LOST when it was ended because a part of its memory could not be loaded. Known as soon as the process begins to end. */
   loss(): ForkdError | undefined {
-    const reason = takeLoss(this.vmm.pid);
+    const reason = takeLoss(this.vmm);
     if (reason !== undefined) this.#loss = new ForkdError('MEMORY_LOST', { vm: this.#name, reason });
     return this.#loss;
   }
@@ -306,6 +313,7 @@ export class Sandbox {
     const vm = `child ${this.birth.index}`;
     const { panic, console } = this.#lastWords;
     if (this.#exceeded !== undefined) return new ForkdError('LIMIT_EXCEEDED', { vm, limit: this.#exceeded });
+    if (this.#orphaned) return new ForkdError('JAIL_ENDED', { vm });
     if (this.#status?.signal === constants.signals.SIGSYS) return new ForkdError('JAIL_BROKEN', { vm, console });
     if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic });
     return new ForkdError('VMM_DIED', { vm, how: describe(this.#status), console });

@@ -7,6 +7,7 @@ import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parentOf, startTime, threadsOf } from '../host/process.js';
 import { native } from '../../native/binding.js';
+import { buryWardens, isWarden } from './warden.js';
 
 /** A child that has not got its own descriptors yet is looked at again this soon, and for so long; milliseconds. */
 const LOOK_AGAIN_MS = 20;
@@ -29,12 +30,14 @@ export const endStrays = async (workDir: string, owned: ReadonlySet<number>, sin
     if (!unborn || performance.now() > end) break;
     await sleep(LOOK_AGAIN_MS);
   }
+  buryWardens(childPids());
   clearInterval(hold);
   return count;
 };
 
 /** A fork begins with one thread and the template's console; it gets its own before it gets the other threads. */
-const isBeingBorn = (pid: number, since: number): boolean => threadsOf(pid) === 1 && (startTime(pid) ?? 0) >= since;
+const isBeingBorn = (pid: number, since: number): boolean =>
+  threadsOf(pid) === 1 && (startTime(pid) ?? 0) >= since && !isWarden(pid);
 
 const endOne = (pid: number): Promise<void> =>
   new Promise((resolve) => {

@@ -11,6 +11,7 @@ import {
   type ResourceLimits,
 } from '../../contract/resources.js';
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
+import type { StartedVmm } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Cgroup } from '../host/cgroup.js';
 import { identify, isRunning, type ProcessIdentity } from '../host/process.js';
@@ -42,6 +43,8 @@ export interface SandboxRecord {
   /** Descriptor numbers inside it, when it was hot-forked. */
   numbers: Omit<TemplatePort, 'controlFd'> | null;
   receipt: ForkReceipt | null;
+  /** In a pid namespace of its own; absent when an older daemon wrote it. */
+  inside?: StartedVmm['inside'] | null;
 }
 
 export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRecord => {
@@ -62,16 +65,18 @@ export const recordOf = ({ birth, vmm, createdAt, receipt }: Sandbox): SandboxRe
     snapshot: snapshot ? { created_at_unix: snapshot.created_at_unix, memory_root: snapshot.memory_root } : null,
     numbers: numbers && vmm.controlFd !== undefined ? numbersOf(numbers) : null,
     receipt: receipt ?? null,
+    inside: vmm.inside ?? null,
   };
 };
 
-const numbersOf = ({ control, qmp, agent, consoles, taps, others }: Omit<TemplatePort, 'controlFd'>) => ({
+const numbersOf = ({ control, qmp, agent, consoles, taps, others, line }: Omit<TemplatePort, 'controlFd'>) => ({
   control,
   qmp,
   agent,
   consoles,
   taps,
   others,
+  ...(line === undefined ? {} : { line }),
 });
 
 /** What a keeper is to hold of it; undefined when it has ended, or is of those that end with the daemon. */
@@ -163,7 +168,8 @@ const identified = (claim: Claim, { manifestOf, networkOf, onEnd }: TakeOverCont
   if (pidfd !== undefined && fds) {
     const { life, qmp: qmpFd, agent: agentFd, lock } = fds;
     const ties = record.numbers ? { controlFd: life } : { tetherFd: life };
-    const vmm = { index: record.index, pid: record.process?.pid ?? 0, pidfd, qmpFd, agentFd, ...ties };
+    const inside = record.inside ? { inside: record.inside } : {};
+    const vmm = { index: record.index, pid: record.process?.pid ?? 0, pidfd, ...inside, qmpFd, agentFd, ...ties };
     const network = networkOf(record, pidfd);
     const birth = { ...birthOf(id, record, manifestOf(record)), ...(network ? { network } : {}) };
     const sandbox = new Sandbox(birth, vmm, onEnd);

@@ -69,6 +69,7 @@ export const VmmFd = {
   arrivals: 10,
   asks: 11,
   tap: 12,
+  line: 13,
   /** And the volumes after it. */
   disks: 20,
 } as const;

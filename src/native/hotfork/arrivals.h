@@ -34,7 +34,9 @@ struct arrival_asks {
   uint32_t bell;
   // Processes that ended themselves because a block is lost, a ring.
   uint32_t victims;
-  uint32_t victim[ARRIVAL_VICTIMS_MAX];
+  // Who each is, as it can tell itself: its pid in its own pid namespace, and above that the inode of the
+  // namespace's line (warden/warden.c), or 0 when it is in the engine's own.
+  uint64_t victim[ARRIVAL_VICTIMS_MAX];
   // Whether somebody waits for the item: enum arrival_ask.
   uint32_t asked[];
 };

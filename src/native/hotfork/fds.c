@@ -206,7 +206,7 @@ void fds_ignore(const int* given, uint32_t count) {
 }
 
 static bool is_ignored(int fd) {
-  if (fd == control.pagemap_fd) return true;
+  if (fd == control.pagemap_fd || fd == control.line_fd) return true;
   for (uint32_t i = 0; i < ignored_count; i++) {
     if (ignored[i] == fd) return true;
   }
@@ -214,7 +214,7 @@ static bool is_ignored(int fd) {
 }
 
 /** Calls `visit` with each open descriptor but the one that lists them, those that came with the request, and
- * the shim's own that no copy gets. */
+ * the shim's own: no copy gets the one, every copy the other. */
 static bool each_descriptor(bool (*visit)(int fd, struct refusal*), struct refusal* why) {
   char buffer[4096] __attribute__((aligned(8)));
   const int directory = open_ro("/proc/self/fd", O_DIRECTORY);

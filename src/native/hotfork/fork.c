@@ -1,6 +1,8 @@
 // One child: the clone, and its first steps on the way to being a process of its own.
 #include <linux/sched.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -8,18 +10,36 @@
 #include "sys.h"
 
 static int death_signal;
+/** As this process numbers it: 0 when it is outside of our pid namespace. */
 static int engine_pid;
+/** As /proc does. */
+static int engine_outside;
+
+/** Whose child this process is, or -1. getppid(2) would say 0 of whoever is outside of the namespace. */
+static int parent_outside(int stat_fd) {
+  char text[512];
+  const long bytes = sys(SYS_pread64, stat_fd, text, sizeof text - 1, 0);
+  if (bytes <= 0) return -1;
+  text[bytes] = '\0';
+  // `pid (name) state ppid`; the name may hold anything.
+  const char* end = strrchr(text, ')');
+  return end == NULL || strlen(end) < 5 ? -1 : atoi(end + 4);
+}
 
 bool fork_init(void) {
   engine_pid = getppid();
+  const int stat_fd = open_ro("/proc/self/stat", 0);
+  engine_outside = parent_outside(stat_fd);
+  if (stat_fd >= 0) sys(SYS_close, stat_fd);
   // Per thread in the kernel, and this one is the main thread's. A forked process starts with none.
   return sys(SYS_prctl, PR_GET_PDEATHSIG, &death_signal) == 0;
 }
 
-bool fork_die_with_engine(void) {
+bool fork_die_with_engine(int stat_fd) {
   if (death_signal == 0) return true;
   // The engine may have died before this takes effect; then nobody will send the signal.
-  return sys(SYS_prctl, PR_SET_PDEATHSIG, death_signal) == 0 && sys(SYS_getppid) == engine_pid;
+  return sys(SYS_prctl, PR_SET_PDEATHSIG, death_signal) == 0 && sys(SYS_getppid) == engine_pid &&
+         (stat_fd < 0 || parent_outside(stat_fd) == engine_outside);
 }
 
 // The registers carry the function over the system call, not the new stack: writing to that here would copy a
@@ -97,7 +117,8 @@ static void child_begin(void* argument) {
     // A later engine is not its ancestor, and reads the memory of its copies: Yama has to be told (EINVAL
     // where there is none).
     sys(SYS_prctl, PR_SET_PTRACER, PR_SET_PTRACER_ANY);
-  } else if (!fork_die_with_engine()) {
+  } else if (!fork_die_with_engine(-1)) {
+    // Where that cannot tell, the control socket does, once it is looked at.
     sys(SYS_exit_group, CHILD_FAILED_STATUS);
   }
   // It would show the memory of the process that went to jail, whatever becomes of this one.

@@ -170,8 +170,9 @@ struct birth {
   int pidfd;
 };
 HF_INTERNAL bool fork_init(void);
-/** Sets this process's death signal again, when it had one. False: its engine is gone. */
-HF_INTERNAL bool fork_die_with_engine(void);
+/** Sets this process's death signal again, when it had one. False: its engine is gone, as far as `stat_fd`
+ * tells, its own /proc/self/stat from outside, or -1. */
+HF_INTERNAL bool fork_die_with_engine(int stat_fd);
 /** Makes one child of `birth`. Returns its pid, or -errno. */
 HF_INTERNAL long fork_child(struct birth* birth);
 HF_INTERNAL long clone_on_stack(unsigned long flags, uintptr_t stack, int* parent_tid, int* child_tid,
@@ -229,6 +230,8 @@ struct control {
   /** From outside the jail, or -1: /dev/null, and /proc/self/pagemap of the process that was jailed. */
   int null_fd;
   int pagemap_fd;
+  /** What keeps the first process of the pid namespace there, or -1; every copy holds it. */
+  int line_fd;
   /** Ends with its control socket, not with its engine. */
   /** Made by a fork, not started as a program. */
   bool copy;

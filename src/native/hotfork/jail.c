@@ -31,10 +31,12 @@ void jail_init(void) {
 }
 
 /** The shim reads it. Where the kernel can (5.8), it names no process but the reader's own. */
-static int mount_proc(const char* target) {
+static int mount_proc(const char* target, bool own_pids) {
   const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY;
   if (mount("proc", target, "proc", flags, "subset=pid,hidepid=ptraceable") == 0) return 0;
   if (mount("proc", target, "proc", flags, NULL) == 0) return 0;
+  // The shim would take the numbers of another namespace for its own threads'.
+  if (own_pids) return -1;
   // In a container whose /proc is partly hidden, and in a user namespace, only the very one that is there can
   // be had.
   if (mount("/proc", target, NULL, MS_BIND, NULL) == 0) return 0;
@@ -47,7 +49,7 @@ static int mount_proc(const char* target) {
  * It is a directory below the root of its mount. To the kernel that is a changed root, inside which nobody
  * may make a user namespace, and come by capabilities that way.
  */
-static bool empty_root(struct refusal* why) {
+static bool empty_root(bool own_pids, struct refusal* why) {
   // Any directory that is there would do: what the mount hides is not needed again.
   static const char place[] = "/dev";
   const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -57,7 +59,8 @@ static bool empty_root(struct refusal* why) {
            why) &&
       fine(mkdir("/dev/root", 0755), "jail: mkdir", why) &&
       fine(mkdir("/dev/root/proc", 0755), "jail: mkdir", why) &&
-      fine(mount_proc("/dev/root/proc"), "jail: mount /proc", why) &&
+      fine(mount_proc("/dev/root/proc", own_pids),
+           own_pids ? "jail: mount /proc of the pid namespace" : "jail: mount /proc", why) &&
       fine(chdir(place), "jail: chdir", why) &&
       // The old root comes to lie on the new one, in the same place, and is taken off again.
       fine(syscall(SYS_pivot_root, ".", "."), "jail: pivot_root", why) &&
@@ -108,9 +111,12 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
   // owner of the process may open. That one shows this very process, so no copy may have it (fork_child).
   control.null_fd = (int)sys(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
   control.pagemap_fd = open_ro("/proc/self/pagemap", 0);
+  const int stat_fd = open_ro("/proc/self/stat", 0);
   if (!fine(control.null_fd < 0 ? (errno = -control.null_fd, -1) : 0, "jail: open /dev/null", why))
     return false;
-  if ((request->flags & HF_JAIL_ROOT) != 0 && !(no_directories(why) && empty_root(why))) return false;
+  const bool own_pids = (request->flags & HF_JAIL_PIDS) != 0;
+  if ((request->flags & HF_JAIL_ROOT) != 0 && !(no_directories(why) && empty_root(own_pids, why)))
+    return false;
   if ((request->flags & HF_JAIL_USER) != 0 && !other_user(request->uid, request->gid, why)) return false;
   if ((request->flags & HF_JAIL_USER) == 0 && !no_capability(why)) return false;
   // No process of this user, sibling or not, may look into this one from here on. Without either flag the
@@ -119,7 +125,8 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
   if (apart && !fine(prctl(PR_SET_DUMPABLE, 0), "jail: undumpable", why)) return false;
   // A change of user takes the death signal away; it can be any thread's.
   *why = (struct refusal){HF_SYSCALL, ESRCH, "jail: the engine is gone"};
-  if (!fork_die_with_engine()) return false;
+  if (!fork_die_with_engine(stat_fd)) return false;
+  if (stat_fd >= 0) sys(SYS_close, stat_fd);
   // libc sets it in this thread; the filter brings it to all.
   if (!fine(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "jail: no_new_privs", why)) return false;
   // A file that has reached RLIMIT_FSIZE takes no more: that is a console to be cut short, no reason to die.

@@ -41,6 +41,7 @@ struct hf_header {
 /** HELLO, STATE. */
 struct hf_state {
   struct hf_header header;
+  /** As its own pid namespace numbers it. */
   uint32_t pid;
   /** enum hf_phase */
   uint32_t phase;
@@ -121,6 +122,8 @@ enum {
   HF_JAIL_USER = 2,
   /** No filter of system calls: a monitor whose calls nobody has listed yet. */
   HF_JAIL_ANY_CALL = 4,
+  /** With ROOT: it was started in a pid namespace of its own, and /proc has to be that one's. */
+  HF_JAIL_PIDS = 8,
 };
 
 struct hf_frozen {
@@ -188,6 +191,7 @@ enum {
 struct hf_child {
   struct hf_header header;
   uint32_t index;
+  /** As its own pid namespace numbers it; the pidfd means the same process anywhere. */
   uint32_t pid;
   uint32_t fork_us;
   /** BRANCH: how long the source stood still. Otherwise 0. */

@@ -452,6 +452,10 @@ __attribute__((constructor)) static void start(void) {
   control.pid = getpid();
   control.threads_exist = true;
   control.null_fd = control.pagemap_fd = -1;
+  const char* line = getenv("FORKD_HOTFORK_LINE");
+  control.line_fd = line == NULL ? -1 : atoi(line);
+  unsetenv("FORKD_HOTFORK_LINE");
+  if (line != NULL) fcntl(control.line_fd, F_SETFD, FD_CLOEXEC);
   jail_init();
   control.clock_available = clock_init();
   sched_getaffinity(0, sizeof control.affinity, &control.affinity);

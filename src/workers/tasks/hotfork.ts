@@ -5,7 +5,7 @@ import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { FirstAnswers } from '../vmm/first-answers.js';
 import { withEntries } from '../vmm/hot-child.js';
-import { childOf, HotforkControl } from '../vmm/hotfork.js';
+import { childOf, HotforkControl, whoIs } from '../vmm/hotfork.js';
 import { explain } from '../vmm/obituary.js';
 
 /**
@@ -100,14 +100,15 @@ class FanOut {
     }
   }
 
-  #greet(child: HotChild, requestedAt: number, pid: number, fds: number[]): void {
+  #greet(child: HotChild, requestedAt: number, inner: number, fds: number[]): void {
     const [pidfd, controlFd, qmpFd, agentFd] = fds;
     if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined) {
       for (const fd of fds) native.fdClose(fd);
       this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
       return;
     }
-    this.emit({ type: 'spawned', vmm: { index: child.index, pid, pidfd, qmpFd, agentFd, controlFd } });
+    const who = whoIs(pidfd, inner, this.input.port);
+    this.emit({ type: 'spawned', vmm: { index: child.index, ...who, pidfd, qmpFd, agentFd, controlFd } });
     this.#infants.greet(child, agentFd, requestedAt, performance.now());
   }
 

@@ -100,7 +100,12 @@ const startTemplate = (
   }
   const frozen = shim.freeze(false, deadline);
   const numbers = { control, qmp: start.qmpTarget, agent: start.agentTarget };
-  const port = { controlFd, ...numbers, ...sortDescriptors(frozen, vmm.pid, numbers, start.consolePath) };
+  const port = {
+    controlFd,
+    ...numbers,
+    ...sortDescriptors(frozen, vmm.pid, numbers, start.consolePath),
+    ...(vmm.inside ? { line: vmm.inside.line } : {}),
+  };
   return { port, load_ms: loaded - began, warm_ms: performance.now() - loaded, park_us: frozen.park_us };
 };
 

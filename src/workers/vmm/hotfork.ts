@@ -11,7 +11,9 @@ import {
   HOTFORK_VERSION,
   type JailTerms,
   Say,
+  type TemplatePort,
 } from '../../contract/hotfork.js';
+import type { Who } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import type { Deadline } from '../deadline.js';
 
@@ -37,6 +39,7 @@ export interface Frozen {
 
 export interface ForkedChild {
   index: number;
+  /** In its own pid namespace. */
   pid: number;
   fork_us: number;
   pause_us: number;
@@ -201,6 +204,10 @@ export const childOf = ({ body, fds }: Message): ForkedChild => ({
   pause_us: body.getUint32(12, true),
   fds,
 });
+
+/** A child by our numbers and, where it has a pid namespace of its own, by its own. */
+export const whoIs = (pidfd: number, inner: number, { line }: TemplatePort): Who =>
+  line === undefined ? { pid: inner } : { pid: native.pidfdPid(pidfd), inside: { pid: inner, line } };
 
 /** /dev/net/tun: major 10, minor 200 (Documentation/admin-guide/devices.txt). */
 const TUN_DEVICE = (10 << 8) | 200;

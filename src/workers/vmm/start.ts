@@ -1,5 +1,5 @@
 /** Starts one VMM process with fresh sockets for QMP and the agent. */
-import { openSync } from 'node:fs';
+import { fstatSync, openSync } from 'node:fs';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import type { StartedVmm, VmmStart } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
@@ -29,12 +29,18 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
     const [qmpFd, qmpTheirs] = pair();
     const [agentFd, agentTheirs] = pair();
     const tether = start.tether && tie(start.tether, kept, temporary);
+    const ownLine = start.confinement?.init?.line;
     const devNull = open('/dev/null', 'r');
     const log = open(start.consolePath, 'a');
-    const { pid, pidfd } = native.spawn({
+    const { pid, pidfd, inside, init, line } = native.spawn({
       file: start.file,
       args: start.args,
-      env: [...start.env, ...preloadOf([...(tether?.preload ?? []), ...(start.preload ?? [])]), ...(tether?.env ?? [])],
+      env: [
+        ...start.env,
+        ...preloadOf([...(tether?.preload ?? []), ...(start.preload ?? [])]),
+        ...(tether?.env ?? []),
+        ...(ownLine === undefined ? [] : [`FORKD_HOTFORK_LINE=${ownLine}`]),
+      ],
       fds: [
         [devNull, 0],
         [log, 1],
@@ -54,10 +60,18 @@ export const startVmm = (index: number, start: VmmStart, extraFds: [number, numb
       oomScoreAdj: OOM_SCORE_ADJ,
     });
     kept.length = 0;
-    return { index, pid, pidfd, qmpFd, agentFd, ...(tether ? { tetherFd: tether.ours } : {}) };
+    return {
+      index,
+      pid,
+      pidfd,
+      qmpFd,
+      agentFd,
+      ...(tether ? { tetherFd: tether.ours } : {}),
+      ...(line === undefined || init === undefined ? {} : { inside: { pid: inside, line }, wardenPidfd: init }),
+    };
   } catch (error) {
     if (error instanceof ForkdError) throw error;
-    if (errnoOf(error) === 'ENOENT') throw new ForkdError('QEMU_MISSING', {}, error);
+    if (errnoOf(error) === 'ENOENT' && callOf(error) === 'execve') throw new ForkdError('QEMU_MISSING', {}, error);
     throw new ForkdError('VMM_START_FAILED', { reason: reasonOf(error) }, error);
   } finally {
     for (const fd of [...temporary, ...kept]) native.fdClose(fd);
@@ -76,6 +90,11 @@ const tie = ({ library, target }: NonNullable<VmmStart['tether']>, kept: number[
   const fds: [number, number][] = [[theirs, target]];
   return { ours, preload: [library], env: [`FORKD_TETHER_FD=${target}`], fds };
 };
+
+/** Of a pipe, as a VM can tell it in 32 bits (hotfork/arrivals.h); it has no more. */
+export const inodeOf = (fd: number): number => fstatSync(fd).ino >>> 0;
+
+const callOf = (error: unknown): unknown => (error as { syscall?: unknown }).syscall;
 
 const openNetns = (path: string, open: (path: string, flags: string) => number): number => {
   try {

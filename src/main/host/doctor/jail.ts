@@ -5,12 +5,14 @@ import { type Check, pass, warn } from './check.js';
 
 const WORKS: Record<JailPart, string> = {
   namespaces: 'VMs get mount, ipc, uts and network namespaces of their own, and an empty root',
+  pids: 'each template and its children have a pid namespace of their own',
   user: 'each template and its children are a user that nobody has',
   seccomp: 'VMs may make only the system calls that they need, and gain no privileges',
 };
 
 const MISSING: Record<JailPart, string> = {
   namespaces: 'VMs see the files and networks that this user sees',
+  pids: 'VMs can tell which processes there are',
   user: 'VMs run as this user',
   seccomp: 'VMs may make any system call',
 };
@@ -22,12 +24,14 @@ const LIMIT: Record<Controller, string> = {
   pids: '--pids',
 };
 
+const BY_USER_NAMESPACE: Partial<Record<JailPart, true>> = { namespaces: true, pids: true };
+
 const partCheck = (part: JailPart): Check => ({
   name: `jail ${part}`,
   run: () => {
     const { missing, byUserNamespace } = jailAbility();
     const reason = missing[part];
-    const how = part === 'namespaces' && byUserNamespace ? ', by way of a user namespace' : '';
+    const how = part in BY_USER_NAMESPACE && byUserNamespace ? ', by way of a user namespace' : '';
     if (reason === undefined) return pass(`${WORKS[part]}${how}`);
     return warn(`${MISSING[part]}: ${reason}`, { hint: 'Run as root, with these capabilities.' });
   },
