@@ -135,6 +135,9 @@ const SMALLEST = ['/bin/true'];
 /** What sandboxes are asked to run: children find it translated, which is most of a program's first run. An image may have neither. */
 const USUAL = [['python3', '-c', ''], ['sh', '-c', ':'], SMALLEST];
 
+/** One that takes longer, in whatever image, is ended and was no rehearsal. */
+const PROGRAM_SECS = 5;
+
 const runPrograms = (
   agent: AgentPort,
   input: TaskInput<'template'>,
@@ -143,7 +146,7 @@ const runPrograms = (
 ): void => {
   for (const args of programs) {
     rehearsal(agent, input, deadline);
-    agent.call({ action: 'exec', args, timeout: 30 }, deadline);
+    agent.call({ action: 'exec', args, timeout: PROGRAM_SECS }, deadline);
   }
 };
 
