@@ -86,6 +86,7 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
 
 FrameError FrameReader::Run(unsigned threads) {
   InThreads(threads, [this](unsigned thread) { Work(thread); });
+  writeback_.Stop();
   return error_;
 }
 

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <span>
 #include <vector>
 
 #include "error.h"
+#include "native_thread.h"
 
 // A stream as zstd frames that know nothing of each other, as packs have it: what its writer and its reader
 // share.
@@ -47,7 +50,10 @@ class FrameProgress {
 // there are left for later, when they may lie together.
 class Writeback {
  public:
+  ~Writeback() { Stop(); }
   void Wrote(int fd, uint64_t offset, uint64_t bytes);
+  // What has not been begun is left to an fsync. From here on no file is touched.
+  void Stop();
 
  private:
   struct Part {
@@ -56,8 +62,16 @@ class Writeback {
     uint64_t end;
   };
 
+  void Work();
+
   std::mutex mutex_;
+  std::condition_variable moved_;
   std::vector<Part> parts_;  // one for each file
+  std::deque<Part> full_;
+  // The disk's queue may be full, and nobody else is to wait for that.
+  NativeThread thread_;
+  bool is_started_ = false;
+  bool is_stopped_ = false;
 };
 
 // Runs `work` in so many threads, this one among them; with its number. What cannot be started is done

@@ -148,7 +148,7 @@ remote('what was touched first where the pack was made is asked for first, in th
 const positionsOf = (folder: string, chunks: Uint32Array): number[] => {
   const { segments } = JSON.parse(readFileSync(join(folder, REMOTE_FILE), 'utf8')) as RemotePack;
   const layer = openSync(join(folder, MEMORY_FILE), 'r');
-  const offsets = new Map(framesOf(layer).frames.map(({ chunk, offset }) => [chunk, offset]));
+  const offsets = new Map(framesOf(layer).map(({ chunk, offset }) => [chunk, offset]));
   closeSync(layer);
   const wanted = [...new Set([...chunks].map((chunk) => offsets.get(chunk)))];
   return wanted.flatMap((offset) => {

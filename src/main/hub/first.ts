@@ -19,36 +19,57 @@ export interface Frame {
 }
 
 /** The frames of a layer, by chunk; the layer has been opened before, so its header and index are sound (docs/reference/snapshot-format.md). */
-export const framesOf = (layerFd: number): { indexOffset: number; indexBytes: number; frames: Frame[] } => {
-  const header = Buffer.alloc(HEADER_BYTES);
-  native.fdRead(layerFd, header, 0);
-  const indexOffset = Number(header.readBigUInt64LE(24));
-  const count = Number(header.readBigUInt64LE(32));
-  const index = Buffer.alloc(count * ENTRY_BYTES);
-  native.fdRead(layerFd, index, indexOffset);
+export const framesOf = (layerFd: number): Frame[] => {
+  const { index } = readIndex(layerFd);
   const frames: Frame[] = [];
   for (let at = 0; at < index.length; at += ENTRY_BYTES) {
-    if (index.readUInt16LE(at + 4) === 0) continue;
-    frames.push({
-      chunk: index.readUInt32LE(at),
-      // A layer has less than 2^48 bytes.
-      offset: index.readUIntLE(at + 8, 6),
-      bytes: index.readUInt32LE(at + 16),
-    });
+    const frame = frameAt(index, at);
+    if (frame) frames.push(frame);
   }
-  return { indexOffset, indexBytes: index.length, frames };
+  return frames;
+};
+
+const readIndex = (layerFd: number): { offset: number; index: Buffer } => {
+  const header = Buffer.alloc(HEADER_BYTES);
+  native.fdRead(layerFd, header, 0);
+  const offset = Number(header.readBigUInt64LE(24));
+  const index = Buffer.alloc(Number(header.readBigUInt64LE(32)) * ENTRY_BYTES);
+  native.fdRead(layerFd, index, offset);
+  return { offset, index };
+};
+
+/** Undefined for an entry without data. */
+const frameAt = (index: Buffer, at: number): Frame | undefined =>
+  index.readUInt16LE(at + 4) === 0
+    ? undefined
+    : {
+        chunk: index.readUInt32LE(at),
+        // A layer has less than 2^48 bytes.
+        offset: index.readUIntLE(at + 8, 6),
+        bytes: index.readUInt32LE(at + 16),
+      };
+
+/** Entries are in the order of their chunks. */
+const frameOf = (index: Buffer, chunk: number): Frame | undefined => {
+  let [low, high] = [0, index.length / ENTRY_BYTES];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (index.readUInt32LE(middle * ENTRY_BYTES) < chunk) low = middle + 1;
+    else high = middle;
+  }
+  const at = low * ENTRY_BYTES;
+  return at < index.length && index.readUInt32LE(at) === chunk ? frameAt(index, at) : undefined;
 };
 
 /** Runs of [offset, bytes] in the layer: the first two are header and index. */
 export const firstRuns = (layerFd: number, workingSet: Uint32Array): [number, number][] => {
-  const { indexOffset, indexBytes, frames } = framesOf(layerFd);
+  const { offset, index } = readIndex(layerFd);
   const runs: [number, number][] = [[0, HEADER_BYTES]];
   // A layer in which nothing is stored has no index.
-  if (indexBytes > 0) runs.push([indexOffset, indexBytes]);
-  const byChunk = new Map(frames.map((frame) => [frame.chunk, frame]));
+  if (index.length > 0) runs.push([offset, index.length]);
   const taken = new Set<number>();
   for (const chunk of workingSet) {
-    const frame = byChunk.get(chunk);
+    const frame = frameOf(index, chunk);
     // Equal frames are stored once.
     if (!frame || taken.has(frame.offset)) continue;
     taken.add(frame.offset);

@@ -104,7 +104,7 @@ export class RemoteSnapshot {
       files,
       record: arrived,
       recordOffset: ARRIVED_HEAD_BYTES,
-      chunks: framesOf(layers[0]?.fd as number).frames.flatMap(({ chunk, offset, bytes }) => [chunk, offset, bytes]),
+      chunks: framesOf(layers[0]?.fd as number).flatMap(({ chunk, offset, bytes }) => [chunk, offset, bytes]),
       source: source.handle,
       arrivals: arrivals.handle,
       firstBlock: chunks,
