@@ -63,6 +63,16 @@ export const replySchemas = {
       pids: wholeOrNull,
     }),
     held: { type: 'array', items: object({ kind: text, what: text, count: whole }) },
+    receipt: {
+      ...object({
+        generation: whole,
+        done: { type: 'array', items: text },
+        skipped: { type: 'object', additionalProperties: text },
+        failed: { type: 'object', additionalProperties: text },
+        boot_id: text,
+      }),
+      type: ['object', 'null'],
+    },
     has_branched: yesNo,
     last_branch_memory_path: textOrNull,
     branch_count: whole,

@@ -1,5 +1,5 @@
 /** Bodies of the daemon's REST API: the JSON Schemas that requests are checked by, and the types of both sides. */
-import type { StreamReply } from './guest.js';
+import type { ForkReceipt, StreamReply } from './guest.js';
 import type { Held } from './held.js';
 import { limits } from './limits.js';
 import type { NetworkInfo } from './network.js';
@@ -27,6 +27,8 @@ export interface SandboxBody {
   limits: LimitsBody;
   /** What it did to its connection and its console that no guest does, and was held in. */
   held: Held[];
+  /** What it has replaced to be a machine of its own; null for one that ended before. */
+  receipt: ForkReceipt | null;
   has_branched: boolean;
   last_branch_memory_path: string | null;
   branch_count: number;

@@ -38,6 +38,10 @@ verbs('spawn, ls, exec, eval, ping, kill', async () => {
   const table = await good('ls', '--daemon-url', daemon.url);
   for (const text of ['GUEST_ADDR', '2 sandboxes', ...ids]) assert.match(table, text);
   const [one = ''] = ids;
+  const listed: SandboxBody[] = JSON.parse(await good('ls', '--json'));
+  for (const { receipt } of listed)
+    assert.ok(['kernel_rng', 'clock', 'openssl'].every((step) => receipt?.done.includes(step)));
+  assert.is(new Set(listed.map(({ receipt }) => receipt?.boot_id)).size, 2);
   // By its own socket, then through the daemon.
   for (const way of [[], ['--daemon-url', daemon.url]]) {
     const target = ['--target', one, ...way];

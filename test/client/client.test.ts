@@ -134,16 +134,31 @@ client('programs while they run, files and ports, over the socket and over the p
     assert.equal([value?.channel, Buffer.from(value?.data ?? []).toString()], [2, 'got something\n']);
     assert.equal(await stream.ended, { exit_code: 7 });
   }
-  const terminal = sandbox.run(['sh', '-c', 'read x; stty size'], {
+  const apart = { env: { WHAT: 'that' }, cwd: '/srv', user: 'nobody', timeoutSecs: 60 };
+  assert.is(await outputOf(sandbox.run(['sh', '-c', 'echo $WHAT $PWD; id -un'], apart)), 'that /srv\nnobody\n');
+  // Too late, with all that it has started.
+  const tree = ['sh', '-c', 'setsid sleep 65432 & sleep 65432'];
+  const late = await sandbox.exec(tree, { timeoutSecs: 1 });
+  assert.equal([late.timed_out, late.exit_code], [true, -9]);
+  const lateStream = await sandbox.run(tree, { timeoutSecs: 1 }).ended;
+  assert.equal([lateStream.timed_out, lateStream.exit_code], [true, -9]);
+  assert.is((await sandbox.exec(['pgrep', '-f', '^sleep 65432'])).stdout, '');
+  // At once: the first ends only because the second runs.
+  const waits = ['sh', '-c', 'until [ -e /tmp/go ]; do sleep 0.05; done; echo one'];
+  const both = await Promise.all([sandbox.exec(waits), sandbox.exec(['touch', '/tmp/go']), sandbox.eval('1 + 1')]);
+  assert.equal([both[0].stdout, both[2]], ['one\n', '2']);
+  const terminal = sandbox.run(['sh', '-c', 'read x; stty size; read x; stty size'], {
     tty: true,
     stdin: true,
     rows: 9,
     cols: 33,
   });
   await terminal.opened;
-  const size = outputOf(terminal);
+  const sizes = outputOf(terminal);
   await terminal.write(Buffer.from('wait\n'));
-  assert.match(await size, '9 33');
+  await terminal.control({ rows: 12, cols: 44 });
+  await terminal.write(Buffer.from('more\n'));
+  assert.match(await sizes, /(9 33|12 44)\r\n(.|\r\n)*12 44\r\n/);
   const flood = sandbox.run(['yes']);
   await flood.opened;
   assert.is(await sandbox.eval('6 * 7'), '42');
@@ -354,7 +369,10 @@ client('a large answer is whole, and others are answered while it is on its way'
   const heard = (async () => {
     const other = new Controller({ baseUrl: daemon.url, token: TOKEN });
     let count = 0;
-    for (; !isOver; count++) assert.equal(await other.health(), { ok: true });
+    for (; !isOver; count++) {
+      assert.equal(await other.health(), { ok: true });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
     await other.close();
     return count;
   })();

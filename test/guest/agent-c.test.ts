@@ -18,6 +18,9 @@ let dir: string;
 const HOOK =
   '#!/bin/sh\necho "$FORKD_INDEX $FORKD_HOSTNAME $A" >> /srv/hook\ns=$(cat /srv/status)\necho 0 > /srv/status\nexit $s\n';
 
+/** Takes a whole openssh otherwise: `-q -t KIND -N '' -f FILE`. */
+const KEYGEN = '#!/bin/sh\necho "$3 $(head -c 16 /dev/urandom | od -An -tx1)" > "$7"\necho public > "$7.pub"\n';
+
 test.before(async () => {
   const image = await buildDefaultImage({
     cacheDir: join(process.env.FORKD_RUN_CACHE ?? '/var/cache/forkd', 'images'),
@@ -28,6 +31,11 @@ test.before(async () => {
     { name: 'etc/forkd/fork.d/10-hook', body: HOOK, mode: 0o755 },
     { name: 'etc/forkd/fork.d/README', body: 'no program' },
     { name: 'srv/status', body: '0', uid: 1000 },
+    // As openssh-server would have it.
+    { name: 'etc/ssh/', type: 'directory', uid: 1000 },
+    { name: 'etc/ssh/sshd_config', body: '' },
+    ...['rsa', 'ed25519'].map((kind) => ({ name: `etc/ssh/ssh_host_${kind}_key`, body: 'of the image', uid: 1000 })),
+    { name: 'bin/ssh-keygen', body: KEYGEN, mode: 0o755 },
     { name: 'srv/secret', body: 's', mode: 0o600 },
   ]);
   writeFileSync(join(dir, 'image.tar'), await ociArchive(built));
@@ -196,6 +204,13 @@ test('seal, fork, hooks, clock', async () => {
     ...['child-7', 'child-7', (ask as { machine_id?: string }).machine_id, receipt.boot_id],
     ...['7 child-7 1', 'yes', ''],
   ]);
+
+  const keys = async () => (await sh('cd /etc/ssh; ls; cat ssh_host_ed25519_key')).stdout.split('\n');
+  const first = await keys();
+  assert.equal(first.slice(0, 3), ['ssh_host_ed25519_key', 'ssh_host_ed25519_key.pub', 'sshd_config']);
+  assert.match(first[3] ?? '', /^ed25519 {2}[0-9a-f ]+$/);
+  await vm.call(forkRequest());
+  assert.is.not((await keys())[3], first[3], 'each copy has its own');
 
   await vm.call({ action: 'seal' });
   for (const [over, step] of [

@@ -238,17 +238,38 @@ export const streamSuite = (agent: 'python' | 'c') => {
   exec('the command line: output, input, exit code', async () => {
     const env = { XDG_DATA_HOME: dataHome };
     const ran = await forkd(
-      ['exec', '-e', 'A=b', '-w', '/tmp', child.id, '--', 'sh', '-c', 'echo $A $PWD; echo bad >&2; exit 5'],
+      [
+        ...['exec', '-e', 'A=b', '-w', '/tmp', '-u', 'nobody', child.id],
+        ...['--', 'sh', '-c', 'echo $A $PWD; id -un; echo bad >&2; exit 5'],
+      ],
       { env },
     );
-    assert.equal([ran.stdout, ran.stderr, ran.code], ['b /tmp\n', 'bad\n', 5]);
+    assert.equal([ran.stdout, ran.stderr, ran.code], ['b /tmp\nnobody\n', 'bad\n', 5]);
     const fed = await start('sh', ['-c', `echo fed | "${process.execPath}" "${CLI}" exec -i ${child.id} -- cat`], {
       env,
     }).ended;
     assert.equal([fed.stdout, fed.code], ['fed\n', 0]);
-    const late = await forkd(['exec', '--timeout-secs', '1', child.id, '--', 'sleep', '100'], { env });
+    const tree = 'setsid sleep 65432 & sleep 65432';
+    const late = await forkd(['exec', '--timeout-secs', '1', child.id, '--', 'sh', '-c', tree], { env });
     assert.is(late.code, 1);
     assert.match(late.stderr, 'did not end within 1 s');
+    assert.is(
+      (await engine.exec(child.id, ['pgrep', '-f', '^sleep 65432'])).stdout,
+      '',
+      'all that it started has ended',
+    );
+    const trap = 'trap "echo caught; exit 3" INT; echo ready; while :; do sleep 0.05; done';
+    const trapped = startCli(['exec', child.id, '--', 'sh', '-c', trap], { env });
+    await trapped.says('ready');
+    trapped.kill('SIGINT');
+    const { stdout: caught, code: ended } = await trapped.ended;
+    assert.equal([caught, ended], ['ready\ncaught\n', 3]);
+    // At once: the first ends only because the second runs.
+    const waits = 'until [ -e /tmp/go ]; do sleep 0.05; done; echo one';
+    const [one, two] = await Promise.all(
+      [waits, 'touch /tmp/go; echo two'].map((line) => forkd(['exec', child.id, '--', 'sh', '-c', line], { env })),
+    );
+    assert.equal([one?.stdout, two?.stdout], ['one\n', 'two\n']);
     const { stdout: number } = await forkd(['exec', '-d', child.id, '--', 'sh', '-c', 'echo there; exit 6'], { env });
     assert.match((await forkd(['ps', child.id], { env })).stdout, new RegExp(`^RUN .*\n${number.trim()} `));
     const attached = await forkd(['attach', child.id, number.trim()], { env });
@@ -265,7 +286,14 @@ if pid == 0:
 fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', 41, 123, 0, 0))
 out = b''
 while b'# ' not in out: out += os.read(fd, 4096)
-os.write(fd, b'stty size; exit 9\\n')
+os.write(fd, b'stty size\\n')
+while b'41 123' not in out: out += os.read(fd, 4096)
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', 17, 87, 0, 0))
+# The new size is on its way.
+while b'17 87' not in out:
+    os.write(fd, b'stty size\\n')
+    out += os.read(fd, 4096)
+os.write(fd, b'exit 9\\n')
 try:
     while True:
         data = os.read(fd, 4096)

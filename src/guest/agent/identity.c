@@ -204,6 +204,10 @@ bool identity_take(const struct json* request, struct text* reply) {
   step(&receipt, "machine_id", set_machine_id(json_text(request, "machine_id")));
   // After the reseed, whose numbers it uses.
   step(&receipt, "boot_id", make_boot_id(boot_id));
+  note(&receipt.skipped, "mac",
+       access("/sys/class/net/eth0", F_OK) != 0
+           ? "no network card"
+           : "the card keeps its address: every copy is alone on its segment");
   for (size_t i = 0; i < sizeof absent / sizeof *absent; i++)
     note(&receipt.skipped, absent[i], "this guest has no Python");
   if (add_env(request))

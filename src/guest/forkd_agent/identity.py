@@ -100,6 +100,7 @@ class Identity:
             Step('hostname', lambda request: self._hostname(request.hostname)),
             Step('machine_id', lambda request: self._machine_id(request.machine_id)),
             Step('boot_id', lambda request: self._files['boot_id'].write(request.boot_id + '\n')),
+            Step('mac', lambda _request: None, lambda _request: mac_kept()),
             Step('python_random', lambda request: seed_python(request.seeds)),
             Step('numpy_random', lambda _request: self._numpy_random(), lambda _request: self._no_numpy()),
             Step('uuid', lambda request: seed_uuid(request.seeds)),
@@ -224,6 +225,13 @@ class Identity:
 
 def receipt(done: List[str], skipped: Dict[str, str], failed: Dict[str, str], boot_id: str) -> Dict[str, Any]:
     return {'generation': wire.GENERATION, 'done': done, 'skipped': skipped, 'failed': failed, 'boot_id': boot_id}
+
+
+def mac_kept() -> str:
+    # A new address would have to be told to whoever knows the old one, and nobody else is there to take it for another's.
+    if not os.path.exists('/sys/class/net/eth0'):
+        return 'no network card'
+    return 'the card keeps its address: every copy is alone on its segment'
 
 
 # --- the generators of this process, each from its part of the seeds -------------------------------------------------

@@ -174,6 +174,7 @@ export const bodyOf = (entry: Entry): SandboxBody => {
     memory_limit_mib: birth.cgroup?.limits.memoryMib ?? null,
     limits: limitsBody(birth.cgroup?.limits),
     held: sandbox.held(),
+    receipt: sandbox.receipt ?? null,
     has_branched: branches > 0,
     last_branch_memory_path: lastBranchMemory,
     branch_count: branches,
