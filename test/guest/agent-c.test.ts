@@ -16,7 +16,7 @@ let vm: GuestVm;
 let dir: string;
 
 const HOOK =
-  '#!/bin/sh\necho "$FORKD_INDEX $FORKD_HOSTNAME $A" >> /srv/hook\ns=$(cat /srv/status)\necho 0 > /srv/status\nexit $s\n';
+  '#!/bin/sh\necho "$(id -u) $FORKD_INDEX $FORKD_HOSTNAME $A" >> /srv/hook\ns=$(cat /srv/status)\necho 0 > /srv/status\nexit $s\n';
 
 /** Takes a whole openssh otherwise: `-q -t KIND -N '' -f FILE`. */
 const KEYGEN = '#!/bin/sh\necho "$3 $(head -c 16 /dev/urandom | od -An -tx1)" > "$7"\necho public > "$7.pub"\n';
@@ -32,9 +32,9 @@ test.before(async () => {
     { name: 'etc/forkd/fork.d/README', body: 'no program' },
     { name: 'srv/status', body: '0', uid: 1000 },
     // As openssh-server would have it.
-    { name: 'etc/ssh/', type: 'directory', uid: 1000 },
+    { name: 'etc/ssh/', type: 'directory' },
     { name: 'etc/ssh/sshd_config', body: '' },
-    ...['rsa', 'ed25519'].map((kind) => ({ name: `etc/ssh/ssh_host_${kind}_key`, body: 'of the image', uid: 1000 })),
+    ...['rsa', 'ed25519'].map((kind) => ({ name: `etc/ssh/ssh_host_${kind}_key`, body: 'of the image' })),
     { name: 'bin/ssh-keygen', body: KEYGEN, mode: 0o755 },
     { name: 'srv/secret', body: 's', mode: 0o600 },
   ]);
@@ -202,7 +202,7 @@ test('seal, fork, hooks, clock', async () => {
   );
   assert.equal(stdout.split('\n'), [
     ...['child-7', 'child-7', (ask as { machine_id?: string }).machine_id, receipt.boot_id],
-    ...['7 child-7 1', 'yes', ''],
+    ...['0 7 child-7 1', 'yes', ''],
   ]);
 
   const keys = async () => (await sh('cd /etc/ssh; ls; cat ssh_host_ed25519_key')).stdout.split('\n');

@@ -169,7 +169,8 @@ void spawn_free(struct spawn* spawn);
 // The program's pid; or -1, with the reason in `failure`.
 pid_t spawn_program(const struct spawn* spawn, struct failure* failure);
 void answer_spawn_failure(struct caller caller, struct failure failure, const struct spawn* spawn);
-// Runs a program to its end: its wait status, or -1 when it does not end in time or cannot be started.
+// Runs a program as root to its end, whoever the image's user is: its wait status, or -1 when it does not end
+// in time or cannot be started.
 int run_program(const char* path, char** env, double seconds);
 void kill_tree(pid_t leader, uint64_t ident);
 

@@ -91,7 +91,7 @@ int run_program(const char* path, char** env, double seconds) {
   char* args[] = {(char*)path, NULL};
   struct failure failure;
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-  struct spawn spawn = {.args = args, .env = env, .cwd = "/", .fds = {null, 2, 2}, .user = config.user};
+  struct spawn spawn = {.args = args, .env = env, .cwd = "/", .fds = {null, 2, 2}};
   pid_t pid = spawn_program(&spawn, &failure);
   close(null);
   if (pid < 0) return -1;
