@@ -61,6 +61,16 @@ export const limits = {
   streamWindowBytes: 256 * 1024,
   /** Bytes that a process which was lent an agent may leave unread, over all its streams. */
   relayBacklogBytes: 64 * 1024 * 1024,
+  /** Connections to the one socket of all agents: a descriptor each. */
+  agentConnectionsMax: 4096,
+  /** Of those, such as have not named a sandbox yet: with one more the oldest is closed. Clients name it at once. */
+  agentNamelessMax: 1024,
+  /** How long they may take to, milliseconds. */
+  agentNameMs: 10_000,
+  /** A line that is asked or answered there may stand still for so long, milliseconds. */
+  agentLineStallMs: 60_000,
+  /** Of lines that are not whole yet, bytes in all. */
+  agentLinesMaxBytes: 256 * 1024 * 1024,
   /** A frame or reply of the agent, bytes: the agent caps output at 64 MiB for each of stdout and stderr. */
   agentFrameMaxBytes: 256 * 1024 * 1024,
   /** Of an answer that the daemon reads in its main thread, bytes; a few milliseconds. Larger ones are read by a worker. */

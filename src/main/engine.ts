@@ -579,7 +579,7 @@ export class Engine {
 
   /** Makes sandboxes reachable for other processes: on the one socket of this engine, and by a record each. Throws what the file system throws. */
   async publish(sandboxes: Sandbox[]): Promise<void> {
-    const board = await this.#openBoard();
+    const board = await this.openBoard();
     const fresh = sandboxes.filter(({ id, state }) => state === 'ready' && !board.has(id));
     for (const sandbox of fresh) {
       sandbox.socket = board.path;
@@ -591,7 +591,8 @@ export class Engine {
     this.#records.add(records);
   }
 
-  #openBoard(): Promise<Switchboard> {
+  /** The socket at which sandboxes are offered; else it is made for the first of them. Throws what the file system throws. */
+  openBoard(): Promise<Switchboard> {
     this.#board ??= this.#newBoard().catch((error: unknown) => {
       this.#board = undefined;
       throw error;
@@ -781,7 +782,10 @@ export class Engine {
 
   #forget(sandbox: Sandbox): void {
     this.#sandboxes.delete(sandbox.id);
-    void this.#board?.then((board) => board.withdraw(sandbox.id));
+    this.#board?.then(
+      (board) => board.withdraw(sandbox.id),
+      () => undefined,
+    );
     this.#records.remove(sandbox.id);
   }
 

@@ -1,5 +1,6 @@
 /** What engines tell of their sandboxes, as files: no VM is needed to read and write them. This very process stands for one. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
@@ -80,6 +81,25 @@ test('of an engine that was killed: its sandboxes count as long as they run; who
   const { pid: _, ...gone } = JSON.parse(readFileSync(left, 'utf8').split('\n')[1] ?? '');
   writeFileSync(left, `${JSON.stringify({ ...gone, pid: 2 ** 22 })}\n{"id": "sb-1-cut o`);
   assert.equal([socketOf(dir, 2), stale(dir)], [undefined, [left]]);
+  records.close();
+});
+
+test('a record that the disk took a part of spoils none that comes after it', ({ dir }) => {
+  const records = new Records(dir);
+  records.add([told(1)]);
+  const [file = ''] = readdirSync(dir);
+  const most = (bytes: string) => execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${bytes}:`]);
+  most(String(statSync(join(dir, file)).size + 30));
+  try {
+    assert.throws(() => records.add([told(2)]), /EFBIG/);
+  } finally {
+    most('unlimited');
+  }
+  records.add([told(3)]);
+  assert.equal(
+    living(dir).map(({ id }) => id),
+    [idOf(1), idOf(3)],
+  );
   records.close();
 });
 

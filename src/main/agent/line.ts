@@ -99,7 +99,7 @@ export const serveLine = (address: { host: string; port: number }, agent: AgentC
   new Promise((resolve, reject) => {
     const server = createServer({ allowHalfOpen: true }, (socket) => answer(socket, agent));
     server.unref();
-    server.once('error', reject);
+    server.on('error', reject);
     server.listen(address, () => resolve(server));
   });
 
@@ -111,7 +111,7 @@ export const serveLines = (path: string, replyTo: (line: string) => Promise<obje
       answerLine(socket, replyTo);
     });
     server.unref();
-    server.once('error', reject);
+    server.on('error', reject);
     server.listen(path, () => resolve(server));
   });
 
@@ -131,24 +131,42 @@ export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0
   begin(Buffer.alloc(0));
 };
 
+/** Characters of requests that are not whole yet, over all connections. */
+let unanswered = 0;
+
 const answerLine = (socket: Socket, replyTo: (line: string) => Promise<object>): void => {
   let text = '';
   let taken = false;
+  const hold = (more: string) => {
+    unanswered += more.length - text.length;
+    text = more;
+  };
   const take = () => {
     if (taken) return;
     taken = true;
     const line = text.split('\n', 1)[0]?.trim();
+    hold('');
     if (!line) return void socket.end();
+    // A guest may take as long as it likes, and who asked may wait for it.
+    socket.setTimeout(0);
     void replyTo(line).then((reply) => {
+      socket.setTimeout(limits.agentLineStallMs);
       socket.write(reply instanceof Uint8Array ? reply : JSON.stringify(reply));
       socket.end('\n');
     });
   };
   socket.setEncoding('utf8');
+  socket.setTimeout(limits.agentLineStallMs, () => socket.destroy());
   socket.on('end', take);
+  socket.on('close', () => {
+    taken = true;
+    hold('');
+  });
   socket.on('data', (part: string) => {
-    text += part;
-    if (text.length > REQUEST_MAX_BYTES) socket.destroy();
+    // One line a connection: what comes behind it is nobody's.
+    if (taken) return;
+    hold(text + part);
+    if (text.length > REQUEST_MAX_BYTES || unanswered > limits.agentLinesMaxBytes) socket.destroy();
     else if (part.includes('\n')) take();
   });
 };

@@ -5,6 +5,7 @@
  */
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
+import { limits } from '../../contract/limits.js';
 import type { AgentClient } from './client.js';
 import { answer } from './line.js';
 
@@ -16,21 +17,31 @@ const NEWLINE = 10;
 
 export class Switchboard {
   readonly #agents = new Map<string, AgentClient>();
+  /** Connections that have not said yet whom they mean, the oldest first. */
+  readonly #nameless = new Set<Socket>();
 
   private constructor(
     readonly path: string,
     readonly server: Server,
   ) {}
 
-  /** Throws what bind(2) does. A socket that an engine before this one left at `path` is replaced. */
+  /** Throws what bind(2) does. A socket that an engine before this one left at `path` is replaced. It is for this user alone. */
   static open(path: string): Promise<Switchboard> {
     rmSync(path, { force: true });
     return new Promise((resolve, reject) => {
       const server = createServer({ allowHalfOpen: true }, (socket) => board.#connect(socket));
       const board = new Switchboard(path, server);
+      server.maxConnections = limits.agentConnectionsMax;
       server.unref();
-      server.once('error', reject);
-      server.listen({ path, backlog: BACKLOG }, () => resolve(board));
+      // It stays: a connection that could not be accepted is an error too.
+      server.on('error', reject);
+      // The socket is born with the mode that it keeps: it is bound before `listen` returns.
+      const mask = process.umask(0o177);
+      try {
+        server.listen({ path, backlog: BACKLOG }, () => resolve(board));
+      } finally {
+        process.umask(mask);
+      }
     });
   }
 
@@ -55,16 +66,28 @@ export class Switchboard {
   #connect(socket: Socket): void {
     let read = Buffer.alloc(0);
     const drop = () => void socket.destroy();
+    const late = setTimeout(drop, limits.agentNameMs).unref();
+    const wait = () => {
+      this.#nameless.add(socket);
+      const [oldest] = this.#nameless;
+      if (this.#nameless.size > limits.agentNamelessMax) oldest?.destroy();
+    };
+    const settle = () => {
+      clearTimeout(late);
+      this.#nameless.delete(socket);
+    };
     const take = (part: Buffer): void => {
       read = Buffer.concat([read, part]);
       const end = read.indexOf(NEWLINE);
       if (end < 0 && read.length <= NAME_MAX_BYTES) return;
-      socket.off('data', take).off('error', drop).off('end', drop);
+      settle();
+      socket.off('data', take).off('error', drop).off('end', drop).off('close', settle);
       const agent = end < 0 ? undefined : this.#agents.get(read.toString('latin1', 0, end));
       if (agent) answer(socket, agent, read.subarray(end + 1));
       else drop();
     };
-    socket.on('data', take).on('error', drop).on('end', drop);
+    socket.on('data', take).on('error', drop).on('end', drop).on('close', settle);
+    wait();
   }
 }
 

@@ -30,9 +30,14 @@ export const openEventStream = (app: FastifyInstance, request: FastifyRequest, r
   stream.on('close', () => {
     clearInterval(beat);
     open.delete(stream);
+    socket.off('close', cut);
   });
   stream.on('finish', () => clearInterval(beat));
-  request.raw.socket.on('close', () => stream.destroy());
+  const { socket } = request.raw;
+  const cut = () => void stream.destroy();
+  socket.on('close', cut);
+  // It may have gone while the guest was asked.
+  if (socket.destroyed) cut();
   void reply
     .header('content-type', 'text/event-stream; charset=utf-8')
     .header('cache-control', 'no-cache')
@@ -45,10 +50,14 @@ export const openEventStream = (app: FastifyInstance, request: FastifyRequest, r
     room: () =>
       new Promise((resolve) => {
         if (!stream.writable || !stream.writableNeedDrain) return resolve();
-        stream.once('drain', resolve).once('close', resolve);
+        const done = () => {
+          stream.off('drain', done).off('close', done);
+          resolve();
+        };
+        stream.on('drain', done).on('close', done);
       }),
     end: () => stream.end(),
-    cut: () => stream.destroy(),
+    cut,
     onClose: (work) => void stream.on('close', work),
   };
 };

@@ -3,7 +3,18 @@
  * of each engine has a line for each sandbox, and one more when it is gone. A sandbox whose process has ended counts as absent; a file whose engine
  * and whose sandboxes have ended is one for `cleanup` to remove.
  */
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { isSandboxId } from '../../contract/names.js';
@@ -78,17 +89,25 @@ export class Records {
       mkdirSync(this.#dir, { recursive: true, mode: 0o700 });
       this.#fd = openSync(this.#path, 'a', 0o600);
     }
-    writeSync(this.#fd, text);
+    const before = fstatSync(this.#fd).size;
+    try {
+      writeWhole(this.#fd, text);
+    } catch (error) {
+      // A part of a line would spoil the next one.
+      ftruncateSync(this.#fd, before);
+      throw error;
+    }
   }
 
   #writeAnew(): void {
     const made = `${this.#path}.tmp`;
     const fd = openSync(made, 'w', 0o600);
     try {
-      writeSync(fd, [...this.#lines.values()].join(''));
+      writeWhole(fd, [...this.#lines.values()].join(''));
       renameSync(made, this.#path);
     } catch (error) {
       closeSync(fd);
+      rmSync(made, { force: true });
       throw error;
     }
     if (this.#fd !== undefined) closeSync(this.#fd);
@@ -96,6 +115,12 @@ export class Records {
     this.#gone = 0;
   }
 }
+
+/** A disk that is full takes a part of it, and refuses the rest. */
+const writeWhole = (fd: number, text: string): void => {
+  const bytes = Buffer.from(text);
+  for (let written = 0; written < bytes.length; ) written += writeSync(fd, bytes, written);
+};
 
 /** Throws SANDBOX_NOT_FOUND when it does not exist or has ended. */
 export const lookUp = (dir: string, id: string): Published => {
