@@ -1,6 +1,7 @@
 /**
  * The group of one VM: `<hierarchy>/forkd/<name>`, in cgroup v2 for the controllers that it has, else in the hierarchies of v1. A
- * VM is born in it, or writes itself into it before it becomes QEMU, so nothing of it runs unlimited.
+ * VM is born in it, or writes itself into it before it becomes QEMU, so nothing of it runs unlimited. In v2 the hierarchy may begin at the group
+ * of this process, when that is what it was given (systemd's `Delegate=`, a container's).
  */
 import {
   accessSync,
@@ -13,7 +14,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits as maxima } from '../../contract/limits.js';
 import type { LimitsChange, ResourceLimits, ResourceUsage } from '../../contract/resources.js';
@@ -25,10 +26,14 @@ export type Controller = (typeof CONTROLLERS)[number];
 
 export interface Hierarchy {
   version: 1 | 2;
+  /** Where our groups begin. */
   root: string;
+  mount: string;
 }
 
 const GROUP = 'forkd';
+/** Where this process goes when its own group is to have groups: in v2 no group but the first has both. */
+const ENGINE_GROUP = 'forkd-engine';
 /** Microseconds over which a share of the processors is counted: the kernel's own default. */
 const PERIOD_US = 100_000;
 
@@ -43,22 +48,39 @@ let known: Partial<Record<Controller, Hierarchy>> | undefined;
 
 /** Where each controller is on this host; one that is nowhere is absent. */
 export const hierarchies = (): Partial<Record<Controller, Hierarchy>> => {
-  known ??= findHierarchies(readFileSync('/proc/self/mounts', 'utf8'));
+  known ??= findHierarchies(readFileSync('/proc/self/mounts', 'utf8'), readFileSync('/proc/self/cgroup', 'utf8'));
   return known;
 };
 
-const findHierarchies = (text: string): Partial<Record<Controller, Hierarchy>> => {
+const findHierarchies = (text: string, own: string): Partial<Record<Controller, Hierarchy>> => {
   const mounts = text.split('\n').map((line) => line.split(' '));
-  const v2 = mounts.find(([, , type]) => type === 'cgroup2')?.[1];
+  const mount = mounts.find(([, , type]) => type === 'cgroup2')?.[1];
+  const v2 = mount === undefined ? undefined : baseOf(mount, /^0::(\/.*)$/m.exec(own)?.[1] ?? '/');
   const inV2 = v2 === undefined ? [] : words(join(v2, 'cgroup.controllers'));
   const found: Partial<Record<Controller, Hierarchy>> = {};
   for (const controller of CONTROLLERS) {
     const name = controller === 'io' ? 'blkio' : controller;
     const v1 = mounts.find(([, , type, options]) => type === 'cgroup' && options?.split(',').includes(name))?.[1];
-    if (v2 !== undefined && inV2.includes(controller)) found[controller] = { version: 2, root: v2 };
-    else if (v1 !== undefined) found[controller] = { version: 1, root: v1 };
+    if (mount !== undefined && v2 !== undefined && inV2.includes(controller))
+      found[controller] = { version: 2, root: v2, mount };
+    else if (v1 !== undefined) found[controller] = { version: 1, root: v1, mount: v1 };
   }
   return found;
+};
+
+/** All of v2 where it may be written to, else the group that this process is in, when that is its own. Seen from a container, `path` may lie outside. */
+const baseOf = (mount: string, path: string): string => {
+  const own = join(mount, basename(path) === ENGINE_GROUP ? dirname(path) : path);
+  return !isWritable(mount) && !path.includes('/..') && isWritable(own) ? own : mount;
+};
+
+const isWritable = (dir: string): boolean => {
+  try {
+    for (const name of ['.', 'cgroup.procs', 'cgroup.subtree_control']) accessSync(join(dir, name), constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
 };
 
 /** Why limits of a controller cannot be set here, or undefined. Nothing is changed to find out. */
@@ -81,7 +103,37 @@ const enable = (root: string, controllers: Controller[]): void => {
   for (const dir of [root, join(root, GROUP)]) {
     const file = join(dir, 'cgroup.subtree_control');
     const missing = controllers.filter((controller) => !words(file).includes(controller));
-    if (missing.length > 0) writeFileSync(file, missing.map((controller) => `+${controller}`).join(' '));
+    if (missing.length === 0) continue;
+    const order = missing.map((controller) => `+${controller}`).join(' ');
+    for (let tries = 0; !isEnabled(file, order, tries === EMPTY_TRIES || dir !== root); tries++) empty(dir);
+  }
+};
+
+/** Processes may be born while others are moved. */
+const EMPTY_TRIES = 10;
+
+/** False when the group has processes, and it must not be. */
+const isEnabled = (file: string, order: string, must: boolean): boolean => {
+  try {
+    writeFileSync(file, order);
+    return true;
+  } catch (error) {
+    if (must || errnoOf(error) !== 'EBUSY') throw error;
+    return false;
+  }
+};
+
+/** All that is in a group that was given to us, this process among it, moves into a group below. */
+const empty = (dir: string): void => {
+  const below = join(dir, ENGINE_GROUP);
+  mkdirSync(below, { recursive: true });
+  for (const pid of words(join(dir, 'cgroup.procs'))) {
+    try {
+      // `0` is one that is of another pid namespace, and to a write it would mean this process.
+      if (Number(pid) > 0) writeFileSync(join(below, 'cgroup.procs'), pid);
+    } catch (error) {
+      if (errnoOf(error) !== 'ESRCH') throw error;
+    }
   }
 };
 
@@ -161,12 +213,12 @@ export class Cgroup {
     const found = CONTROLLERS.flatMap((controller) => {
       const hierarchy = hierarchies()[controller];
       if (!hierarchy || !existsSync(this.#dir(hierarchy))) return [];
-      const { version, root } = hierarchy;
+      const { version, mount } = hierarchy;
       // `N:controllers:path`; v2 names none. Seen from a container, the path may lie outside of what is mounted.
       const name = version === 2 ? '' : controller === 'io' ? 'blkio' : controller;
       const path = own.map((line) => line.split(':')).find(([, names]) => names?.split(',').includes(name))?.[2] ?? '';
-      const file = join(root, path, 'cgroup.procs');
-      return [existsSync(file) ? file : join(root, 'cgroup.procs')];
+      const file = join(mount, path, 'cgroup.procs');
+      return [existsSync(file) ? file : join(mount, 'cgroup.procs')];
     });
     return [...new Set(found)];
   }
