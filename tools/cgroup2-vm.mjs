@@ -132,6 +132,7 @@ try {
     ],
     { stdio: ['ignore', 'pipe', 'inherit'], timeout: SECS * 1000, killSignal: 'SIGKILL' },
   );
+  for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => child.kill('SIGKILL'));
   let said = '';
   child.stdout.setEncoding('utf8').on('data', (text) => {
     process.stdout.write(text);

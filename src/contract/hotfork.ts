@@ -39,6 +39,9 @@ export const JAIL_ANY_CALL = 4;
 /** With JAIL_ROOT: it was started in a pid namespace of its own, and its /proc is that one's. */
 export const JAIL_PIDS = 8;
 
+/** It reaches the host's network by sockets of its own. */
+export const JAIL_SOCKETS = 16;
+
 /** What JAIL asks for. A filter of system calls and no_new_privs are always part of it. */
 export interface JailTerms {
   flags: number;

@@ -218,7 +218,8 @@ export class Engine {
     const [driver, guest] = [await this.driver(), await this.image(undefined, signal)];
     const isolation = chooseIsolation(await this.kvm(signal ? { signal } : {}), undefined);
     const context = { pool: this.pool, driver, guest, isolation, tscKhz: await tscKhz(hostFile()) };
-    return { ...context, ...(signal ? { signal } : {}) };
+    const inJail: DiskContext['inJail'] = (work) => this.#jails.use({}, work);
+    return { ...context, inJail, ...(signal ? { signal } : {}) };
   }
 
   /** Boots a parent, warms it and saves it under `request.tag`. Kernel, initramfs and root default to the embedded image. */

@@ -30,7 +30,7 @@ export interface ParentOptions {
   /** What its network card is connected to. */
   tap?: number | string;
   keepWorkDir?: boolean;
-  /** It is sent to jail before the guest runs. One that builds a disk has to reach the network, and is not. */
+  /** It is sent to jail before the guest runs. */
   makeJail?: (wishes: JailWishes) => Jail;
   signal?: AbortSignal;
 }
@@ -56,8 +56,9 @@ export const withParent = async <T>(
       return sandbox ? end([sandbox]) : undefined;
     });
     const consolePath = workDir.file('parent.console');
-    const wishes = { ownNetwork: typeof tap !== 'string', anyCall: spec.isolation === 'kvm' };
-    const jail = spec.builds ? undefined : options.makeJail?.(wishes);
+    const anyCall = spec.isolation === 'kvm';
+    const wishes = { ownNetwork: typeof tap !== 'string', builds: spec.builds !== undefined, anyCall };
+    const jail = options.makeJail?.(wishes);
     const start = { name: 'the parent', consolePath, memfd, ...(tap === undefined ? {} : { tap }) };
     const vmm = {
       ...driver.boot(spec, start, jail && shimPath),

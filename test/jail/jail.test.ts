@@ -1,10 +1,13 @@
 /** The jail of real VMs, looked at from outside: of a template, of its children, of branches and their branches. */
-import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { copyFileSync, readdirSync, readFileSync, readlinkSync, statSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
 import { ForkdError } from '../../src/contract/errors.js';
 import { Engine } from '../../src/main/engine.js';
+import { runInDisk } from '../../src/main/oci/disk-vm.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import { BASE_TAG, eventually, makeWorld, qemusOf, sharedData } from '../support/world.js';
 
@@ -24,7 +27,7 @@ const NAMESPACES = ['mnt', 'pid', 'net', 'ipc', 'uts'];
 const namespacesOf = (pid: number | 'self') => NAMESPACES.map((name) => readlinkSync(`/proc/${pid}/ns/${name}`));
 
 /** Throws when process `pid` has more than a VMM in jail may have. Returns its user. */
-const requireJailed = (pid: number): number => {
+const requireJailed = (pid: number, builds = false): number => {
   const uids = new Set<number>();
   for (const thread of readdirSync(`/proc/${pid}/task`)) {
     const status = readFileSync(`/proc/${pid}/task/${thread}/status`, 'utf8');
@@ -38,15 +41,19 @@ const requireJailed = (pid: number): number => {
     uids.add(uid);
   }
   assert.is(uids.size, 1);
-  assert.equal(readdirSync(`/proc/${pid}/root`), ['proc']);
+  assert.equal(readdirSync(`/proc/${pid}/root`).sort(), builds ? ['etc', 'proc'] : ['proc']);
   const outside = namespacesOf('self');
-  for (const [i, inside] of namespacesOf(pid).entries()) assert.is.not(inside, outside[i], NAMESPACES[i]);
+  for (const [i, inside] of namespacesOf(pid).entries()) {
+    const isHosts = builds && NAMESPACES[i] === 'net';
+    assert.is(inside === outside[i], isHosts, NAMESPACES[i]);
+  }
+  assert.match(readFileSync(`/proc/${pid}/limits`, 'utf8'), /Max core file size +0 +0/);
+  if (builds) return [...uids][0] as number;
   const cards = readFileSync(`/proc/${pid}/net/dev`, 'utf8').trim().split('\n').slice(2);
   assert.equal(
     cards.map((line) => line.trim().split(':')[0]),
     ['lo'],
   );
-  assert.match(readFileSync(`/proc/${pid}/limits`, 'utf8'), /Max core file size +0 +0/);
   return [...uids][0] as number;
 };
 
@@ -56,7 +63,7 @@ jail(
     const template = await engine.warm(BASE_TAG);
     const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2 });
     const pids = [...template.lanes.map(({ vm }) => vm.vmm.pid), ...sandboxes.map(({ vmm }) => vmm.pid)];
-    const uids = new Set(pids.map(requireJailed));
+    const uids = new Set(pids.map((pid) => requireJailed(pid)));
     assert.is(uids.size, 1);
     const [uid] = [...uids] as [number];
     assert.ok(uid >= limits.jailUidFirst && uid < limits.jailUidFirst + limits.jailUids);
@@ -83,6 +90,42 @@ jail(
       if (!path.startsWith('/memfd:')) assert.is(flags & 3, 0, `${path} can be written`);
     }
     await engine.kill(sandboxes);
+  },
+);
+
+const ASKS = `
+import socket
+card = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+card.settimeout(2)
+card.sendto(b'x', ('192.0.2.1', 9))
+try: socket.create_connection(('192.0.2.1', 9), 0.2)
+except OSError: pass
+try: socket.getaddrinfo('packages.invalid', 80)
+except socket.gaierror: pass
+open('/written', 'wb').write(bytes(range(256)) * 40960)
+`;
+
+jail(
+  'a VM that makes a disk: the same, but for the network of this host and its resolver; it writes its disk',
+  async ({ engine }) => {
+    const world = makeWorld();
+    try {
+      const disk = join(world.root, 'builder.ext4');
+      copyFileSync((await engine.image()).rootfs, disk);
+      truncateSync(disk, statSync(disk).size + 64 * 2 ** 20);
+      execFileSync('resize2fs', [disk], { stdio: 'ignore' });
+      const builder = () => qemusOf(disk);
+      const script = `sleep 1; python3 -c "$1" && stat -c %s /written; sync`;
+      const run = runInDisk(disk, ['sh', '-c', script, 'sh', ASKS], await engine.diskContext());
+      const jailed = (pid: number) => /^Seccomp:\s*2$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+      assert.ok(await eventually(() => builder().some(jailed), 20_000));
+      const uid = requireJailed(builder()[0] as number, true);
+      assert.ok(uid >= limits.jailUidFirst && uid < limits.jailUidFirst + limits.jailUids);
+      const { stdout, stderr } = await run;
+      assert.is(stdout, '10485760\n', stderr);
+    } finally {
+      world.close();
+    }
   },
 );
 

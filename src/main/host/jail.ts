@@ -5,7 +5,14 @@
 import { randomInt } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import type { ForkdError } from '../../contract/errors.js';
-import { JAIL_ANY_CALL, JAIL_PIDS, JAIL_ROOT, JAIL_USER, type JailTerms } from '../../contract/hotfork.js';
+import {
+  JAIL_ANY_CALL,
+  JAIL_PIDS,
+  JAIL_ROOT,
+  JAIL_SOCKETS,
+  JAIL_USER,
+  type JailTerms,
+} from '../../contract/hotfork.js';
 import { limits } from '../../contract/limits.js';
 import type { Confinement } from '../../contract/task.js';
 import { wardenPath } from '../../native/binding.js';
@@ -114,6 +121,8 @@ const NOTHING: JailAbility = {
 export interface JailWishes {
   /** It uses no network namespace that is there, so it gets an empty one of its own. */
   ownNetwork?: boolean;
+  /** It makes a disk: it reaches the network of this host by sockets of its own, and its files may be large. */
+  builds?: boolean;
   /** What it calls is not known well enough to be listed. */
   anyCall?: boolean;
   /** VMs live on without their engine, and so does what their namespaces end with. */
@@ -127,9 +136,16 @@ export interface JailWishes {
 export type MakeJail = (wishes?: JailWishes) => Jail;
 
 export const makeJail: MakeJail = (wishes = {}) => {
-  const { ownNetwork = true, anyCall = false, outlivesEngine = false, sharesPids = false, callsOnly = false } = wishes;
+  const {
+    ownNetwork = true,
+    builds = false,
+    anyCall = false,
+    outlivesEngine = false,
+    sharesPids = false,
+    callsOnly = false,
+  } = wishes;
   const { missing, byUserNamespace } = callsOnly ? NOTHING : jailAbility();
-  const namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (ownNetwork ? CLONE_NEWNET : 0);
+  const namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (ownNetwork && !builds ? CLONE_NEWNET : 0);
   const range = missing.user === undefined ? uidRange() : undefined;
   const anyUid = () => (range ? range.first + randomInt(range.count) : 0);
   const uid = anyUid();
@@ -145,7 +161,7 @@ export const makeJail: MakeJail = (wishes = {}) => {
       ...(missing.namespaces === undefined ? { unshare: namespaces, ownUserNamespace: byUserNamespace } : {}),
       limits: [
         [RLIMIT_CORE, 0],
-        [RLIMIT_FSIZE, limits.jailFileBytes],
+        ...(builds ? [] : ([[RLIMIT_FSIZE, limits.jailFileBytes]] as [number, number][])),
         [RLIMIT_NOFILE, limits.jailDescriptors],
         // Counted for each user: where the user is not its own, it would count what else he runs.
         ...(range ? ([[RLIMIT_NPROC, limits.jailTasks]] as [number, number][]) : []),
@@ -156,6 +172,7 @@ export const makeJail: MakeJail = (wishes = {}) => {
         (missing.namespaces === undefined ? JAIL_ROOT : 0) |
         (ownPids ? JAIL_PIDS : 0) |
         (range ? JAIL_USER : 0) |
+        (builds ? JAIL_SOCKETS : 0) |
         (anyCall ? JAIL_ANY_CALL : 0),
       uid,
       gid: uid,

@@ -6,6 +6,7 @@ import { type Isolation, SERIAL_PORTS } from '../../contract/snapshot.js';
 import { command, lastLines, mustRun } from '../image/command.js';
 import type { GuestImage } from '../image/types.js';
 import { EMULATED_CPU } from '../make-snapshot.js';
+import type { MakeJail } from '../host/jail.js';
 import { type Parent, withParent } from '../parent.js';
 import type { Pool } from '../pool.js';
 import type { VmmDriver } from '../vmm/driver.js';
@@ -28,6 +29,8 @@ export interface DiskContext {
   guest: Pick<GuestImage, 'kernel' | 'initrd'>;
   isolation: Isolation;
   tscKhz: number;
+  /** Hands over what makes its jail, and again when the kernel has refused that one: nothing of the guest has run then. */
+  inJail: <T>(work: (make: MakeJail | undefined) => Promise<T>) => Promise<T>;
   signal?: AbortSignal;
 }
 
@@ -44,7 +47,7 @@ export const runInDisk = async (
   context: DiskContext,
   { env = {}, loopback = [] }: DiskRun = {},
 ): Promise<ExecReply> => {
-  const { pool, driver, guest, isolation, tscKhz, signal } = context;
+  const { pool, driver, guest, isolation, tscKhz, inJail, signal } = context;
   const spec = {
     kernel: guest.kernel,
     initrd: guest.initrd,
@@ -60,7 +63,12 @@ export const runInDisk = async (
     builds: { loopback },
   };
   const options = { pool, driver, name: 'extras', kind: 'parent' as const, waitMs: BOOT_SECS * 1000 };
-  return withParent(spec, { ...options, ...(signal ? { signal } : {}) }, (parent) => exec(pool, parent, args, env));
+  const more = signal ? { signal } : {};
+  return inJail((make) =>
+    withParent(spec, { ...options, ...more, ...(make ? { makeJail: make } : {}) }, (parent) =>
+      exec(pool, parent, args, env),
+    ),
+  );
 };
 
 const exec = async (

@@ -145,10 +145,8 @@ export class QemuDriver implements VmmDriver {
     return {
       file: this.file,
       args: args.flat(),
-      env: [
-        `PATH=/usr/bin:/bin`,
-        ...(builds ? [`LD_PRELOAD=${fencePath}`, `FORKD_FENCE=${builds.loopback.join(',')}`] : []),
-      ],
+      env: [`PATH=/usr/bin:/bin`, ...(builds ? [`FORKD_FENCE=${builds.loopback.join(',')}`] : [])],
+      ...(builds ? { preload: [fencePath] } : {}),
       fds: [[memfd, VmmFd.memory], ...held, ...(typeof tap === 'number' ? [[tap, VmmFd.tap] as [number, number]] : [])],
       qmpTarget: VmmFd.qmp,
       agentTarget: VmmFd.agent,
@@ -161,7 +159,9 @@ export class QemuDriver implements VmmDriver {
 }
 
 const withShim = (start: VmmStart, shim: string | undefined): VmmStart =>
-  shim === undefined ? start : { ...start, preload: [shim], env: [...start.env, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
+  shim === undefined
+    ? start
+    : { ...start, preload: [...(start.preload ?? []), shim], env: [...start.env, `FORKD_HOTFORK_FD=${VmmFd.control}`] };
 
 const HELD = new RegExp(`^/proc/${process.pid}/fd/(\\d+)$`);
 

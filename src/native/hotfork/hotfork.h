@@ -218,7 +218,7 @@ HF_INTERNAL void jail_drop_capabilities(void);
 HF_INTERNAL bool jail_enter(const struct hf_jail* request, struct refusal* why);
 
 // seccomp.c
-HF_INTERNAL bool seccomp_install(struct refusal* why);
+HF_INTERNAL bool seccomp_install(bool sockets, struct refusal* why);
 
 // server.c
 struct control {

@@ -4,6 +4,7 @@
 // In the order that each step allows: an empty root while there are capabilities, then another user, which
 // takes them away, then the filter of system calls (seccomp.c), which forbids the steps before it. libc makes
 // the change of user in every thread.
+#include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
 #include <signal.h>
@@ -43,13 +44,27 @@ static int mount_proc(const char* target, bool own_pids) {
   return mount("/proc", target, NULL, MS_BIND | MS_REC, NULL);
 }
 
+/** libslirp looks there for each name that a guest asks for. A host without one has no names. */
+static int copy_resolver(void) {
+  char text[8192];
+  const int from = open("/etc/resolv.conf", O_RDONLY | O_CLOEXEC);
+  if (from < 0) return 0;
+  const ssize_t bytes = read(from, text, sizeof text);
+  close(from);
+  if (bytes < 0 || mkdir("/dev/root/etc", 0755) != 0) return -1;
+  const int to = open("/dev/root/etc/resolv.conf", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (to < 0) return -1;
+  const bool whole = write(to, text, (size_t)bytes) == bytes;
+  return close(to) == 0 && whole ? 0 : -1;
+}
+
 /**
  * A root with nothing in it but /proc, and read-only. What is open stays open.
  *
  * It is a directory below the root of its mount. To the kernel that is a changed root, inside which nobody
  * may make a user namespace, and come by capabilities that way.
  */
-static bool empty_root(bool own_pids, struct refusal* why) {
+static bool empty_root(bool own_pids, bool resolver, struct refusal* why) {
   // Any directory that is there would do: what the mount hides is not needed again.
   static const char place[] = "/dev";
   const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -61,6 +76,7 @@ static bool empty_root(bool own_pids, struct refusal* why) {
       fine(mkdir("/dev/root/proc", 0755), "jail: mkdir", why) &&
       fine(mount_proc("/dev/root/proc", own_pids),
            own_pids ? "jail: mount /proc of the pid namespace" : "jail: mount /proc", why) &&
+      (!resolver || fine(copy_resolver(), "jail: resolv.conf", why)) &&
       fine(chdir(place), "jail: chdir", why) &&
       // The old root comes to lie on the new one, in the same place, and is taken off again.
       fine(syscall(SYS_pivot_root, ".", "."), "jail: pivot_root", why) &&
@@ -115,7 +131,8 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
   if (!fine(control.null_fd < 0 ? (errno = -control.null_fd, -1) : 0, "jail: open /dev/null", why))
     return false;
   const bool own_pids = (request->flags & HF_JAIL_PIDS) != 0;
-  if ((request->flags & HF_JAIL_ROOT) != 0 && !(no_directories(why) && empty_root(own_pids, why)))
+  if ((request->flags & HF_JAIL_ROOT) != 0 &&
+      !(no_directories(why) && empty_root(own_pids, (request->flags & HF_JAIL_SOCKETS) != 0, why)))
     return false;
   if ((request->flags & HF_JAIL_USER) != 0 && !other_user(request->uid, request->gid, why)) return false;
   if ((request->flags & HF_JAIL_USER) == 0 && !no_capability(why)) return false;
@@ -131,5 +148,6 @@ bool jail_enter(const struct hf_jail* request, struct refusal* why) {
   if (!fine(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "jail: no_new_privs", why)) return false;
   // A file that has reached RLIMIT_FSIZE takes no more: that is a console to be cut short, no reason to die.
   signal(SIGXFSZ, SIG_IGN);
-  return (request->flags & HF_JAIL_ANY_CALL) != 0 || seccomp_install(why);
+  return (request->flags & HF_JAIL_ANY_CALL) != 0 ||
+         seccomp_install((request->flags & HF_JAIL_SOCKETS) != 0, why);
 }

@@ -124,6 +124,8 @@ enum {
   HF_JAIL_ANY_CALL = 4,
   /** With ROOT: it was started in a pid namespace of its own, and /proc has to be that one's. */
   HF_JAIL_PIDS = 8,
+  /** It reaches the host's network by sockets of its own (libslirp), and may make a hole in its disk. */
+  HF_JAIL_SOCKETS = 16,
 };
 
 struct hf_frozen {

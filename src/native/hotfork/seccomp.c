@@ -104,13 +104,24 @@ static const short always[] = {
     SYS_getpid, SYS_getppid, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_getrandom, SYS_uname,
     SYS_sysinfo};
 
-static void build(void) {
+/** What libslirp makes of a guest's connections, and QEMU of a guest that discards blocks of a disk of its
+ * own. */
+static const short for_sockets[] = {SYS_connect,  SYS_bind, SYS_getpeername, SYS_sendmmsg,
+                                    SYS_recvmmsg, SYS_stat, SYS_fallocate,   SYS_ftruncate};
+
+static void build(bool sockets) {
   length = 0;
   load(offsetof(struct seccomp_data, arch));
   emit(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, AUDIT_ARCH_X86_64);
   finish(SECCOMP_RET_KILL_PROCESS);
   load(offsetof(struct seccomp_data, nr));
   for (size_t i = 0; i < sizeof always / sizeof *always; i++) allow(always[i]);
+
+  if (sockets) {
+    for (size_t i = 0; i < sizeof for_sockets / sizeof *for_sockets; i++) allow(for_sockets[i]);
+    // Neither Unix sockets, of which the abstract ones need no file, nor netlink or packets.
+    ALLOW_VALUES(SYS_socket, 0, AF_INET, AF_INET6);
+  }
 
   // Only to read: not even the process's own memory may be written by way of /proc.
   allow_without(SYS_openat, 2, O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND);
@@ -136,8 +147,8 @@ static void build(void) {
   finish(SECCOMP_RET_KILL_PROCESS);
 }
 
-bool seccomp_install(struct refusal* why) {
-  build();
+bool seccomp_install(bool sockets, struct refusal* why) {
+  build(sockets);
   const struct sock_fprog filter = {.len = length, .filter = program};
   *why = (struct refusal){HF_SYSCALL, E2BIG, "jail: seccomp"};
   if (length > INSTRUCTIONS_MAX) return false;
