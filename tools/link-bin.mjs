@@ -1,5 +1,6 @@
-// Runs after the build: makes `npx forkd` in this checkout start the checkout. npm links the commands of dependencies only;
-// without the link npx would install this folder once more, into its own cache, and compile everything again.
+// Runs after the build: npm links the commands of dependencies only, so `node_modules/.bin/forkd` of this checkout is ours to make.
+// npx from 7 on installs the folder that it stands in into its cache the first time, as a link: our scripts run again, and so they find
+// what is built already (`node-gyp configure build`, incremental tsc).
 import { chmodSync, mkdirSync, rmSync, symlinkSync } from 'node:fs';
 
 mkdirSync('node_modules/.bin', { recursive: true });
