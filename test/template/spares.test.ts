@@ -58,8 +58,11 @@ spares('two are taken and the rest is forked; all differ in everything that must
     assert.equal(receipt?.failed, {});
     for (const step of ['kernel_rng', 'clock', 'hostname', 'machine_id', 'boot_id', 'python_random', 'uuid'])
       assert.ok(receipt?.done.includes(step), step);
-    const skew = Number((await engine.eval(id, '__import__("time").time()')).result) - Date.now() / 1000;
-    assert.ok(Math.abs(skew) < 0.1, `clock is ${skew} s off`);
+    // The answer may take its time on a busy host: the guest looked at its clock between the two.
+    const before = Date.now();
+    const guest = Number((await engine.eval(id, '__import__("time").time()')).result) * 1000;
+    const after = Date.now();
+    assert.ok(guest > before - 100 && guest < after + 100, `${guest} is not between ${before} and ${after}`);
   }
 });
 
