@@ -122,7 +122,8 @@ const scenarios: Record<string, () => Promise<void>> = {
       await faulter.must('reap');
       assert.equal(native.faultSweep(serving.handle), 1);
     }
-    assert.equal(await settledFdCount(), before);
+    // Fewer, where one that was closing was still counted before.
+    assert.ok((await settledFdCount()) <= before);
     await faulter.must(`check 0 ${PAGES} 1 1`);
     await serving.close();
   },
