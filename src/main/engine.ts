@@ -19,7 +19,6 @@ import { hasCard, type Isolation, type SnapshotManifest, SERIAL_PORTS } from '..
 import { native, shimPath } from '../native/binding.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { SOCKET_PATH_MAX, Switchboard } from './agent/switchboard.js';
 import { Jails, type JailTerms } from './host/jails.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
@@ -31,7 +30,7 @@ import { canBePartial, LoadedSnapshot } from './memory/loaded.js';
 import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { withParent } from './parent.js';
-import { hostFile, imagesDir, sandboxesDir, snapshotsDir } from './paths.js';
+import { hostFile, imagesDir, snapshotsDir } from './paths.js';
 import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
 import { givenNames } from './network/names.js';
 import { canMakeNetworks, Networks } from './network/networks.js';
@@ -41,7 +40,7 @@ import { type FanOut, type Origin, type RunContext, runFork } from './planner/ru
 import { Pool } from './pool.js';
 import { end } from './sandbox/end.js';
 import { joinGroups } from './sandbox/join.js';
-import { Records } from './sandbox/registry.js';
+import { Publisher } from './sandbox/publisher.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
 import { Warden } from './sandbox/warden.js';
@@ -151,15 +150,14 @@ export class Engine {
   readonly #closing = new Set<Promise<void>>();
   readonly namespaces = new Namespaces();
   readonly networks: Networks;
-  readonly #records = new Records(sandboxesDir());
-  #board: Promise<Switchboard> | undefined;
-  #boardDir: WorkDir | undefined;
+  readonly publisher: Publisher;
   #driver: Promise<QemuDriver> | undefined;
   readonly #jails: Jails;
 
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
     this.networks = new Networks(this.pool, options.resident);
+    this.publisher = new Publisher(options.agentSocket);
     const { jail = true, tied: outlivesEngine = false } = options;
     this.#jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
   }
@@ -578,34 +576,9 @@ export class Engine {
     };
   }
 
-  /** Makes sandboxes reachable for other processes: on the one socket of this engine, and by a record each. Throws what the file system throws. */
-  async publish(sandboxes: Sandbox[]): Promise<void> {
-    const board = await this.openBoard();
-    const fresh = sandboxes.filter(({ id, state }) => state === 'ready' && !board.has(id));
-    for (const sandbox of fresh) {
-      sandbox.socket = board.path;
-      board.offer(sandbox.id, sandbox.agent);
-    }
-    const records = fresh.map((one) => ({
-      ...{ info: one.info(), socket: board.path, snapshotRoot: one.birth.snapshot?.memory_root },
-    }));
-    this.#records.add(records);
-  }
-
-  /** The socket at which sandboxes are offered; else it is made for the first of them. Throws what the file system throws. */
-  openBoard(): Promise<Switchboard> {
-    this.#board ??= this.#newBoard().catch((error: unknown) => {
-      this.#board = undefined;
-      throw error;
-    });
-    return this.#board;
-  }
-
-  #newBoard(): Promise<Switchboard> {
-    const { agentSocket = '' } = this.options;
-    if (agentSocket !== '' && Buffer.byteLength(agentSocket) <= SOCKET_PATH_MAX) return Switchboard.open(agentSocket);
-    this.#boardDir ??= WorkDir.create('engine', 'agents');
-    return Switchboard.open(this.#boardDir.file('agents.sock'));
+  /** Makes sandboxes reachable for other processes. Throws what the file system throws. */
+  publish(sandboxes: Sandbox[]): Promise<void> {
+    return this.publisher.publish(sandboxes);
   }
 
   /** Offers a sandbox's agent at an address of this host. Throws LISTEN_FAILED. */
@@ -783,11 +756,7 @@ export class Engine {
 
   #forget(sandbox: Sandbox): void {
     this.#sandboxes.delete(sandbox.id);
-    this.#board?.then(
-      (board) => board.withdraw(sandbox.id),
-      () => undefined,
-    );
-    this.#records.remove(sandbox.id);
+    this.publisher.forget(sandbox.id);
   }
 
   /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
@@ -800,9 +769,7 @@ export class Engine {
     if (!leave) await Promise.all(this.#closing);
     await this.networks.close({ leave });
     await this.pool.close();
-    (await this.#board)?.close();
-    this.#records.close();
-    this.#boardDir?.close();
+    await this.publisher.close();
   }
 }
 

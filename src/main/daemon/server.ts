@@ -140,7 +140,7 @@ export class Daemon {
     connections.watch(daemon.#tcp);
     try {
       await app.ready();
-      await engine.openBoard();
+      await engine.publisher.open();
       for (const told of await survivors.takeOver()) app.log.warn(told);
       for (const told of await workspaces.recover()) app.log.warn(told);
       for (const told of await tidy(engine.store.root)) app.log.warn(told);

@@ -101,7 +101,9 @@ export class Records {
 
   #writeAnew(): void {
     const made = `${this.#path}.tmp`;
-    const fd = openSync(made, 'w', 0o600);
+    // Appended to, as the one before: what is cut back leaves no hole.
+    rmSync(made, { force: true });
+    const fd = openSync(made, 'a', 0o600);
     try {
       writeWhole(fd, [...this.#lines.values()].join(''));
       renameSync(made, this.#path);
