@@ -224,8 +224,19 @@ client('programs while they run, files and ports, over the socket and over the p
   await controller.execCommand(ending, ['touch', '/srv/new']);
   const { value: first } = await told.next();
   assert.equal(first, { event: 'created', path: '/srv/new', is_dir: false });
+  // Both have heard of it before it ends.
+  const pieces = watching.body?.pipeThrough(new TextDecoderStream()).getReader();
+  let text = '';
+  const listen = async (isEnough: () => boolean) => {
+    for (let isOver = false; !isOver && !isEnough(); ) {
+      const { done = true, value = '' } = (await pieces?.read()) ?? {};
+      text += value;
+      isOver = done;
+    }
+  };
+  await listen(() => text.includes('/srv/new'));
   await controller.killSandbox(ending);
-  const text = await watching.text();
+  await listen(() => false);
   assert.match(text, /^: forkd\n\nevent: created\ndata: \{.*"path":"\/srv\/new".*\}\n\n/);
   assert.match(text, /event: failed\ndata: \{"error":".*","code":"[A-Z_]+","hint":".*"\}\n\n$/);
   const broken = await refusal(
