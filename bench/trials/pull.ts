@@ -72,7 +72,7 @@ const trial = async ({ n, mbits, delay_ms }: Parameters): Promise<Trial> => {
   for (let i = 0; i < 2; i++) await forkOnce(n);
   const engine = new Engine();
   const out = join(folder, 'bench.tar.zst');
-  await pack(engine.store, { tag: BENCH_TAG, out }, engine.pool);
+  await pack(engine.store, { tag: BENCH_TAG, out });
   await engine.close();
   const link = spawn(
     process.execPath,

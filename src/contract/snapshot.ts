@@ -2,7 +2,7 @@
  * What `snapshot.json` says. Keys of the reference come first; a reader ignores keys it does not know and never
  * invents the ones that are absent: a directory without `vmm` is not one that this engine can restore.
  */
-export const SNAPSHOT_FORMAT = 2;
+export const SNAPSHOT_FORMAT = 3;
 
 /** The files of a snapshot directory. */
 export const MANIFEST_FILE = 'snapshot.json';
@@ -35,7 +35,8 @@ export interface Volume {
 
 export interface FileDigest {
   path: string;
-  sha256: string;
+  /** Of all of it, as b3sum(1) prints it. */
+  blake3: string;
   bytes: number;
   /** When it was hashed it had this mtime: unchanged size and mtime spare a second hash. */
   mtime_ms: number;

@@ -125,7 +125,7 @@ const withoutRun = ({ args: _args, timeoutSecs: _timeout, ...request }: RunReque
 const isReady = async (engine: Engine, tag: string, { record }: Rootfs, request: RunRequest): Promise<boolean> => {
   try {
     const m = engine.store.manifest(tag);
-    if (m.rootfs_digest.sha256 !== record.sha256 || m.memory_mib !== (request.memoryMib ?? DEFAULT_MEMORY_MIB))
+    if (m.rootfs_digest.blake3 !== record.blake3 || m.memory_mib !== (request.memoryMib ?? DEFAULT_MEMORY_MIB))
       return false;
     if (m.tap !== request.tap || (request.kernel !== undefined && m.kernel.path !== request.kernel)) return false;
     (await engine.load(tag)).close();

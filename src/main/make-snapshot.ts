@@ -16,6 +16,7 @@ import {
   SERIAL_PORTS,
 } from '../contract/snapshot.js';
 import { formatBytes, MiB } from '../contract/units.js';
+import { fileDigest } from './file-digest.js';
 import { GATEWAY_ADDRESS } from '../net/ruleset.js';
 import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
 import { type Parent, withParent } from './parent.js';
@@ -115,9 +116,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       );
     }
     onStep(`booting the parent (${spec.isolation}, ${spec.memoryMib} MiB, at most ${bootWaitSecs} s)`);
-    const digests = pool.run('hash', {
-      paths: [spec.kernel, spec.initrd, spec.rootfs, ...spec.volumes.map((v) => v.host_path)],
-    });
+    const digests = digestsOf([spec.kernel, spec.initrd, spec.rootfs, ...spec.volumes.map((v) => v.host_path)]);
     digests.catch(() => undefined);
     const save = async (parent: Parent) => {
       requireMounted(spec.volumes, parent.sandbox.birth.consolePath);
@@ -139,7 +138,7 @@ export const makeSnapshot = async (request: SnapshotRequest, context: SnapshotCo
       },
       save,
     );
-    const [kernel, initrd, rootfs, ...volumeDigests] = (await digests).digests.map(withMtime);
+    const [kernel, initrd, rootfs, ...volumeDigests] = await digests;
     const manifest: SnapshotManifest = {
       vmstate: join(store.dir(tag), STATE_FILE),
       memory: join(store.dir(tag), MEMORY_FILE),
@@ -232,10 +231,16 @@ const requireRange = (argument: string, value: number, min: number, max: number)
   });
 };
 
-const withMtime = (digest: { path: string; sha256: string; bytes: number }): FileDigest => ({
-  ...digest,
-  mtime_ms: statSync(digest.path).mtimeMs,
-});
+/** One after the other: the guest is booting beside it. */
+const digestsOf = async (paths: string[]): Promise<FileDigest[]> => {
+  const digests: FileDigest[] = [];
+  for (const path of paths) {
+    // Before it is read: what changes it meanwhile is noticed later.
+    const { mtimeMs: mtime_ms } = statSync(path);
+    digests.push({ path, ...(await fileDigest(path)), mtime_ms });
+  }
+  return digests;
+};
 
 const saveInput = (
   { sandbox, memfd }: Parent,

@@ -11,6 +11,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterMemfd(env, exports);
   forkd::RegisterPageMap(env, exports);
   forkd::RegisterLayer(env, exports);
+  forkd::RegisterDigest(env, exports);
   forkd::RegisterLayerImage(env, exports);
   forkd::RegisterLayerProcess(env, exports);
   forkd::RegisterLayerCompact(env, exports);

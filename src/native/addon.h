@@ -10,6 +10,7 @@ void RegisterFile(Napi::Env env, Napi::Object exports);
 void RegisterMemfd(Napi::Env env, Napi::Object exports);
 void RegisterPageMap(Napi::Env env, Napi::Object exports);
 void RegisterLayer(Napi::Env env, Napi::Object exports);
+void RegisterDigest(Napi::Env env, Napi::Object exports);
 void RegisterLayerImage(Napi::Env env, Napi::Object exports);
 void RegisterLayerProcess(Napi::Env env, Napi::Object exports);
 void RegisterLayerCompact(Napi::Env env, Napi::Object exports);

@@ -221,7 +221,7 @@ export interface Native {
   /**
    * Decompresses the frames of `pack`, pairs of [bytes in the file, bytes unpacked], and puts `segments` of the content where they belong: quadruples of
    * [begin in the content, bytes, descriptor, offset] (-1: into `aside`; -2: they must be zero). They may overlap; frames without any are not read. Zeros of files become holes:
-   * the files are new, fallocate(2). `split`: frames from it on are begun at once with the first. Returns SHA-256, in hex, of each part of the content that `hashed` names,
+   * the files are new, fallocate(2). `split`: frames from it on are begun at once with the first. Returns BLAKE3, in hex, of each part of the content that `hashed` names,
    * pairs of [begin, bytes] in frames from `split` on. As framesWrite otherwise. Throws an Error for a frame that is damaged.
    */
   framesRead(
@@ -234,10 +234,10 @@ export interface Native {
     threads: number,
     progress: BigInt64Array,
   ): Promise<string[]>;
-  /** SHA-256 of `data`, in hex, as framesRead makes it. `isPlain`: as on a processor without instructions for it. */
-  sha256(data: Uint8Array, isPlain: boolean): string;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;
+  /** The same of a whole file, read from its beginning in a thread of its own, and how long it is. `fd` stays open until then. Throws ErrnoError. */
+  fdBlake3(fd: number): Promise<{ blake3: string; bytes: number }>;
 
   /**
    * Merges a chain of layers (base first) into one table of chunks. Returns a handle that is valid in every worker. The descriptors are

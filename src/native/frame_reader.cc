@@ -92,7 +92,7 @@ FrameError FrameReader::Run(unsigned threads) {
 
 std::vector<Digest> FrameReader::Digests() {
   std::vector<Digest> digests;
-  for (Sha256& hash : hashes_) digests.push_back(hash.Finish());
+  for (const DigestStream& hash : hashes_) digests.push_back(hash.Finish());
   return digests;
 }
 

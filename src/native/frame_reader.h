@@ -4,8 +4,8 @@
 #include <mutex>
 #include <vector>
 
+#include "digest.h"
 #include "frames.h"
-#include "sha256.h"
 
 namespace forkd {
 
@@ -32,7 +32,7 @@ class FrameReader {
   };
 
   // `split`: frames before it and those from it on are begun at once. They hold different files, and writers
-  // of one file wait for each other. `hashed`: gets SHA-256 of these parts, which lie behind `split`, while
+  // of one file wait for each other. `hashed`: gets BLAKE3 of these parts, which lie behind `split`, while
   // they are in memory.
   FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
               size_t split, std::vector<Part> hashed, FrameProgress progress);
@@ -68,7 +68,7 @@ class FrameReader {
   };
   Half halves_[2];
   Writeback writeback_;
-  std::vector<Sha256> hashes_;
+  std::vector<DigestStream> hashes_;
   size_t turn_;  // the frame that is to be hashed
   std::mutex mutex_;
   std::condition_variable moved_;

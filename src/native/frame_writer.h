@@ -6,6 +6,8 @@
 
 #include "frames.h"
 
+struct ZSTD_CCtx_s;
+
 namespace forkd {
 
 // Compresses pieces of files into frames: each thread reads and compresses the next frame, and whoever has
@@ -43,7 +45,7 @@ class FrameWriter {
   };
 
   void Work();
-  FrameError Make(size_t frame, uint8_t* content, struct ZSTD_CCtx_s* zstd, Slot* slot);
+  FrameError Make(size_t frame, uint8_t* content, ZSTD_CCtx_s* zstd, Slot* slot);
   // `has_given`: whether it has bytes that were given.
   FrameError Read(size_t frame, uint8_t* into, bool* has_given) const;
   // Waits until the slot of a frame is free; false when nothing more is to be done.

@@ -4,7 +4,6 @@
 #include "addon.h"
 #include "args.h"
 #include "layer_index.h"
-#include "sha256.h"
 
 namespace forkd {
 
@@ -64,29 +63,10 @@ Napi::Value LayerOpen(const Napi::CallbackInfo& info) {
   return result;
 }
 
-Napi::Value Blake3(const Napi::CallbackInfo& info) {
-  Args args(info);
-  std::span<uint8_t> data = args.Bytes(0, "data");
-  if (!args.Ok()) return {};
-  return Napi::String::New(info.Env(), ToHex(DigestOf(data.data(), data.size())));
-}
-
-Napi::Value Sha256Of(const Napi::CallbackInfo& info) {
-  Args args(info);
-  std::span<uint8_t> data = args.Bytes(0, "data");
-  bool is_plain = args.Bool(1, "isPlain");
-  if (!args.Ok()) return {};
-  Sha256 hash(is_plain);
-  hash.Add(data.data(), data.size());
-  return Napi::String::New(info.Env(), ToHex(hash.Finish()));
-}
-
 }  // namespace
 
 void RegisterLayer(Napi::Env env, Napi::Object exports) {
   Export<LayerOpen>(env, exports, "layerOpen");
-  Export<Blake3>(env, exports, "blake3");
-  Export<Sha256Of>(env, exports, "sha256");
 }
 
 }  // namespace forkd

@@ -2,7 +2,6 @@
  * Damaged and forged packs: whatever the bytes, a pack is unpacked as it was made, or refused by one of its errors, and nothing is left. Seeded, so that a
  * failure can be repeated.
  */
-import { createHash } from 'node:crypto';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,8 +11,8 @@ import { Http } from '../../src/http/client.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { pullLazy } from '../../src/main/hub/pull-lazy.js';
 import { unpack } from '../../src/main/hub/unpack.js';
-import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
+import { native } from '../../src/native/binding.js';
 import { sendFile, serve } from '../support/http.js';
 import { putBase } from '../support/layers.js';
 import { framed, unframed } from '../support/packs.js';
@@ -37,7 +36,6 @@ const randoms = (seed: number) => {
 
 const next = randoms(SEED);
 const root = mkdtempSync(join(tmpdir(), 'fuzz-packs-'));
-const pool = new Pool();
 const store = new Store(join(root, 'from'));
 const target = new Store(join(root, 'to'));
 let good: Buffer;
@@ -121,16 +119,14 @@ const test = suite('fuzz of packs');
 test.before(async () => {
   const path = join(root, 'disk');
   writeFileSync(path, Buffer.alloc(70_000, 'disk'));
-  const sha256 = createHash('sha256').update(readFileSync(path)).digest('hex');
-  const disk = { path, sha256, bytes: 70_000, mtime_ms: statSync(path).mtimeMs };
+  const disk = { path, blake3: native.blake3(readFileSync(path)), bytes: 70_000, mtime_ms: statSync(path).mtimeMs };
   putBase(store, 'base', { 0: 1, 20: 2, 400: 3 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
   const out = join(root, 'good');
-  await pack(store, { tag: 'base', out }, pool);
+  await pack(store, { tag: 'base', out });
   good = readFileSync(out);
   content = await unframed(good);
 });
-test.after(async () => {
-  await pool.close();
+test.after(() => {
   rmSync(root, { recursive: true, force: true });
 });
 

@@ -1,5 +1,5 @@
 /** Packs: there and back, and samples made to harm. Each hostile one must leave the store as it was. */
-import { createHash, generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
+import { generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
 import {
   existsSync,
   mkdirSync,
@@ -28,8 +28,8 @@ import { pack } from '../../src/main/hub/pack.js';
 import { unpack } from '../../src/main/hub/unpack.js';
 import { TarReader } from '../../src/main/hub/tar-reader.js';
 import { header } from '../../src/main/hub/tar-writer.js';
-import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
+import { native } from '../../src/native/binding.js';
 import { CLI, forkd, start, startCli } from '../support/cli.js';
 import { framed, unframed } from '../support/packs.js';
 import { PAGE, putBase, putDiff, putImage, Subject } from '../support/layers.js';
@@ -42,7 +42,6 @@ interface Entry {
 }
 
 const root = mkdtempSync(join(tmpdir(), 'packs-'));
-const pool = new Pool();
 const store = new Store(join(root, 'from'));
 const target = new Store(join(root, 'to'));
 const good = join(root, 'good.tar.zst');
@@ -51,8 +50,7 @@ let entries: Entry[] = [];
 const disk = (name: string, content: string | Buffer): FileDigest => {
   const path = join(root, name);
   writeFileSync(path, content);
-  const sha256 = createHash('sha256').update(content).digest('hex');
-  return { path, sha256, bytes: content.length, mtime_ms: statSync(path).mtimeMs };
+  return { path, blake3: native.blake3(Buffer.from(content)), bytes: content.length, mtime_ms: statSync(path).mtimeMs };
 };
 
 const listen = (bytes: Buffer): Promise<Entry[]> =>
@@ -121,11 +119,10 @@ packs.before(async () => {
   await subject.write({ 3: 7 });
   putDiff(store, 'child', 'base', subject);
   await subject.end();
-  await pack(store, { tag: 'child', out: good, description: 'a "test"' }, pool);
+  await pack(store, { tag: 'child', out: good, description: 'a "test"' });
   entries = await listen(await unframed(readFileSync(good)));
 });
-packs.after(async () => {
-  await pool.close();
+packs.after(() => {
   rmSync(root, { recursive: true, force: true });
 });
 
@@ -250,7 +247,7 @@ packs('pages that memory shares with its root disk or its kernel are stored once
   ]);
   putImage(world, 'shared', { ...image, 5: Buffer.alloc(PAGE, 5), 500: Buffer.alloc(PAGE, 6) }, rest);
   const out = join(root, 'shared.tar.zst');
-  const { bytes } = await pack(world, { tag: 'shared', out }, pool);
+  const { bytes } = await pack(world, { tag: 'shared', out });
   const noise = content.length + loaded.length;
   assert.ok(bytes < noise + 100 * 1024, `${bytes} bytes hold ${noise} of noise once`);
   const back = new Store(join(root, 'shared-back'));
@@ -265,7 +262,7 @@ packs('what was touched first travels with a pack, and is in front', async () =>
   const file = join(store.dir('base'), 'working-set');
   writeFileSync(file, order);
   const out = join(root, 'touched.tar.zst');
-  await pack(store, { tag: 'base', out }, pool);
+  await pack(store, { tag: 'base', out });
   rmSync(file);
   const list = await listen(await unframed(readFileSync(out)));
   const first = list.find(({ name }) => name.endsWith('memory.first'))?.body as Buffer;
@@ -282,17 +279,14 @@ packs('lists of shared pages that point outside or backwards are refused', async
   const list = async (...runs: number[]): Promise<string> => {
     const body = Buffer.alloc(runs.length * 4);
     runs.forEach((value, i) => void body.writeUInt32LE(value, i * 4));
-    const sha256 = createHash('sha256').update(body).digest('hex');
-    const old = createHash('sha256')
-      .update(entries[at]?.body as Buffer)
-      .digest('hex');
+    const old = native.blake3(entries[at]?.body as Buffer);
     return edited(([first, ...rest]) => {
       const text = (first as Entry).body.toString();
       const named = text.indexOf(`"${entries[at]?.name}"`);
       const changed = text
         .slice(named)
         .replace(/size = \d+/, `size = ${body.length}`)
-        .replace(old, sha256);
+        .replace(old, native.blake3(body));
       return [
         { ...(first as Entry), body: Buffer.from(text.slice(0, named) + changed) },
         ...rest.map((one, i) => (i + 1 === at ? { ...one, body } : one)),
@@ -315,7 +309,7 @@ packs('lists of shared pages that point outside or backwards are refused', async
 packs('a signature is held to what it signs, and to the keys that are trusted', async () => {
   const [mine, other] = [generateKeyPairSync('ed25519'), generateKeyPairSync('ed25519')];
   const out = join(root, 'signed.tar.zst');
-  await pack(store, { tag: 'child', out, signingKey: mine.privateKey }, pool);
+  await pack(store, { tag: 'child', out, signingKey: mine.privateKey });
   const open = async (path: string, trusted: KeyObject[]): Promise<string> => {
     const world = new Store(join(root, 'trust'));
     const made = await unpack(world, { path, trusted }).then(
@@ -391,7 +385,7 @@ packs('an encrypted pack opens for its recipients, and for nobody else', async (
   const [mine, theirs, other] = await Promise.all([generateIdentity(), generateIdentity(), generateIdentity()]);
   const recipients = await Promise.all([mine, theirs].map((identity) => identityToRecipient(identity)));
   const out = join(root, 'secret.tar.zst.age');
-  await pack(store, { tag: 'child', out, recipients }, pool);
+  await pack(store, { tag: 'child', out, recipients });
   const bytes = readFileSync(out);
   assert.not(bytes.includes('manifest.toml') || bytes.includes(Buffer.from([0x28, 0xb5, 0x2f, 0xfd])));
   const open = async (content: Buffer, identities: string[]): Promise<string> => {
@@ -575,7 +569,7 @@ packs('a pack that is killed leaves what cleanup finds, and one that shows its p
 packs('nothing is left of a pack that fails', async () => {
   writeFileSync(join(root, 'r'), 'another disk');
   const out = join(root, 'fails.tar.zst');
-  const code = await pack(store, { tag: 'child', out }, pool).catch((error: ForkdError) => error.code);
+  const code = await pack(store, { tag: 'child', out }).catch((error: ForkdError) => error.code);
   assert.is(code, 'SNAPSHOT_INCOMPATIBLE');
   assert.equal(
     readdirSync(root).filter((name) => name.startsWith('fails')),

@@ -18,6 +18,7 @@ import { completeSnapshot } from '../../src/main/memory/complete.js';
 import { findPackage } from '../../src/main/hub/registry.js';
 import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
+import { native } from '../../src/native/binding.js';
 import { forkd, startCli } from '../support/cli.js';
 import { type Answerer, type Heard, sendFile, serve, type WebServer } from '../support/http.js';
 import { putBase } from '../support/layers.js';
@@ -78,11 +79,15 @@ transfer.before(async () => {
   const noise = randomBytes(3_000_000);
   const path = join(root, 'disk');
   writeFileSync(path, noise);
-  const hash = createHash('sha256').update(noise).digest('hex');
-  const disk: FileDigest = { path, sha256: hash, bytes: noise.length, mtime_ms: statSync(path).mtimeMs };
+  const disk: FileDigest = {
+    path,
+    blake3: native.blake3(noise),
+    bytes: noise.length,
+    mtime_ms: statSync(path).mtimeMs,
+  };
   putBase(store, 'base', { 1: 1 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
   const out = join(root, 'good.tar.zst');
-  await pack(store, { tag: 'base', out, signingKey: signer.privateKey }, pool);
+  await pack(store, { tag: 'base', out, signingKey: signer.privateKey });
   good = readFileSync(out);
   sha256 = createHash('sha256').update(good).digest('hex');
 });
@@ -360,7 +365,7 @@ transfer('a server that asks for patience gets it, one that refuses is not asked
 
 transfer('push uploads a whole pack with its size, tries again, and says what the server said', async () => {
   const upload = (url: string) =>
-    withHttp((http) => push(http, store, { tag: 'base', url: new URL(url) }, pool)).then(
+    withHttp((http) => push(http, store, { tag: 'base', url: new URL(url) })).then(
       ({ bytes }) => `${bytes}`,
       (error: ForkdError) => `${error.code} ${error.message}`,
     );

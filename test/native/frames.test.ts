@@ -1,10 +1,11 @@
 /** What packs are read with: hashes of what goes through memory, in the order of the content, whichever thread has it. */
-import { createHash, randomBytes } from 'node:crypto';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { fileDigest } from '../../src/main/file-digest.js';
 import { FRAME_BYTES, FrameFile, writeFrames } from '../../src/main/hub/frames.js';
 import { native } from '../../src/native/binding.js';
 
@@ -15,15 +16,13 @@ test.before((context) => {
 });
 test.after(({ folder }) => rmSync(folder, { recursive: true }));
 
-const sha256 = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
-
-test('SHA-256 is that of Node, with the instructions of the processor and without', () => {
-  const data = randomBytes(4096);
-  for (const bytes of [0, 1, 3, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 129, 1000, 4096])
-    for (const isPlain of [false, true]) {
-      const part = data.subarray(0, bytes);
-      assert.is(native.sha256(part, isPlain), sha256(part), `${bytes} ${isPlain}`);
-    }
+test('a file has the hash of its content, whatever its size', async ({ folder }) => {
+  for (const bytes of [0, 1, 2 ** 20 - 1, 2 ** 20, 2 ** 20 + 1, 3 * 2 ** 20]) {
+    const content = randomBytes(bytes);
+    const path = join(folder, 'file');
+    writeFileSync(path, content);
+    assert.equal(await fileDigest(path), { blake3: native.blake3(content), bytes });
+  }
 });
 
 test('parts of the content are hashed in their order by many threads, and zeros become holes', async ({ folder }) => {
@@ -50,7 +49,10 @@ test('parts of the content are hashed in their order by many threads, and zeros 
     const split = frames.frameAt(front.length);
     const list = Uint32Array.from(frames.frames);
     const digests = await native.framesRead(fd, list, all, aside, split, hashed, threads, progress);
-    assert.equal(digests, disks.map(sha256));
+    assert.equal(
+      digests,
+      disks.map((disk) => native.blake3(disk)),
+    );
     assert.ok(aside.equals(content));
   }
   assert.ok(readFileSync(join(folder, 'out')).equals(disks[1]));

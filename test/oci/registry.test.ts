@@ -1,5 +1,5 @@
 /** Registries on loopback: images and packs, users and tokens, and registries that lie, break off or never end. */
-import { createHash, randomBytes } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,11 +10,11 @@ import type { FileDigest } from '../../src/contract/snapshot.js';
 import { Http } from '../../src/http/client.js';
 import { pullsDir } from '../../src/main/hub/pull.js';
 import { blobsDir, buildRootfs } from '../../src/main/oci/rootfs.js';
-import { Pool } from '../../src/main/pool.js';
 import { parseArtifact, pullArtifact, pushArtifact } from '../../src/main/registry/artifact.js';
 import { registryImage } from '../../src/main/registry/image.js';
 import { parseReference, type Reference, showReference } from '../../src/main/registry/reference.js';
 import { Store } from '../../src/main/store/store.js';
+import { native } from '../../src/native/binding.js';
 import { forkd } from '../support/cli.js';
 import { putBase } from '../support/layers.js';
 import { type BuiltImage, buildImage, layer, sha } from '../support/oci.js';
@@ -23,7 +23,6 @@ import { type RegistryOptions, startRegistry, type TestRegistry } from '../suppo
 const root = mkdtempSync(join(tmpdir(), 'registry-'));
 const cache = join(root, 'cache');
 const login = join(root, 'login');
-const pool = new Pool();
 let image: BuiltImage;
 
 const test = suite('registries');
@@ -39,8 +38,7 @@ test.before(async () => {
     await layer([{ name: 'etc/hello', body: 'hello' }]),
   ]);
 });
-test.after(async () => {
-  await pool.close();
+test.after(() => {
   rmSync(root, { recursive: true, force: true });
 });
 test.before.each(() => {
@@ -135,7 +133,7 @@ test('by tag and by digest, out of an index, with a token; blobs elsewhere get n
     for (const { headers } of registry.storeHeard) assert.is(headers.authorization, undefined);
     assert.equal(parts(), []);
     const pinned = await buildRootfs(cache, { image: `${registry.host}/team/app@${image.manifest.digest}` });
-    assert.equal([pinned.cached, pinned.record.sha256], [true, record.sha256]);
+    assert.equal([pinned.cached, pinned.record.blake3], [true, record.blake3]);
     assert.is(registry.storeHeard.length, before + 1, 'its configuration only');
   });
 });
@@ -261,8 +259,12 @@ test('snapshots: pushed in pieces, what is there is not sent again, pulled by ta
   const noise = randomBytes(3_000_000);
   const path = join(root, 'disk');
   writeFileSync(path, noise);
-  const digest = createHash('sha256').update(noise).digest('hex');
-  const disk: FileDigest = { path, sha256: digest, bytes: noise.length, mtime_ms: statSync(path).mtimeMs };
+  const disk: FileDigest = {
+    path,
+    blake3: native.blake3(noise),
+    bytes: noise.length,
+    mtime_ms: statSync(path).mtimeMs,
+  };
   const from = new Store(join(root, 'data/forkd/snapshots'));
   const to = new Store(join(root, 'to'));
   putBase(from, 'base', { 1: 1 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
@@ -276,7 +278,7 @@ test('snapshots: pushed in pieces, what is there is not sent again, pulled by ta
   };
   await withRegistry({ auth: 'token', beforeBlob }, async (registry) => {
     const reference = parseArtifact(`oci://${registry.host}/team/base:v1`, 'URL', 'push');
-    const push = (piece: number) => pushArtifact(http, from, { tag: 'base', reference }, pool, {}, piece);
+    const push = (piece: number) => pushArtifact(http, from, { tag: 'base', reference }, {}, piece);
     const pull = (one: Reference) => outcomeOf(pullArtifact(http, to, { reference: one, tag: 'base' }));
     const pushed = await push(1_000_000);
     assert.equal([pushed.bytes_there, registry.blobs.size], [0, 1 + Math.ceil(pushed.bytes / 1_000_000)]);

@@ -1,6 +1,6 @@
 import { SNAPSHOT_FORMAT, type SnapshotManifest } from '../../src/contract/snapshot.js';
 
-const file = (path: string) => ({ path, sha256: '0'.repeat(64), bytes: 1, mtime_ms: 1 });
+const file = (path: string) => ({ path, blake3: '0'.repeat(64), bytes: 1, mtime_ms: 1 });
 
 /** A manifest that is right in every key, for code that is asked before any file is. */
 export const manifest = (change: Partial<SnapshotManifest> = {}): SnapshotManifest => ({

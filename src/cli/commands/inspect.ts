@@ -45,11 +45,11 @@ const show = ({ tag, dir, layers, image, working_set, compatibility }: Inspectio
     ['vmm', `${vmm.name} ${vmm.version}, machine ${vmm.machine}, cpu ${vmm.cpu_model}, ${vcpus} vCPU`],
     ['clock', `${tsc_khz} kHz`],
     ['agent', `generation ${agent_generation}`],
-    ['kernel', `${kernel.path}  sha256 ${kernel.sha256.slice(0, HASH_CHARS)}`],
-    ['rootfs', `${rootfs.path}  sha256 ${rootfs.sha256.slice(0, HASH_CHARS)}`],
-    ...volumes.map(({ path, sha256 }): [string, string] => [
+    ['kernel', `${kernel.path}  blake3 ${kernel.blake3.slice(0, HASH_CHARS)}`],
+    ['rootfs', `${rootfs.path}  blake3 ${rootfs.blake3.slice(0, HASH_CHARS)}`],
+    ...volumes.map(({ path, blake3 }): [string, string] => [
       'volume',
-      `${path}  sha256 ${sha256.slice(0, HASH_CHARS)}`,
+      `${path}  blake3 ${blake3.slice(0, HASH_CHARS)}`,
     ]),
     ['tap', tap ?? undefined],
   ]);

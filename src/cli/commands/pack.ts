@@ -42,10 +42,14 @@ export const pack: Command = {
       step(`packing '${tag}'`);
       const bar = new Bar('   ', formatBytes);
       const onProgress = (at: number, total: number) => bar.update(at, total);
-      const packed = await packSnapshot(engine.store, { ...request, recipients }, engine.pool, {
-        signal,
-        onProgress,
-      }).finally(() => bar.end());
+      const packed = await packSnapshot(
+        engine.store,
+        { ...request, recipients },
+        {
+          signal,
+          onProgress,
+        },
+      ).finally(() => bar.end());
       line(`✓ ${packed.out}: ${formatBytes(packed.bytes)} of ${formatBytes(packed.content_bytes)}`);
       if (options.flag('json')) printJson({ tag, ...packed });
       return 0;

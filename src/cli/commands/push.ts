@@ -51,8 +51,8 @@ export const push: Command = {
         };
         const full = { ...request, recipients };
         const pushed = url
-          ? await pushPack(http, engine.store, { ...full, url }, engine.pool, hooks)
-          : await pushArtifact(http, engine.store, { ...full, reference: reference as Reference }, engine.pool, hooks);
+          ? await pushPack(http, engine.store, { ...full, url }, hooks)
+          : await pushArtifact(http, engine.store, { ...full, reference: reference as Reference }, hooks);
         bar.end();
         line(`✓ '${tag}' is at ${'digest' in pushed ? pushed.reference : pushed.url} (${formatBytes(pushed.bytes)})`);
         if ('digest' in pushed)

@@ -82,7 +82,7 @@ const tagOf = (store: Store, { name, live }: Named): string => {
 
 const haveSameDisk = (store: Store, sides: [Named, Named]): boolean => {
   try {
-    const [one, other] = sides.map((side) => store.manifest(tagOf(store, side)).rootfs_digest.sha256);
+    const [one, other] = sides.map((side) => store.manifest(tagOf(store, side)).rootfs_digest.blake3);
     return one === other;
   } catch {
     // The snapshot of a sandbox may be gone.

@@ -7,11 +7,11 @@ import { isTag } from '../../contract/names.js';
 export const PACK_VERSION = 3;
 export const PACK_MANIFEST = 'manifest.toml';
 
-/** One entry of the archive. A layer, and what was moved out of it, is known by its root hash, every other file by its SHA-256. */
+/** One entry of the archive. A layer, and what was moved out of it, is known by its root hash, every other file by its BLAKE3. */
 export interface PackFile {
   path: string;
   size: number;
-  sha256?: string;
+  blake3?: string;
   root?: string;
   /** Of memory.pages: the root disk, and further disks: where the pages are. */
   disk?: string;
@@ -34,7 +34,7 @@ export interface PackManifest {
 }
 
 export const linkPath = (tag: string, file: string): string => `chain/${tag}/${file}`;
-export const diskPath = (sha256: string): string => `disks/${sha256}`;
+export const diskPath = (blake3: string): string => `disks/${blake3}`;
 /** The disks through which pages are counted. */
 export const sharedDisks = ({ disk = '', also = [] }: PackFile): string[] => [disk, ...also].map(diskPath);
 
@@ -104,11 +104,12 @@ const firstWrong = ({ tag, chain, files }: Partial<PackManifest>): string | unde
     const kind = i < expected.length ? LINK_FILES[i % LINK_FILES.length] : undefined;
     if (!Number.isSafeInteger(file.size) || file.size < (kind && MAY_BE_EMPTY.includes(kind) ? 0 : 1))
       return `the size of ${file.path} is wrong`;
+    if ('sha256' in file) return 'an older version of forkd made it; pack it again';
     const root = chain[Math.floor(i / LINK_FILES.length)]?.memory_root;
-    if (kind && OF_LAYER.includes(kind) ? file.root !== root : !HASH.test(String(file.sha256)))
+    if (kind && OF_LAYER.includes(kind) ? file.root !== root : !HASH.test(String(file.blake3)))
       return `the hash of ${file.path} is wrong`;
     if (kind === 'memory.pages' && !haveDisksOf(disks, file)) return `a disk of ${file.path} is not in it`;
-    if (i >= expected.length && file.path !== diskPath(String(file.sha256))) return 'a disk is not named by its hash';
+    if (i >= expected.length && file.path !== diskPath(String(file.blake3))) return 'a disk is not named by its hash';
   }
   if (new Set(files.map((file) => file.path)).size !== files.length) return 'a file occurs twice';
   return undefined;

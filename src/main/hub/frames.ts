@@ -260,7 +260,7 @@ export class FrameFile {
   }
 
   /**
-   * Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. Returns SHA-256 of the parts `hashed` of it,
+   * Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. Returns BLAKE3 of the parts `hashed` of it,
    * [begin, bytes], which lie behind that byte.
    */
   async place(

@@ -1,5 +1,5 @@
 /** Packs a snapshot with everything that a restore needs: its chain's layers and device states, kernel, initramfs and root disk. */
-import { createHash, type KeyObject } from 'node:crypto';
+import type { KeyObject } from 'node:crypto';
 import { closeSync, openSync, statSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { ForkdError } from '../../contract/errors.js';
@@ -11,7 +11,6 @@ import { native } from '../../native/binding.js';
 import { requireFile } from '../store/fit.js';
 import { HalfFile } from '../store/half-file.js';
 import { THREADS, whileAtWork } from '../native-threads.js';
-import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
 import type { TagDir } from '../store/tag-dir.js';
 import { readWorkingSet } from '../store/working-set.js';
@@ -76,11 +75,11 @@ interface Part {
  * The pack appears under its name when it is whole. Throws what opening the chain throws,
  * PACK_UNSUPPORTED, SNAPSHOT_INCOMPATIBLE when a disk is not the one of the snapshot, CANCELLED.
  */
-export const pack = async (store: Store, request: PackRequest, pool: Pool, hooks: PackHooks = {}): Promise<Packed> => {
+export const pack = async (store: Store, request: PackRequest, hooks: PackHooks = {}): Promise<Packed> => {
   const { out } = request;
   const half = HalfFile.of(store.root, out);
   try {
-    const content_bytes = await writePack(store, request, half.path, pool, hooks);
+    const content_bytes = await writePack(store, request, half.path, hooks);
     half.publish();
     return { out, bytes: statSync(out).size, content_bytes };
   } finally {
@@ -93,13 +92,12 @@ export const writePack = async (
   store: Store,
   request: Omit<PackRequest, 'out'>,
   path: string,
-  pool: Pool,
   hooks: PackHooks = {},
 ): Promise<number> => {
   const chain = store.hold(parseTag(request.tag));
   const undo = new Undo();
   try {
-    const parts = await partsOf(chain, pool);
+    const parts = await partsOf(chain);
     const total = parts.reduce((sum, { file }) => sum + file.size, 0);
     const manifest = writePackManifest(manifestOf(chain, request, parts));
     const pieces = [...headOf(manifest, request.signingKey), ...piecesOf(parts, undo)];
@@ -116,10 +114,10 @@ export const writePack = async (
   }
 };
 
-const partsOf = async (chain: OpenChain, pool: Pool): Promise<Part[]> => {
+const partsOf = async (chain: OpenChain): Promise<Part[]> => {
   const disks = chain.dirs.flatMap(({ manifest: m }) => [m.kernel, m.initrd, m.rootfs_digest]);
   const unique = uniqueDisks(disks);
-  for (const disk of unique) await requireFile(chain.manifest.tag, 'disk', disk.path, disk, pool);
+  for (const disk of unique) await requireFile(chain.manifest.tag, 'disk', disk.path, disk);
   const links: Part[] = [];
   // One after the other: each uses all processors.
   for (const [i, dir] of chain.dirs.entries())
@@ -141,7 +139,7 @@ const linkParts = async (
   const state = Buffer.alloc(m.vmstate_bytes);
   native.fdRead(stateFd, state, 0);
   const disks = uniqueDisks([m.rootfs_digest, m.kernel, m.initrd]);
-  const [{ sha256: disk = '' } = {}, ...also] = disks;
+  const [{ blake3: disk = '' } = {}, ...also] = disks;
   const { shared, blocks } = await searchDisks(
     layerFd,
     disks.map(({ path }) => path),
@@ -157,7 +155,7 @@ const linkParts = async (
   return [
     whole(linkPath(tag, 'snapshot.json'), Buffer.from(JSON.stringify(m))),
     whole(linkPath(tag, 'vmstate'), state),
-    { ...pages, file: { ...pages.file, disk, also: also.map(({ sha256 }) => sha256) } },
+    { ...pages, file: { ...pages.file, disk, also: also.map(({ blake3 }) => blake3) } },
     whole(linkPath(tag, 'disk.blocks'), blocks),
     whole(linkPath(tag, 'working-set'), runsToBytes(workingSet)),
     whole(linkPath(tag, 'memory.runs'), firstRunsToBytes(first)),
@@ -191,16 +189,16 @@ const searchDisks = async (
 };
 
 const uniqueDisks = (disks: FileDigest[]): FileDigest[] => [
-  ...new Map(disks.map((disk) => [disk.sha256, disk])).values(),
+  ...new Map(disks.map((disk) => [disk.blake3, disk])).values(),
 ];
 
 const whole = (path: string, content: Buffer): Part => ({
-  file: { path, size: content.length, sha256: createHash('sha256').update(content).digest('hex') },
+  file: { path, size: content.length, blake3: native.blake3(content) },
   content,
 });
 
-const diskPart = ({ path, sha256, bytes }: FileDigest): Part => ({
-  file: { path: diskPath(sha256), size: bytes, sha256 },
+const diskPart = ({ path, blake3, bytes }: FileDigest): Part => ({
+  file: { path: diskPath(blake3), size: bytes, blake3 },
   content: { path },
 });
 

@@ -239,7 +239,6 @@ class Making {
 
   /** What is in front of the memory, and the beginning of that. */
   async #readSmall(tar: TarReader, firstName: string | undefined, manifest: PackManifest): Promise<Small> {
-    const { createHash } = await import('node:crypto');
     const found: Record<string, Buffer> = {};
     let name = firstName;
     for (const file of SMALL_LINK_FILES) {
@@ -255,7 +254,7 @@ class Making {
         if (wanted === 0 && !isWhole) break;
       }
       const content = Buffer.concat(parts);
-      if (entry.sha256 !== undefined && createHash('sha256').update(content).digest('hex') !== entry.sha256)
+      if (entry.blake3 !== undefined && native.blake3(content) !== entry.blake3)
         throw new Error(`${entry.path} has another hash than its manifest says`);
       found[file] = content;
       if (file !== 'memory.first') name = (await tar.next())?.name;
@@ -322,7 +321,7 @@ class Placed {
 
   /** The root disk. */
   get root(): PackFile {
-    return this.disks.find(({ sha256 }) => sha256 === this.pages.disk) as PackFile;
+    return this.disks.find(({ blake3 }) => blake3 === this.pages.disk) as PackFile;
   }
 
   write(): void {
@@ -348,11 +347,11 @@ class Placed {
   placeDisks(m: SnapshotManifest): Pick<RemoteRecord, 'files' | 'disk'> {
     const files: RemoteRecord['files'] = [{ name: MEMORY_FILE, bytes: this.layer.size }];
     const digests = [m.rootfs_digest, m.kernel, m.initrd];
-    if (m.rootfs_digest.sha256 !== this.pages.disk) throw new Error('its root disk is another than its manifest says');
+    if (m.rootfs_digest.blake3 !== this.pages.disk) throw new Error('its root disk is another than its manifest says');
     for (const [i, name] of DISK_FILES.entries()) {
-      const { sha256, bytes } = digests[i] as FileDigest;
-      const known = files.find((file) => file.sha256 === sha256);
-      const packed = this.disks.find((disk) => disk.sha256 === sha256);
+      const { blake3, bytes } = digests[i] as FileDigest;
+      const known = files.find((file) => file.blake3 === blake3);
+      const packed = this.disks.find((disk) => disk.blake3 === blake3);
       if (packed?.size !== bytes) throw new Error(`${name} is not in it`);
       if (known) {
         linkSync(this.staging.file(known.name), this.staging.file(name));
@@ -361,7 +360,7 @@ class Placed {
       const fd = openSync(this.staging.file(name), 'wx');
       ftruncateSync(fd, bytes);
       closeSync(fd);
-      files.push({ name, bytes, sha256 });
+      files.push({ name, bytes, blake3 });
     }
     return { files, disk: 1 };
   }
@@ -379,8 +378,8 @@ const segmentsOf = (
     .layerPlaces(tag, runs, shared, sharedDisks(pages))
     .map(([begin, bytes, offset]) => [begin, bytes, 0, offset] as [number, number, number, number]);
   const headEnd = layout.body(linkPath(tag, 'memory.first')) + totalBytes(runs.slice(0, HEAD_RUNS));
-  for (const [i, { sha256, bytes }] of files.entries())
-    if (sha256 !== undefined) segments.push([layout.body(diskPath(sha256)), bytes, i, 0]);
+  for (const [i, { blake3, bytes }] of files.entries())
+    if (blake3 !== undefined) segments.push([layout.body(diskPath(blake3)), bytes, i, 0]);
   return { segments: segments.sort((a, b) => a[0] - b[0]).flat(), headEnd };
 };
 
@@ -398,9 +397,9 @@ const arrivedAlready = (frames: number[], headEnd: number): Buffer => {
 /** As unpacking does: files of this tag, of a time that they will get when all of them is there. */
 const settle = (dir: string, m: SnapshotManifest, tag: string): SnapshotManifest => {
   const mtime_ms = Math.floor(Date.now() / 1000) * 1000;
-  const own = ({ sha256, bytes }: FileDigest, name: string): FileDigest => ({
+  const own = ({ blake3, bytes }: FileDigest, name: string): FileDigest => ({
     path: `${dir}/${name}`,
-    sha256,
+    blake3,
     bytes,
     mtime_ms,
   });

@@ -3,7 +3,6 @@ import { createReadStream, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { Transform } from 'node:stream';
 import { answered, bodyOf, type Http, shown } from '../../http/client.js';
-import type { Pool } from '../pool.js';
 import { HalfFile } from '../store/half-file.js';
 import type { Store } from '../store/store.js';
 import { type PackRequest, writePack } from './pack.js';
@@ -28,19 +27,13 @@ export interface Pushed {
 const ANSWER_MAX_BYTES = 64 * 1024;
 
 /** Throws what packing throws, HUB_UNREACHABLE, HUB_ANSWERED unless the answer is 2xx, CANCELLED. */
-export const push = async (
-  http: Http,
-  store: Store,
-  request: PushRequest,
-  pool: Pool,
-  hooks: PushHooks = {},
-): Promise<Pushed> => {
+export const push = async (http: Http, store: Store, request: PushRequest, hooks: PushHooks = {}): Promise<Pushed> => {
   const { url, tag } = request;
   // In the store, which has room for snapshots; a server that takes a PUT wants to know its size before.
   const half = HalfFile.of(store.root, join(store.root, '.push'));
   try {
     hooks.onStep?.(`packing '${tag}'`);
-    await writePack(store, request, half.path, pool, hooks);
+    await writePack(store, request, half.path, hooks);
     const bytes = statSync(half.path).size;
     hooks.onStep?.(`uploading to ${shown(url)}`);
     await http.retried(url, () => put(http, url, half.path, bytes, hooks), hooks);

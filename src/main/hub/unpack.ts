@@ -2,7 +2,7 @@
  * Unpacks a pack of version 3. Everything is written into the store's staging directories and checked there; then the links of
  * the chain appear, base first. Names in the pack never become paths: they are compared with those that its manifest must have.
  */
-import { createHash, type KeyObject, randomBytes } from 'node:crypto';
+import { type KeyObject, randomBytes } from 'node:crypto';
 import { closeSync, fsync, linkSync, mkdirSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -220,7 +220,7 @@ class Unpacking {
     const small = await this.#readSmall();
     await this.#extract(small, hooks);
     const [manifests] = await settled([this.#check(), ...this.created.map((fd) => sync(fd))]);
-    for (const { sha256 = '' } of this.disks) rmSync(this.#disk(sha256), { force: true });
+    for (const { blake3 = '' } of this.disks) rmSync(this.#disk(blake3), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
     for (const [i, link] of this.links.entries()) {
@@ -239,15 +239,14 @@ class Unpacking {
     this.layout.gaps(this.frames.contentBytes);
     const wanted = this.links.flatMap(({ from, staging }) =>
       SMALL_LINK_FILES.filter((name) => name !== 'memory.first').map((name) => {
-        const { path, size, sha256 } = this.#entry(linkPath(from, name));
-        return { path, size, sha256, name, staging };
+        const { path, size, blake3 } = this.#entry(linkPath(from, name));
+        return { path, size, blake3, name, staging };
       }),
     );
     const read = await this.frames.readParts(wanted.map(({ path, size }) => [this.layout.body(path), size]));
-    for (const [i, { path, size, sha256, name, staging }] of wanted.entries()) {
+    for (const [i, { path, size, blake3, name, staging }] of wanted.entries()) {
       const content = read[i] as Buffer;
-      if (createHash('sha256').update(content).digest('hex') !== sha256)
-        throw new Error(`${path} has another hash than its manifest says`);
+      if (native.blake3(content) !== blake3) throw new Error(`${path} has another hash than its manifest says`);
       small.set(path, content);
       if (!SMALL_FILES.includes(name) || (name === WORKING_SET_FILE && size === 0)) continue;
       // The manifest is written anew when the tag appears.
@@ -285,8 +284,8 @@ class Unpacking {
       for (const [begin, bytes, offset] of places) segments.push([begin, bytes, fd, offset]);
       for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
     }
-    for (const { path, size, sha256 = '' } of this.disks) {
-      const fd = this.#create(this.#disk(sha256));
+    for (const { path, size, blake3 = '' } of this.disks) {
+      const fd = this.#create(this.#disk(blake3));
       native.fdResize(fd, size);
       segments.push([this.layout.body(path), size, fd, 0]);
     }
@@ -301,8 +300,8 @@ class Unpacking {
     const parts = this.disks.map(({ path, size }): [number, number] => [this.layout.body(path), size]);
     const digests = await this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress });
     this.layout.checkGaps(gaps);
-    for (const [i, { path, sha256 }] of this.disks.entries())
-      if (digests[i] !== sha256) throw new Error(`${path} has another hash than its manifest says`);
+    for (const [i, { path, blake3 }] of this.disks.entries())
+      if (digests[i] !== blake3) throw new Error(`${path} has another hash than its manifest says`);
   }
 
   get disks(): PackFile[] {
@@ -310,8 +309,8 @@ class Unpacking {
   }
 
   /** Disks are kept under their hashes until all links have them. */
-  #disk(sha256: string): string {
-    return this.head.staging.file(`disk-${sha256}`);
+  #disk(blake3: string): string {
+    return this.head.staging.file(`disk-${blake3}`);
   }
 
   /** Opens the staged chain as a fork would, and reads every chunk. */
@@ -355,11 +354,11 @@ class Unpacking {
   #settle(link: PackedLink, m: SnapshotManifest): SnapshotManifest {
     const { staging, to } = link;
     const place = (digest: FileDigest, name: string): FileDigest => {
-      const { sha256, bytes } = digest;
-      const file = this.disks.find((one) => one.sha256 === sha256);
+      const { blake3, bytes } = digest;
+      const file = this.disks.find((one) => one.blake3 === blake3);
       if (!file || file.size !== bytes) throw new Error(`the ${name} of '${link.from}' is not in it`);
-      linkSync(this.#disk(sha256), staging.file(name));
-      return { sha256, bytes, path: `${this.store.dir(to)}/${name}`, mtime_ms: statSync(staging.file(name)).mtimeMs };
+      linkSync(this.#disk(blake3), staging.file(name));
+      return { blake3, bytes, path: `${this.store.dir(to)}/${name}`, mtime_ms: statSync(staging.file(name)).mtimeMs };
     };
     const [kernel, initrd, rootfs_digest] = [
       place(m.kernel, 'kernel'),

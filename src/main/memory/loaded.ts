@@ -57,9 +57,9 @@ export class LoadedSnapshot {
     };
     try {
       const isPartial = chain.isPartial;
-      if (!isPartial) await requireFile(tag, 'root file system', rootfs, rootfs_digest, pool);
+      if (!isPartial) await requireFile(tag, 'root file system', rootfs, rootfs_digest);
       for (const [i, { host_path }] of volumes.entries()) {
-        await requireFile(tag, 'volume', host_path, volume_digests[i] as FileDigest, pool);
+        await requireFile(tag, 'volume', host_path, volume_digests[i] as FileDigest);
       }
       const disks = [rootfs, ...volumes.map((v) => v.host_path)].map(open);
       const source = MemorySource.open(chain.layers);

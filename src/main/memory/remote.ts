@@ -13,6 +13,7 @@ import { ARRIVED_FILE, BLOCKS_FILE, REMOTE_FILE } from '../../contract/snapshot.
 import type { Who } from '../../contract/task.js';
 import { DISK_BLOCK_BYTES, type RemoteFetcher, type RemotePack, type RemoteStats } from '../../contract/remote-role.js';
 import { native } from '../../native/binding.js';
+import { fileDigest } from '../file-digest.js';
 import { framesOf } from '../hub/first.js';
 import type { Pool } from '../pool.js';
 import type { OpenChain } from '../store/open-chain.js';
@@ -23,7 +24,7 @@ import { verifyLayers } from './verify.js';
 /** `remote.json`. */
 export interface RemoteRecord extends RemotePack {
   /** In the tag's directory, in the order of `files` in the job; the first is the layer. */
-  files: { name: string; bytes: number; sha256?: string }[];
+  files: { name: string; bytes: number; blake3?: string }[];
   /** Which of them is the root disk. */
   disk: number;
 }
@@ -63,7 +64,7 @@ export class RemoteSnapshot {
   private constructor(
     readonly chain: OpenChain,
     readonly record: RemoteRecord,
-    readonly pool: Pool,
+    pool: Pool,
     readonly arrivals: { handle: number; statesFd: number; asksFd: number },
     readonly fds: number[],
     job: Omit<Parameters<RemoteFetcher['start']>[0], 'problem'>,
@@ -154,10 +155,10 @@ export class RemoteSnapshot {
       const { origin, pathname } = new URL(this.record.url);
       return new ForkdError('PACK_INVALID', { path: `${origin}${pathname}`, reason });
     };
-    const hashed = this.record.files.filter(({ sha256 }) => sha256 !== undefined);
-    const { digests } = await this.pool.run('hash', { paths: hashed.map(({ name }) => path(name)) });
-    for (const [i, { name, sha256 }] of hashed.entries())
-      if (digests[i]?.sha256 !== sha256) throw wrong(`${name} has another hash than its manifest says`);
+    const hashed = this.record.files.filter(({ blake3 }) => blake3 !== undefined);
+    for (const { name, blake3 } of hashed)
+      if ((await fileDigest(path(name))).blake3 !== blake3)
+        throw wrong(`${name} has another hash than its manifest says`);
     const { problems } = await verifyLayers(this.chain.layers);
     if (problems[0]) throw wrong(`chunk ${problems[0].chunk} of its memory: ${problems[0].reason}`);
     for (const fd of new Set(this.fds)) native.fdSync(fd);

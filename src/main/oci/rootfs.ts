@@ -2,13 +2,12 @@
  * Root disks made of images, in a cache: one directory for each content, made in `.staging-*` beside it and renamed into place. A build that
  * fails leaves nothing.
  */
-import { createHash } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ForkdError } from '../../contract/errors.js';
 import { AGENT_GENERATION } from '../../contract/guest.js';
-import { fileParts } from '../file-parts.js';
+import { fileDigest } from '../file-digest.js';
 import { makeStaging } from '../image/cache.js';
 import { findPython, type ImageConfig, userIds, writeConfig } from './config.js';
 import { Disk } from './ext4/disk.js';
@@ -19,7 +18,7 @@ import { asInvalid, openImage } from './open.js';
 import { type Node, Tree } from './tree.js';
 
 /** Raised when the same image gives another disk. */
-const BUILDER_VERSION = 2;
+const BUILDER_VERSION = 3;
 
 export interface RootfsRequest {
   /** As the user called it. */
@@ -61,7 +60,8 @@ export interface RootfsRecord {
   config: ImageConfig;
   extras?: string[];
   bytes: number;
-  sha256: string;
+  /** Of the disk. */
+  blake3: string;
 }
 
 export interface Rootfs {
@@ -184,7 +184,7 @@ const build = async (
     config: image.config,
     ...(extras.length > 0 ? { extras } : {}),
     bytes: statSync(path).size,
-    sha256: await digestOf(path),
+    blake3: (await fileDigest(path)).blake3,
   };
 };
 
@@ -195,10 +195,4 @@ const textOf = async (tree: Tree, path: string): Promise<string> => {
   const node: Node | undefined = tree.find(path);
   if (node?.kind !== 'file' || node.size > TEXT_MAX_BYTES) return '';
   return (await tree.read(node)).toString('utf8');
-};
-
-const digestOf = async (path: string): Promise<string> => {
-  const hash = createHash('sha256');
-  for await (const part of fileParts(path)) hash.update(part);
-  return hash.digest('hex');
 };

@@ -12,7 +12,6 @@ import { writePack } from '../hub/pack.js';
 import { type Pulled, type PullHooks, type PullRequest, pullWith } from '../hub/pull.js';
 import type { PushHooks, PushRequest } from '../hub/push.js';
 import { type Descriptor, hexOf, sha256Of } from '../oci/image.js';
-import type { Pool } from '../pool.js';
 import { HalfFile } from '../store/half-file.js';
 import type { Store } from '../store/store.js';
 import { downloadBlob } from './blobs.js';
@@ -57,7 +56,6 @@ export const pushArtifact = async (
   http: Http,
   store: Store,
   { reference, ...request }: Omit<PushRequest, 'url'> & { reference: Reference },
-  pool: Pool,
   hooks: PushHooks = {},
   pieceBytes = PIECE_BYTES,
 ): Promise<PushedArtifact> => {
@@ -65,7 +63,7 @@ export const pushArtifact = async (
   const half = HalfFile.of(store.root, join(store.root, '.push'));
   try {
     hooks.onStep?.(`packing '${request.tag}'`);
-    await writePack(store, request, half.path, pool, hooks);
+    await writePack(store, request, half.path, hooks);
     const bytes = statSync(half.path).size;
     hooks.onStep?.(`uploading to ${showReference(reference)}`);
     await upload(registry, EMPTY_CONFIG, () => EMPTY, hooks);

@@ -2,8 +2,8 @@
 import { statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import type { FileDigest, SnapshotManifest } from '../../contract/snapshot.js';
+import { fileDigest } from '../file-digest.js';
 import { sameSpeed } from '../host/tsc.js';
-import type { Pool } from '../pool.js';
 
 export interface HostFit {
   vmmVersion: string;
@@ -34,17 +34,10 @@ const release = (version: string): string => version.split('.').slice(0, 2).join
  * The guest has the disk's contents in its page cache, so the file must be the very one. Size and mtime settle it at once;
  * a file that was copied or touched is hashed. Throws SNAPSHOT_INCOMPATIBLE.
  */
-export const requireFile = async (
-  tag: string,
-  what: string,
-  path: string,
-  digest: FileDigest,
-  pool: Pool,
-): Promise<void> => {
+export const requireFile = async (tag: string, what: string, path: string, digest: FileDigest): Promise<void> => {
   const refuse = (reason: string) => new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason });
   const stat = statSync(path, { throwIfNoEntry: false });
   if (!stat) throw refuse(`its ${what} ${path} is missing`);
   if (stat.size === digest.bytes && stat.mtimeMs === digest.mtime_ms) return;
-  const { digests } = await pool.run('hash', { paths: [path] });
-  if (digests[0]?.sha256 !== digest.sha256) throw refuse(`its ${what} ${path} has changed since`);
+  if ((await fileDigest(path)).blake3 !== digest.blake3) throw refuse(`its ${what} ${path} has changed since`);
 };

@@ -27,7 +27,7 @@ const list =
   (v) =>
     Array.isArray(v) && v.length <= limits.volumesMax && v.every(check);
 
-const digest = object({ path: string, sha256: string, bytes: count, mtime_ms: (v) => typeof v === 'number' });
+const digest = object({ path: string, blake3: string, bytes: count, mtime_ms: (v) => typeof v === 'number' });
 
 const SHAPE: Record<keyof SnapshotManifest, Check> = {
   // First: the other keys mean something only in this format.
