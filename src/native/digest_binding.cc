@@ -13,13 +13,13 @@ namespace forkd {
 
 namespace {
 
-constexpr size_t kBufferBytes = 1024 * 1024;
+constexpr size_t kDigestReadBytes = 1024 * 1024;
 
 struct FileDigest {
   void Read(int fd) {
-    std::unique_ptr<uint8_t[]> buffer(new uint8_t[kBufferBytes]);
-    for (size_t done = kBufferBytes; done == kBufferBytes && !stopped; bytes += done) {
-      error = ReadAt(fd, buffer.get(), kBufferBytes, bytes, &done);
+    std::unique_ptr<uint8_t[]> buffer(new uint8_t[kDigestReadBytes]);
+    for (size_t done = kDigestReadBytes; done == kDigestReadBytes && !stopped; bytes += done) {
+      error = ReadAt(fd, buffer.get(), kDigestReadBytes, bytes, &done);
       if (error) return;
       stream.Add(buffer.get(), done);
     }

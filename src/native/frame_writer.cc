@@ -21,8 +21,8 @@ struct Strategy {
   int hash_log;
 };
 
-// Memory and root disks: literals stay as they are, as at all negative levels. Huffman's code makes packs 11 %
-// smaller, and unpacking takes 40 % more of zstd's time. The table fits the first cache. Matches of 5 bytes
+// Memory and root disks: literals stay as they are, as at all negative levels. Huffman's code makes packs 11
+// % smaller, and unpacking takes 40 % more of zstd's time. The table fits the first cache. Matches of 5 bytes
 // save 4 %, and take 10 % more to pack and to unpack; of 7 the other way round.
 constexpr Strategy kUsual = {-1, 6, 14};
 // What a lazy start waits for: 3 % larger than at level 3, in half the time.

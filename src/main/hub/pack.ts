@@ -270,12 +270,15 @@ const headOf = (manifest: Buffer, key: KeyObject | undefined): Piece[] => [
   ...(key ? entry(PACK_SIGNATURE, signManifest(manifest, key)) : []),
 ];
 
+/** A file begins with a frame: whoever unpacks it writes whole blocks. */
+const WHOLE_BLOCKS = { isSmall: false };
+
 const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
   ...parts.flatMap(({ file, content }) => {
     if (Buffer.isBuffer(content)) return entry(file.path, content);
     const fd = openSync(content.path, 'r');
     undo.push(() => closeSync(fd));
-    const pieces = 'parts' in content ? partPieces(fd, content) : [{ fd, size: file.size, ...withoutOf(content) }];
+    const pieces = 'parts' in content ? partPieces(fd, content) : [WHOLE_BLOCKS, { fd, size: file.size, ...withoutOf(content) }];
     const cut = 'parts' in content ? [{ isSmall: false }] : [];
     return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
   }),
