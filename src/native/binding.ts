@@ -222,7 +222,8 @@ export interface Native {
    * Decompresses the frames of `pack`, pairs of [bytes in the file, bytes unpacked], and puts `segments` of the content where they belong: quadruples of
    * [begin in the content, bytes, descriptor, offset] (-1: into `aside`; -2: they must be zero). They may overlap; frames without any are not read. Zeros of files become holes:
    * the files are new, fallocate(2). `split`: frames from it on are begun at once with the first. Returns BLAKE3, in hex, of each part of the content that `hashed` names,
-   * pairs of [begin, bytes] in frames from `split` on. As framesWrite otherwise. Throws an Error for a frame that is damaged.
+   * pairs of [begin, bytes] in frames from `split` on. As framesWrite otherwise. `source`: of one layer, whose file `layer` is; each of its chunks that is right when it is written gets a 1
+   * in `known`; or -1. Throws an Error for a frame that is damaged.
    */
   framesRead(
     pack: number,
@@ -233,6 +234,9 @@ export interface Native {
     hashed: BigInt64Array,
     threads: number,
     progress: BigInt64Array,
+    source: number,
+    layer: number,
+    known: Uint8Array,
   ): Promise<string[]>;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;
@@ -250,13 +254,14 @@ export interface Native {
   /** One chunk, verified, its rest past the image's end zero. Returns the bytes read from layers. */
   sourceRead(handle: number, chunk: number, into: Uint8Array): number;
   /**
-   * Reads every chunk in native threads, until so many problems are found: chunks whose data is damaged, or that their disk cannot read (EIO). `layer` is the
+   * Reads every chunk in native threads, until so many problems are found: chunks whose data is damaged, or that their disk cannot read (EIO). Those with a 1 in `known`, which has a byte for each or none, are left out. `layer` is the
    * place in the chain, -1 when that is not known. The promise does not keep the event loop alive.
    */
   sourceVerify(
     handle: number,
     problemsMax: number,
     threads: number,
+    known: Uint8Array,
   ): Promise<{ readBytes: number; problems: { chunk: number; layer: number; reason: string }[] }>;
   /** Pages, and chunks with such pages, that differ between two images of one size. Blocks: call it from a worker. Throws as sourceRead does. */
   sourceDiffer(a: number, b: number): { pages: number; chunks: number };

@@ -134,6 +134,19 @@ std::vector<FrameReader::Part> HashedOf(Args& args, size_t i, uint64_t total) {
   return parts;
 }
 
+// Handle of a source, descriptor, bytes for its chunks; nothing is checked without a handle.
+std::unique_ptr<FrameCheck> CheckOf(Args& args, size_t i) {
+  int handle = args.Int(i, "source", -1, INT32_MAX);
+  if (!args.Ok() || handle < 0) return nullptr;
+  std::shared_ptr<ChunkSource> source = FindSource(handle);
+  if (!source || source->layers() != 1) args.Refuse("source", "the handle of an open source of one layer");
+  int fd = args.Fd(i + 1, "layer");
+  std::span<uint8_t> known = args.Bytes(i + 2, "known");
+  if (args.Ok() && known.size() != source->chunks()) args.Refuse("known", "a byte for each chunk");
+  if (!args.Ok()) return nullptr;
+  return std::make_unique<FrameCheck>(std::move(source), fd, known);
+}
+
 Napi::Value FramesRead(const Napi::CallbackInfo& info) {
   Args args(info);
   int pack = args.Fd(0, "pack");
@@ -148,10 +161,11 @@ Napi::Value FramesRead(const Napi::CallbackInfo& info) {
   if (args.Ok()) hashed = HashedOf(args, 5, total);
   int threads = args.Int(6, "threads", 1, kFrameThreadsMax);
   FrameProgress progress = ProgressOf(args, 7);
+  std::unique_ptr<FrameCheck> check = CheckOf(args, 8);
   if (!args.Ok()) return {};
 
   auto reader = std::make_shared<FrameReader>(pack, std::move(frames), std::move(segments), aside, split,
-                                              std::move(hashed), progress);
+                                              std::move(hashed), std::move(check), progress);
   auto error = std::make_shared<FrameError>();
   ThreadCall call;
   call.work = [=] { *error = reader->Run(static_cast<unsigned>(threads)); };
@@ -162,7 +176,7 @@ Napi::Value FramesRead(const Napi::CallbackInfo& info) {
     return result;
   };
   call.stop = [=] { progress.Stop(); };
-  return ThreadCall::Start(info.Env(), {info[3], info[7]}, std::move(call));
+  return ThreadCall::Start(info.Env(), {info[3], info[7], info[10]}, std::move(call));
 }
 
 }  // namespace

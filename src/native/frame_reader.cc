@@ -55,12 +55,13 @@ struct FrameReader::Buffers {
 
 FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments,
                          std::span<uint8_t> aside, size_t split, std::vector<Part> hashed,
-                         FrameProgress progress)
+                         std::unique_ptr<FrameCheck> check, FrameProgress progress)
     : pack_(pack),
       frames_(std::move(frames)),
       segments_(std::move(segments)),
       aside_(aside),
       hashed_(std::move(hashed)),
+      check_(std::move(check)),
       progress_(progress),
       wanted_(frames_.size()),
       halves_{{0, split}, {split, frames_.size()}},
@@ -176,6 +177,7 @@ FrameError FrameReader::Place(size_t frame, const uint8_t* content) {
     }
     if (SysError error = WriteSparse(segment.fd, from, end - begin, offset)) return {error};
     writeback_.Wrote(segment.fd, offset, end - begin);
+    if (check_ && segment.fd == check_->fd()) check_->Note(from, end - begin, offset);
   }
   return {};
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "digest.h"
+#include "frame_check.h"
 #include "frames.h"
 
 namespace forkd {
@@ -33,9 +34,10 @@ class FrameReader {
 
   // `split`: frames before it and those from it on are begun at once. They hold different files, and writers
   // of one file wait for each other. `hashed`: gets BLAKE3 of these parts, which lie behind `split`, while
-  // they are in memory.
+  // they are in memory. `check` (may be null) hears of what goes into its file.
   FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
-              size_t split, std::vector<Part> hashed, FrameProgress progress);
+              size_t split, std::vector<Part> hashed, std::unique_ptr<FrameCheck> check,
+              FrameProgress progress);
 
   FrameError Run(unsigned threads);
   // Once, after it.
@@ -56,6 +58,7 @@ class FrameReader {
   const std::vector<Segment> segments_;
   const std::span<uint8_t> aside_;
   const std::vector<Part> hashed_;
+  const std::unique_ptr<FrameCheck> check_;
   const FrameProgress progress_;
   std::vector<uint64_t> ats_, begins_;
   std::vector<std::vector<uint32_t>> wanted_;  // segments of each frame

@@ -23,8 +23,9 @@ class SourceCheck {
     ChunkError error;
   };
 
-  SourceCheck(std::shared_ptr<ChunkSource> source, size_t problems_max)
-      : source_(std::move(source)), problems_max_(problems_max) {}
+  // `known`: a byte for each chunk, 1 if it need not be read; or empty.
+  SourceCheck(std::shared_ptr<ChunkSource> source, size_t problems_max, std::span<const uint8_t> known)
+      : source_(std::move(source)), problems_max_(problems_max), known_(known) {}
 
   void Run(unsigned threads) {
     InThreads(threads, [this](unsigned) { Work(); });
@@ -44,7 +45,7 @@ class SourceCheck {
     for (uint64_t row; (row = next_.fetch_add(kRowChunks)) < source_->chunks();) {
       uint64_t end = std::min(row + kRowChunks, source_->chunks());
       for (uint64_t chunk = row; chunk < end; chunk++) {
-        if (source_->IsZero(chunk)) continue;
+        if (source_->IsZero(chunk) || (!known_.empty() && known_[chunk] == 1)) continue;
         uint64_t bytes = 0;
         if (ChunkError error = source_->Read(chunk, into.get(), &bytes)) Note(chunk, error);
         read_bytes += bytes;
@@ -66,6 +67,7 @@ class SourceCheck {
 
   const std::shared_ptr<ChunkSource> source_;
   const size_t problems_max_;
+  const std::span<const uint8_t> known_;
   std::atomic<uint64_t> next_{0};
   std::atomic<uint64_t> read_bytes_{0};
   std::mutex mutex_;
@@ -79,9 +81,13 @@ Napi::Value SourceVerify(const Napi::CallbackInfo& info) {
   if (!source) args.Refuse("handle", "the handle of an open source");
   int problems_max = args.Int(1, "problemsMax", 1, 1 << 20);
   int threads = args.Int(2, "threads", 1, kFrameThreadsMax);
+  std::span<uint8_t> known = args.Bytes(3, "known");
+  if (args.Ok() && !known.empty() && known.size() != source->chunks()) {
+    args.Refuse("known", "a byte for each chunk, or none");
+  }
   if (!args.Ok()) return {};
 
-  auto check = std::make_shared<SourceCheck>(source, static_cast<size_t>(problems_max));
+  auto check = std::make_shared<SourceCheck>(source, static_cast<size_t>(problems_max), known);
   ThreadCall call;
   call.work = [=] { check->Run(static_cast<unsigned>(threads)); };
   call.finish = [=](Napi::Env env) -> Napi::Value {
@@ -100,7 +106,7 @@ Napi::Value SourceVerify(const Napi::CallbackInfo& info) {
     return result;
   };
   call.stop = [=] { check->Stop(); };
-  return ThreadCall::Start(info.Env(), {}, std::move(call));
+  return ThreadCall::Start(info.Env(), {info[3]}, std::move(call));
 }
 
 }  // namespace

@@ -3,10 +3,13 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { PAGE, putImage } from '../support/layers.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { fileDigest } from '../../src/main/file-digest.js';
-import { FRAME_BYTES, FrameFile, writeFrames } from '../../src/main/hub/frames.js';
+import { FRAME_BYTES, FrameFile, type Segment, writeFrames } from '../../src/main/hub/frames.js';
+import { Store } from '../../src/main/store/store.js';
 import { native } from '../../src/native/binding.js';
 
 const test = suite<{ folder: string }>('native frames');
@@ -48,7 +51,19 @@ test('parts of the content are hashed in their order by many threads, and zeros 
     const progress = new BigInt64Array(new SharedArrayBuffer(16));
     const split = frames.frameAt(front.length);
     const list = Uint32Array.from(frames.frames);
-    const digests = await native.framesRead(fd, list, all, aside, split, hashed, threads, progress);
+    const digests = await native.framesRead(
+      fd,
+      list,
+      all,
+      aside,
+      split,
+      hashed,
+      threads,
+      progress,
+      -1,
+      0,
+      new Uint8Array(),
+    );
     assert.equal(
       digests,
       disks.map((disk) => native.blake3(disk)),
@@ -59,6 +74,41 @@ test('parts of the content are hashed in their order by many threads, and zeros 
   const { size, blocks } = statSync(join(folder, 'out'));
   assert.ok(blocks * 512 < size / 4, `${blocks} blocks of ${size} bytes`);
   for (const one of [fd, out]) closeSync(one);
+});
+
+test('chunks are held to their hashes as they are written, if they are whole and right; the others are read back', async ({
+  folder,
+}) => {
+  const store = new Store(join(folder, 'store'));
+  // Four chunks, one behind the other: three whole ones, and one with a single page.
+  const pages = Object.fromEntries(Array.from({ length: 13 }, (_, page) => [page, randomBytes(PAGE)]));
+  putImage(store, 'known', pages);
+  const content = readFileSync(store.manifest('known').memory);
+  const dataBegin = 4096;
+  // Of the second chunk, on its way.
+  content[dataBegin + CHUNK_BYTES + 5] = (content[dataBegin + CHUNK_BYTES + 5] as number) ^ 1;
+  const packed = openSync(join(folder, 'known-pack'), 'wx+');
+  writeSync(packed, await writeFrames([content], packed), 0, undefined, native.fdSize(packed).bytes);
+  const layer = openSync(store.manifest('known').memory, 'r+');
+  const source = native.sourceOpen([layer]);
+  const known = new Uint8Array(native.sourceInfo(source).chunks);
+  // The third comes in two parts.
+  const cut = dataBegin + 2 * CHUNK_BYTES + 100;
+  const parts: Segment[] = [
+    [dataBegin, cut - dataBegin, layer, dataBegin],
+    [cut, dataBegin + 3 * CHUNK_BYTES + PAGE - cut, layer, cut],
+  ];
+  await FrameFile.of(packed).place(parts, Buffer.alloc(0), 0, [], {}, { source, layer, known });
+  assert.equal([...known.subarray(0, 5)], [1, 0, 0, 1, 0]);
+  const verify = async (given: Uint8Array) =>
+    (await native.sourceVerify(source, 10, 2, given)).problems.map(({ chunk }) => chunk);
+  assert.equal(await verify(known), [1]);
+  assert.equal(await verify(new Uint8Array()), [1]);
+  // What is said to be known is not looked at.
+  assert.equal(await verify(known.fill(1)), []);
+  assert.throws(() => native.sourceVerify(source, 10, 2, new Uint8Array(3)), /known/);
+  native.sourceClose(source);
+  for (const one of [packed, layer]) closeSync(one);
 });
 
 test.run();

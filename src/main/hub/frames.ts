@@ -191,6 +191,16 @@ export const ASIDE = -1;
 /** Nowhere: it must be zero. */
 export const NOTHING = -2;
 
+/** A layer without ancestors that is being written, its header and index before all else. */
+export interface LayerCheck {
+  /** Handle of it. */
+  source: number;
+  /** Descriptor. */
+  layer: number;
+  /** For each chunk 1, when it was right as it was written. */
+  known: Uint8Array;
+}
+
 /** A file of frames. Every method throws an Error with the reason, or what the system throws. */
 export class FrameFile {
   readonly #begins: number[] = [];
@@ -261,7 +271,7 @@ export class FrameFile {
 
   /**
    * Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. Returns BLAKE3 of the parts `hashed` of it,
-   * [begin, bytes], which lie behind that byte.
+   * [begin, bytes], which lie behind that byte. Chunks of the layer of `check` are held to their hashes on their way.
    */
   async place(
     segments: Segment[],
@@ -269,14 +279,28 @@ export class FrameFile {
     split: number,
     hashed: [number, number][],
     hooks: FrameHooks,
+    check?: LayerCheck,
   ): Promise<string[]> {
     const [flat, parts] = [segments, hashed].map((list) => BigInt64Array.from(list.flat(), BigInt)) as [
       BigInt64Array,
       BigInt64Array,
     ];
     const frames = Uint32Array.from(this.frames);
+    const { source, layer, known } = check ?? { source: -1, layer: 0, known: new Uint8Array() };
     return watched(hooks, (progress) =>
-      native.framesRead(this.fd, frames, flat, aside, this.frameAt(split), parts, THREADS, progress),
+      native.framesRead(
+        this.fd,
+        frames,
+        flat,
+        aside,
+        this.frameAt(split),
+        parts,
+        THREADS,
+        progress,
+        source,
+        layer,
+        known,
+      ),
     );
   }
 }

@@ -278,7 +278,8 @@ const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
     if (Buffer.isBuffer(content)) return entry(file.path, content);
     const fd = openSync(content.path, 'r');
     undo.push(() => closeSync(fd));
-    const pieces = 'parts' in content ? partPieces(fd, content) : [WHOLE_BLOCKS, { fd, size: file.size, ...withoutOf(content) }];
+    const pieces =
+      'parts' in content ? partPieces(fd, content) : [WHOLE_BLOCKS, { fd, size: file.size, ...withoutOf(content) }];
     const cut = 'parts' in content ? [{ isSmall: false }] : [];
     return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
   }),

@@ -20,13 +20,13 @@ import {
 } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { fileParts } from '../file-parts.js';
-import { verifyLayers } from '../memory/verify.js';
+import { type KnownChunks, verifyLayers } from '../memory/verify.js';
 import { OpenChain } from '../store/open-chain.js';
 import type { Staging } from '../store/staging.js';
 import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { decrypted, isEncrypted } from './age.js';
-import { firstBytesToRuns, totalOf as totalBytes } from './first.js';
+import { firstBytesToRuns, HEAD_RUNS, totalOf as totalBytes } from './first.js';
 import { readForeign } from './foreign.js';
 import {
   invalid,
@@ -39,7 +39,7 @@ import {
   SMALL_LINK_FILES,
   sharedDisks,
 } from './format.js';
-import { ASIDE, FrameFile, NOTHING, type Segment } from './frames.js';
+import { ASIDE, FrameFile, type LayerCheck, NOTHING, type Segment } from './frames.js';
 import { Layout } from './layout.js';
 import type { PackHooks } from './pack.js';
 import { bytesToRuns } from './shared-pages.js';
@@ -218,8 +218,8 @@ class Unpacking {
 
   async run(hooks: PackHooks): Promise<Unpacked> {
     const small = await this.#readSmall();
-    await this.#extract(small, hooks);
-    const [manifests] = await settled([this.#check(), ...this.created.map((fd) => sync(fd))]);
+    const base = await this.#extract(small, hooks);
+    const [manifests] = await settled([this.#check(base), ...this.created.map((fd) => sync(fd))]);
     for (const { blake3 = '' } of this.disks) rmSync(this.#disk(blake3), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
@@ -261,16 +261,17 @@ class Unpacking {
 
   /** A new file, which is synced before anything appears. */
   #create(path: string): number {
-    const fd = openSync(path, 'wx', 0o644);
+    const fd = openSync(path, 'wx+', 0o644);
     this.undo.push(() => closeSync(fd));
     this.created.push(fd);
     return fd;
   }
 
-  /** Layers and disks. */
-  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<void> {
+  /** Layers and disks. Returns what is known of the base. */
+  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<LayerCheck> {
     const total = totalOf(this.manifest);
     const segments: Segment[] = [];
+    let base: LayerCheck | undefined;
     for (const { from, staging } of this.links) {
       const [runs, pages] = ['memory.runs', 'memory.pages'].map((name) => small.get(linkPath(from, name)) as Buffer);
       const moved = firstBytesToRuns(runs as Buffer);
@@ -281,7 +282,10 @@ class Unpacking {
       const fd = this.#create(staging.file(MEMORY_FILE));
       // A layer has no zeros, and is written here and there.
       native.fdAllocate(fd, this.#entry(linkPath(from, MEMORY_FILE)).size);
-      for (const [begin, bytes, offset] of places) segments.push([begin, bytes, fd, offset]);
+      // Its head is not written again: it has been believed.
+      const behindHead = base ? places : places.slice(HEAD_RUNS);
+      base ??= await this.#openBase(fd, this.layout.body(linkPath(from, 'memory.first')), moved.slice(0, HEAD_RUNS));
+      for (const [begin, bytes, offset] of behindHead) segments.push([begin, bytes, fd, offset]);
       for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
     }
     for (const { path, size, blake3 = '' } of this.disks) {
@@ -298,10 +302,23 @@ class Unpacking {
     const split = this.layout.body(this.disks[0]?.path as string);
     const onProgress = (bytes: number): void => hooks.onProgress?.(Math.min(bytes, total), total);
     const parts = this.disks.map(({ path, size }): [number, number] => [this.layout.body(path), size]);
-    const digests = await this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress });
+    const digests = await this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress }, base);
     this.layout.checkGaps(gaps);
     for (const [i, { path, blake3 }] of this.disks.entries())
       if (digests[i] !== blake3) throw new Error(`${path} has another hash than its manifest says`);
+    return base as LayerCheck;
+  }
+
+  /** Header and index of the base, before the rest of it: then that is held to its hashes while it is in memory. */
+  async #openBase(layer: number, begin: number, head: [number, number][]): Promise<LayerCheck> {
+    const bytes = totalBytes(head);
+    if (bytes > limits.packStateMaxBytes) throw new Error('header and index of its memory are too large');
+    const content = await this.frames.read(begin, bytes);
+    let at = 0;
+    for (const [offset, count] of head) at += native.fdWrite(layer, content.subarray(at, at + count), offset);
+    const source = native.sourceOpen([layer]);
+    this.undo.push(() => void native.sourceClose(source));
+    return { source, layer, known: new Uint8Array(native.sourceInfo(source).chunks) };
   }
 
   get disks(): PackFile[] {
@@ -313,8 +330,8 @@ class Unpacking {
     return this.head.staging.file(`disk-${blake3}`);
   }
 
-  /** Opens the staged chain as a fork would, and reads every chunk. */
-  async #check(): Promise<SnapshotManifest[]> {
+  /** Opens the staged chain as a fork would, and reads every chunk that is not known to be right. */
+  async #check(base: KnownChunks): Promise<SnapshotManifest[]> {
     const { path } = this.request;
     const chain = this.#openStaged();
     try {
@@ -328,7 +345,7 @@ class Unpacking {
         if (wrong !== undefined) throw invalid(path, `snapshot.json of '${m.tag}': ${wrong}`);
         chain.dirs[i]?.openState();
       }
-      const { problems } = await verifyLayers(chain.layers);
+      const { problems } = await verifyLayers(chain.layers, base);
       const [problem] = problems;
       if (problem) throw new Error(`memory of '${problem.tag}', chunk ${problem.chunk}: ${problem.reason}`);
       return manifests.map((m, i) => this.#settle(this.links[i] as PackedLink, m));
