@@ -84,21 +84,47 @@ test('of an engine that was killed: its sandboxes count as long as they run; who
   records.close();
 });
 
+/** As a full disk does: a part of what is written is taken, and then no more. */
+const whileFull = (path: string, use: () => void): void => {
+  const most = (bytes: string) => execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${bytes}:`]);
+  most(String(statSync(path).size + 30));
+  try {
+    use();
+  } finally {
+    most('unlimited');
+  }
+};
+
 test('a record that the disk took a part of spoils none that comes after it', ({ dir }) => {
   const records = new Records(dir);
   records.add([told(1)]);
   const [file = ''] = readdirSync(dir);
-  const most = (bytes: string) => execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${bytes}:`]);
-  most(String(statSync(join(dir, file)).size + 30));
-  try {
-    assert.throws(() => records.add([told(2)]), /EFBIG/);
-  } finally {
-    most('unlimited');
-  }
+  whileFull(join(dir, file), () => assert.throws(() => records.add([told(2)]), /EFBIG/));
   records.add([told(3)]);
   assert.equal(
     living(dir).map(({ id }) => id),
     [idOf(1), idOf(3)],
+  );
+  records.close();
+});
+
+test('nor in a file that was written anew: what is cut back leaves no hole', ({ dir }) => {
+  const records = new Records(dir);
+  records.add([told(1)]);
+  const [file = ''] = readdirSync(dir);
+  const path = join(dir, file);
+  const { ino } = statSync(path);
+  for (let n = 2; statSync(path).ino === ino; n++) {
+    records.add([told(n)]);
+    records.remove(idOf(n));
+    assert.ok(n < 3000, 'it is never written anew');
+  }
+  whileFull(path, () => assert.throws(() => records.add([told(5000)]), /EFBIG/));
+  records.add([told(6000)]);
+  assert.not(readFileSync(path, 'utf8').includes('\0'));
+  assert.equal(
+    living(dir).map(({ id }) => id),
+    [idOf(1), idOf(6000)],
   );
   records.close();
 });
