@@ -13,6 +13,8 @@ export interface StreamPiece {
 
 /** The socket is not read while so much has not been taken. */
 const HELD_MAX = 512 * 1024;
+/** How long the daemon may take to say goodbye. */
+const CLOSE_MS = 2000;
 const UNIX = 'unix:';
 
 export class GuestStream implements AsyncIterable<StreamPiece> {
@@ -21,6 +23,8 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
   /** How it ended. Rejects with a ControllerError when it failed. */
   readonly ended: Promise<StreamReply>;
   readonly #socket: WebSocket;
+  /** When it has been asked for. */
+  readonly #asked: Promise<void>;
   readonly #pieces: StreamPiece[] = [];
   #held = 0;
   #isOver = false;
@@ -30,7 +34,6 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
   constructor(url: string, token: string | undefined, request: StreamRequest, ca?: string) {
     const headers = token === undefined ? {} : { authorization: `Bearer ${token}` };
     this.#socket = new WebSocket(url, { headers, perMessageDeflate: false, ...(ca === undefined ? {} : { ca }) });
-    this.#socket.on('open', () => this.#socket.send(JSON.stringify(request)));
     let opened!: (facts: Record<string, unknown>) => void;
     let ended!: (reply: StreamReply) => void;
     const failures: ((error: Error) => void)[] = [];
@@ -42,9 +45,15 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
       ended = resolve;
       failures.push(reject);
     });
-    // Whoever waits for one of them may not wait for the other.
-    this.opened.catch(() => undefined);
-    this.ended.catch(() => undefined);
+    this.#asked = new Promise((resolve, reject) => {
+      this.#socket.on('open', () => {
+        this.#socket.send(JSON.stringify(request));
+        resolve();
+      });
+      failures.push(reject);
+    });
+    // Whoever waits for one of them may not wait for the others.
+    for (const one of [this.opened, this.ended, this.#asked]) one.catch(() => undefined);
     const fail = (error: Error) => {
       this.#failure ??= error;
       for (const reject of failures) reject(error);
@@ -113,15 +122,23 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
 
   /** A program that runs for this stream alone is killed; one in the background goes on. */
   close(): void {
-    if (!this.#isOver) this.#socket.close();
+    if (this.#isOver) return;
+    this.#socket.close();
+    // What was written may keep the daemon from reading that.
+    const late = setTimeout(() => this.#socket.terminate(), CLOSE_MS).unref();
+    this.#socket.once('close', () => clearTimeout(late));
   }
 
   #command(what: object): Promise<void> {
     return this.#send(JSON.stringify(what)).catch(() => undefined);
   }
 
-  #send(data: string | Buffer): Promise<void> {
-    return new Promise((resolve, reject) => this.#socket.send(data, (error) => (error ? reject(error) : resolve())));
+  /** What is said before there is a connection waits for it. */
+  async #send(data: string | Buffer): Promise<void> {
+    await this.#asked;
+    await new Promise<void>((resolve, reject) =>
+      this.#socket.send(data, (error) => (error ? reject(error) : resolve())),
+    );
   }
 
   #take(piece: StreamPiece): void {

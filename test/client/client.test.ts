@@ -296,6 +296,124 @@ client('programs while they run, files and ports, over the socket and over the p
   await sandbox.kill();
 });
 
+/** For each connection: sends back all that it was sent, the last byte first, when its other side has sent its last. */
+const MIRROR = `
+import socket, threading
+def serve(one):
+    data = b""
+    while part := one.recv(65536): data += part
+    one.sendall(b"you said: " + data[::-1])
+    one.close()
+server = socket.create_server(("127.0.0.1", 7000))
+print("up", flush=True)
+while True: threading.Thread(target=serve, args=(server.accept()[0],)).start()
+`;
+
+client('connectPort: bytes both ways, half-closed, several at once; where nobody listens', async () => {
+  const [one] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG });
+  assert.ok(one);
+  const { id } = one;
+  const overPort = new Controller({ baseUrl: daemon.url, token: TOKEN });
+  const serving = controller.runCommand(id, ['python3', '-c', MIRROR]);
+  const up = await serving[Symbol.asyncIterator]().next();
+  assert.is(Buffer.from(up.value?.data ?? []).toString(), 'up\n');
+  // More than what any of the windows on the way holds.
+  const sent = Buffer.alloc(3_000_000, Buffer.from('\x00\xffFK{abc', 'latin1'));
+  const asked = [controller, overPort, controller].map(async (over, i) => {
+    const stream = over.connectPort(id, 7000);
+    const mine = sent.subarray(i);
+    for (let at = 0; at < mine.length; at += 1_000_000) await stream.write(mine.subarray(at, at + 1_000_000));
+    stream.end();
+    const parts: Uint8Array[] = [];
+    for await (const { channel, data } of stream) {
+      assert.is(channel, 1);
+      parts.push(data);
+    }
+    const expected = Buffer.concat([Buffer.from('you said: '), Buffer.from(mine).reverse()]);
+    assert.ok(Buffer.concat(parts).equals(expected));
+    assert.is((await stream.ended).exit_code, 0);
+  });
+  await Promise.all(asked);
+  // By the sandbox; and one that is left: the service hears of it.
+  const left = new Sandbox(controller, one).connect(7000);
+  await left.opened;
+  const connected = async () => (await controller.evalCode(id, COUNT_CONNECTIONS)).result;
+  assert.is(await connected(), '1');
+  left.close();
+  assert.ok(await eventually(async () => (await connected()) === '0'));
+  const refused = await refusal(controller.connectPort(id, 7001).opened);
+  assert.is(refused.code, 'AGENT_ERROR');
+  assert.match(refused.message, /ConnectionRefusedError/);
+  await overPort.close();
+  await controller.killSandbox(id);
+});
+
+/** Connections to port 7000 that are there: 0x1B58, proc(5). */
+const COUNT_CONNECTIONS = `sum(line.split()[1].endswith(':1B58') and line.split()[3] == '01' for line in open('/proc/net/tcp'))`;
+
+client('who goes away ends the program that runs for them, and none in the background', async () => {
+  const [one] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG });
+  assert.ok(one);
+  const { id } = one;
+  const overPort = new Controller({ baseUrl: daemon.url, token: TOKEN });
+  const running = async () => {
+    const { stdout } = await controller.execCommand(id, ['pgrep', '-f', '^sleep 7654']);
+    return stdout.split('\n').filter(Boolean).length;
+  };
+  /** In a session of its own too. */
+  const script = ['sh', '-c', 'setsid sleep 76541 & sleep 76542 & echo up; wait'];
+  const bothRun = () => eventually(async () => (await running()) === 2);
+  const begun = async (stream: GuestStream): Promise<GuestStream> => {
+    await stream.opened;
+    assert.ok(await bothRun());
+    return stream;
+  };
+  for (const over of [controller, overPort]) {
+    (await begun(over.runCommand(id, script))).close();
+    assert.ok(await eventually(async () => (await running()) === 0), 'closed');
+    for await (const { data } of over.runCommand(id, script)) {
+      assert.is(Buffer.from(data).toString(), 'up\n');
+      break;
+    }
+    assert.ok(await eventually(async () => (await running()) === 0), 'not heard any more');
+    // It has not heard yet that it runs.
+    const early = over.runCommand(id, script);
+    await eventually(async () => (await running()) > 0);
+    early.close();
+    assert.ok(await eventually(async () => (await running()) === 0), 'before it was told');
+  }
+  // Killed: nothing is said, the connection ends.
+  for (const baseUrl of [`unix:${daemon.socketPath}`, daemon.url]) {
+    const env = { ...world.env, FORKD_TOKEN: TOKEN };
+    const cli = startCli(['exec', '-i', id, '--daemon-url', baseUrl, '--', ...script], { env });
+    await cli.says('up');
+    assert.ok(await bothRun());
+    cli.kill('SIGKILL');
+    assert.ok(await eventually(async () => (await running()) === 0), 'killed');
+  }
+  // With more input on its way than it takes: nothing that is said behind it is read.
+  for (const over of [controller, overPort]) {
+    const stream = await begun(over.runCommand(id, script, { stdin: true }));
+    const refused = Array.from({ length: 4 }, () => stream.write(Buffer.alloc(1 << 20)).catch(() => 'gone'));
+    stream.close();
+    assert.ok(await eventually(async () => (await running()) === 0), 'closed, with input on its way');
+    assert.is(await refused.at(-1), 'gone');
+  }
+  // In the background: neither who started it nor who heard it is what it runs for.
+  const { run } = await overPort.startRun(id, script);
+  const heard = overPort.attachRun(id, run);
+  const first = await heard[Symbol.asyncIterator]().next();
+  assert.is(Buffer.from(first.value?.data ?? []).toString(), 'up\n');
+  heard.close();
+  await heard.ended.catch(() => undefined);
+  await overPort.close();
+  const again = controller.attachRun(id, run);
+  await again.opened;
+  assert.ok(await bothRun());
+  again.close();
+  await controller.killSandbox(id);
+});
+
 client('events tell of sandboxes and snapshots as they happen, and again to who comes back', async () => {
   const abort = new AbortController();
   const seen: EventInfo[] = [];

@@ -12,20 +12,23 @@ import { bodyOfError } from './reply.js';
 
 /** RFC 6455, 7.4.1: how a stream that failed is closed; the reason is in the last text message. */
 const CLOSE_FAILED = 1011;
+/** How often it is asked whether a client that is not read is still there. */
+const GONE_MS = 1000;
 
 /** Until the stream has ended. Does not throw: a failure is told to the client. Resolves to it. */
 export const bridge = async (socket: WebSocket, stream: AgentStream): Promise<ForkdError | undefined> => {
   const tell = (news: StreamNews) => send(socket, JSON.stringify(news));
+  const input = new Input(socket, stream);
   socket.on('message', (data, isBinary) => {
-    if (!isBinary) return void command(stream, asBuffer(data)).catch(() => stream.close());
+    if (!isBinary) return void command(stream, input, asBuffer(data)).catch(() => stream.close());
     const bytes = asBuffer(data);
     if (bytes[0] !== Channel.input) return stream.close();
-    socket.pause();
-    // The program may have ended, or closed its input: then nobody waits for this.
-    const go = () => socket.resume();
-    stream.write(bytes.subarray(1)).then(go, go);
+    input.take(bytes.subarray(1));
   });
-  socket.on('close', () => stream.close());
+  socket.on('close', () => {
+    input.close();
+    stream.close();
+  });
   try {
     await tell({ opened: await stream.opened });
     for await (const { channel, data } of stream) {
@@ -43,9 +46,46 @@ export const bridge = async (socket: WebSocket, stream: AgentStream): Promise<Fo
   }
 };
 
-const command = async (stream: AgentStream, data: Buffer): Promise<void> => {
+/** What the client has for the guest: not read while the guest has no room. */
+class Input {
+  #written = Promise.resolve();
+  #asking: NodeJS.Timeout | undefined;
+
+  constructor(
+    readonly socket: WebSocket,
+    readonly stream: AgentStream,
+  ) {}
+
+  take(data: Uint8Array): void {
+    // The program may have ended, or closed its input: then nobody waits for this.
+    const mine = this.stream.write(data).catch(() => undefined);
+    this.#written = mine;
+    this.socket.pause();
+    // Nobody hears, meanwhile, that the client has gone: who writes is told. A pong that nobody asked for is not answered.
+    this.#asking ??= setInterval(() => this.socket.pong(), GONE_MS).unref();
+    void mine.then(() => {
+      // Messages that had been read before the pause come all the same.
+      if (this.#written !== mine) return;
+      this.close();
+      this.socket.resume();
+    });
+  }
+
+  /** When the guest has had room for all of it. */
+  async end(): Promise<void> {
+    await this.#written;
+    this.stream.end();
+  }
+
+  close(): void {
+    clearInterval(this.#asking);
+    this.#asking = undefined;
+  }
+}
+
+const command = async (stream: AgentStream, input: Input, data: Buffer): Promise<void> => {
   const said = JSON.parse(data.toString('utf8')) as StreamCommand;
-  if ('end' in said) stream.end();
+  if ('end' in said) await input.end();
   // One that came too late is no failure of the stream.
   else if ('signal' in said || 'rows' in said) await stream.control(said).catch(() => undefined);
   else throw new TypeError('not a command');

@@ -14,8 +14,10 @@ import type { Guards } from './server.js';
 
 /** Time for the first message, which says what is asked for. */
 const FIRST_MESSAGE_MS = 10_000;
-/** How often it is asked whether the client is still there. */
+/** So that what is between, a proxy say, does not take it for forgotten. */
 const BEAT_MS = 30_000;
+/** Silence after which the client's kernel is asked whether it is still there; ten seconds later it is not. Before the first beat, which it would have to confirm. */
+const SILENCE_MS = 10_000;
 const STREAM = /^\/v1\/sandboxes\/([^/]+)\/stream$/;
 const ACTIONS = ['run', 'attach', 'connect', 'read_file', 'write_file', 'pack', 'unpack', 'watch'];
 
@@ -59,6 +61,7 @@ export class Upgrades {
       requireOwnOrigin(request);
       if (id === undefined) throw new ForkdError('ROUTE_NOT_FOUND', { method: `upgrade of ${request.method}`, path });
       this.context.registry.get(id);
+      request.socket.setKeepAlive(true, SILENCE_MS);
       this.#server.handleUpgrade(request, socket, head, (webSocket) => {
         void this.#serve(webSocket, id).then((failure) => tellAudit(101, failure?.code ?? 'ok'));
       });
@@ -120,16 +123,8 @@ const firstMessage = (socket: WebSocket): Promise<StreamRequest> =>
     });
   });
 
-/** Ends a connection whose other side is gone without a word. */
+/** Nobody waits for the answer: a client that is slow to read hears of it late. */
 const beat = (socket: WebSocket): (() => void) => {
-  let isHeard = true;
-  socket.on('pong', () => {
-    isHeard = true;
-  });
-  const timer = setInterval(() => {
-    if (!isHeard) socket.terminate();
-    isHeard = false;
-    socket.ping();
-  }, BEAT_MS).unref();
+  const timer = setInterval(() => socket.ping(), BEAT_MS).unref();
   return () => clearInterval(timer);
 };
