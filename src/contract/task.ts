@@ -280,12 +280,14 @@ export interface Tasks {
     input: { bytes: number; target: number; isPrivate: boolean; writer: boolean; copiers: number };
     output: WpTimes & { wrong: number };
   };
-  /** SHA-256 of files. */
   /** `problem`: it is no answer. */
   answer: {
     input: { action: AnsweredAction; payload: Uint8Array };
     output: { body: Uint8Array } | { problem: string };
   };
+  /** Whether a large answer of an agent, which goes on as it is, is one. */
+  judge: { input: { payload: Uint8Array }; output: { problem?: string } };
+  /** SHA-256 of files. */
   hash: { input: { paths: string[] }; output: { digests: { path: string; sha256: string; bytes: number }[] } };
 }
 

@@ -17,6 +17,7 @@ import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
 import { hasCard, type Isolation, type SnapshotManifest, SERIAL_PORTS } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
+import { judgeIn } from './agent/judge.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
 import { Jails, type JailTerms } from './host/jails.js';
@@ -157,7 +158,7 @@ export class Engine {
   constructor(readonly options: EngineOptions = {}) {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
     this.networks = new Networks(this.pool, options.resident);
-    this.publisher = new Publisher(options.agentSocket);
+    this.publisher = new Publisher(options.agentSocket, judgeIn(this.pool));
     const { jail = true, tied: outlivesEngine = false } = options;
     this.#jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
   }
@@ -584,7 +585,7 @@ export class Engine {
   /** Offers a sandbox's agent at an address of this host. Throws LISTEN_FAILED. */
   async listen(sandbox: Sandbox, address: { host: string; port: number }): Promise<void> {
     try {
-      const server = await serveLine(address, sandbox.agent);
+      const server = await serveLine(address, sandbox.agent, judgeIn(this.pool));
       void sandbox.ended.then(() => server.close());
     } catch (error) {
       throw new ForkdError('LISTEN_FAILED', { ...address, reason: reasonOf(error) }, error);

@@ -14,6 +14,7 @@ import { copy } from './tasks/copy.js';
 import { hash } from './tasks/hash.js';
 import { hotfork } from './tasks/hotfork.js';
 import { join } from './tasks/join.js';
+import { judge } from './tasks/judge.js';
 import { memoryDiff } from './tasks/memory-diff.js';
 import { networks } from './tasks/networks.js';
 import { regain } from './tasks/regain.js';
@@ -35,6 +36,7 @@ const handlers: { [T in TaskName]: Handler<T> } = {
   hash,
   hotfork,
   join,
+  judge,
   memoryDiff,
   networks,
   regain,

@@ -56,6 +56,15 @@ def deep():
     for ident, _ in requests(): send(frame(REPLY, ident, b'{"x":' + b'[' * 10000000))
 def lies():
     for ident, _ in requests(): answer(ident, {'stdout': {}, 'stderr': 7, 'exit_code': 'no', 'result': [], 'pong': 1, 'entries': 5})
+LARGE = b'{"exit_code":0,"stdout":"' + b'y' * 3000000
+def stops():
+    for ident, _ in requests(): send(frame(REPLY, ident, LARGE))
+def garbled():
+    for ident, _ in requests(): send(frame(REPLY, ident, LARGE + b'\xff\n"}'))
+def liesAtLength():
+    for ident, _ in requests(): send(frame(REPLY, ident, LARGE + b'","result":[]}'))
+def half():
+    for ident, _ in requests(): send(frame(REPLY, ident, LARGE, 5000000))
 def spills():
     for ident, _ in requests():
         send(frame(OPENED, ident, b'{}'))

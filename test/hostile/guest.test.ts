@@ -5,9 +5,11 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { Controller } from '../../src/client/index.js';
 import { ForkdError } from '../../src/contract/errors.js';
+import type { EvalReply, PlainReply } from '../../src/contract/guest.js';
 import type { HeldKind } from '../../src/contract/held.js';
 import { limits } from '../../src/contract/limits.js';
 import { jsonLines } from '../../src/contract/lines.js';
+import { callLine } from '../../src/main/agent/line.js';
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox, SandboxInfo } from '../../src/main/sandbox/sandbox.js';
@@ -125,6 +127,46 @@ for (const [how, title, kind] of ANSWERS) {
     });
   });
 }
+
+/** Asked as another process does: one line, one answer, at the socket of all agents. */
+const askLine = async ({ engine }: { engine: Engine }, child: Sandbox, replyMs = 60_000): Promise<PlainReply> => {
+  await engine.publish([child]);
+  const request = { action: 'eval', code: '1' };
+  const address = { path: child.socket, sandbox: child.id };
+  return (await callLine(address, child.id, request, { connectMs: 5000, replyMs })) as PlainReply;
+};
+
+/** Of 3 MB, which is more than is read in this thread. */
+const LARGE: [how: string, title: string, reason: RegExp][] = [
+  ['stops', 'that breaks off', /SyntaxError/],
+  ['garbled', 'that is no text', /TypeError/],
+  ['liesAtLength', 'whose keys have other types', /its result is of another type/],
+];
+for (const [how, title, reason] of LARGE) {
+  hostile(
+    `a large answer ${title}, to who asked by a line: it is not passed on, and that is named`,
+    async (context) => {
+      await against(context, how, async (child) => {
+        const reply = await askLine(context, child);
+        assert.is(reply.exit_code, 1);
+        assert.match(reply.error ?? '', /^AgentError: /);
+        assert.match(reply.error ?? '', reason);
+        assert.ok(holds(child, 'no-answer'));
+      });
+    },
+  );
+}
+
+hostile(
+  'half of a large frame, to who asked by a line: they have their time, and others are answered',
+  async (context) => {
+    await against(context, 'half', async (child) => {
+      assert.is(await told(askLine(context, child, SOON_MS)), 'AGENT_TIMEOUT');
+      await context.engine.publish([context.sibling]);
+      assert.is(((await askLine(context, context.sibling)) as EvalReply).result, '1');
+    });
+  },
+);
 
 const opened = (child: Sandbox): AgentStream => child.stream({ action: 'run', args: ['x'], stdin: true });
 

@@ -22,7 +22,9 @@ test.before.each(async (context) => {
   context.dir = mkdtempSync(join(tmpdir(), 'board-'));
   context.sockets = [];
   const mask = process.umask(0);
-  context.board = await Switchboard.open(join(context.dir, 'a.sock')).finally(() => process.umask(mask));
+  context.board = await Switchboard.open(join(context.dir, 'a.sock'), async () => undefined).finally(() =>
+    process.umask(mask),
+  );
 });
 test.after.each(({ dir, board, sockets }) => {
   for (const socket of sockets) socket.destroy();

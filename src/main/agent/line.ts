@@ -8,7 +8,8 @@ import { parsePayload } from '../../contract/frames.js';
 import { FRAME_MAGIC, type GuestReply, type GuestRequest } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
 import { requireReply } from '../../contract/replies.js';
-import type { AgentClient } from './client.js';
+import type { AgentClient, Read } from './client.js';
+import type { Judge } from './judge.js';
 import { relayFrames } from './relay.js';
 
 /** `sandbox`: the one that is meant, where a socket offers many (agent/switchboard.ts). */
@@ -95,9 +96,9 @@ const parseReply = (data: Buffer, target: string): GuestReply => {
 const REQUEST_MAX_BYTES = 16 * 1024 * 1024;
 
 /** Offers `agent` at an address that is its alone. The caller closes the server. */
-export const serveLine = (address: { host: string; port: number }, agent: AgentClient): Promise<Server> =>
+export const serveLine = (address: { host: string; port: number }, agent: AgentClient, judge: Judge): Promise<Server> =>
   new Promise((resolve, reject) => {
-    const server = createServer({ allowHalfOpen: true }, (socket) => answer(socket, agent));
+    const server = createServer({ allowHalfOpen: true }, (socket) => answer(socket, agent, judge));
     server.unref();
     server.on('error', reject);
     server.listen(address, () => resolve(server));
@@ -116,7 +117,7 @@ export const serveLines = (path: string, replyTo: (line: string) => Promise<obje
   });
 
 /** Serves a connection, of which `read` has been read; one that begins with the magic of a frame is one of the framed protocol. */
-export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0)): void => {
+export const answer = (socket: Socket, agent: AgentClient, judge: Judge, read = Buffer.alloc(0)): void => {
   const drop = () => socket.destroy();
   let first = read;
   const begin = (part: Buffer) => {
@@ -125,7 +126,7 @@ export const answer = (socket: Socket, agent: AgentClient, read = Buffer.alloc(0
     socket.off('data', begin).off('end', drop);
     if (first.readUInt16LE() === FRAME_MAGIC) return relayFrames(socket, agent, first);
     socket.unshift(first);
-    answerLine(socket, (line) => forward(line, agent));
+    answerLine(socket, (line) => forward(line, agent, judge));
   };
   socket.on('data', begin).on('error', drop).on('end', drop);
   begin(Buffer.alloc(0));
@@ -171,14 +172,19 @@ const answerLine = (socket: Socket, replyTo: (line: string) => Promise<object>):
   });
 };
 
-/** What is large is passed on as it is: whoever asked reads it, and this process has others who wait. */
-const readSmall = (payload: Uint8Array): object =>
-  payload.length < limits.answerHereMaxBytes ? requireReply(parsePayload({ payload })) : payload;
+/** What is large is passed on as it is, once it has been judged. */
+const readWith =
+  (judge: Judge): Read<object> =>
+  async (payload) => {
+    if (payload.length < limits.answerHereMaxBytes) return requireReply(parsePayload({ payload }));
+    await judge(payload);
+    return payload;
+  };
 
 /** Failures in the reference's shape: an `error` key and exit code 1. */
-const forward = async (line: string, agent: AgentClient): Promise<object> => {
+const forward = async (line: string, agent: AgentClient, judge: Judge): Promise<object> => {
   try {
-    return await agent.call(JSON.parse(line) as GuestRequest, 0, readSmall);
+    return await agent.call(JSON.parse(line) as GuestRequest, 0, readWith(judge));
   } catch (error) {
     return {
       error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`,

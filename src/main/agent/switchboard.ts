@@ -7,6 +7,7 @@ import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { limits } from '../../contract/limits.js';
 import type { AgentClient } from './client.js';
+import type { Judge } from './judge.js';
 import { answer } from './line.js';
 
 /** sun_path, unix(7): 108 bytes with the final zero. */
@@ -23,14 +24,15 @@ export class Switchboard {
   private constructor(
     readonly path: string,
     readonly server: Server,
+    readonly judge: Judge,
   ) {}
 
   /** Throws what bind(2) does. A socket that an engine before this one left at `path` is replaced. It is for this user alone. */
-  static open(path: string): Promise<Switchboard> {
+  static open(path: string, judge: Judge): Promise<Switchboard> {
     rmSync(path, { force: true });
     return new Promise((resolve, reject) => {
       const server = createServer({ allowHalfOpen: true }, (socket) => board.#connect(socket));
-      const board = new Switchboard(path, server);
+      const board = new Switchboard(path, server, judge);
       server.maxConnections = limits.agentConnectionsMax;
       server.unref();
       // It stays: a connection that could not be accepted is an error too.
@@ -83,7 +85,7 @@ export class Switchboard {
       settle();
       socket.off('data', take).off('error', drop).off('end', drop).off('close', settle);
       const agent = end < 0 ? undefined : this.#agents.get(read.toString('latin1', 0, end));
-      if (agent) answer(socket, agent, read.subarray(end + 1));
+      if (agent) answer(socket, agent, this.judge, read.subarray(end + 1));
       else drop();
     };
     socket.on('data', take).on('error', drop).on('end', drop).on('close', settle);

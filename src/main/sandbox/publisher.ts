@@ -1,4 +1,5 @@
 /** What makes an engine's sandboxes reachable for other processes: one socket for all of them, and a record each. */
+import type { Judge } from '../agent/judge.js';
 import { SOCKET_PATH_MAX, Switchboard } from '../agent/switchboard.js';
 import { WorkDir } from '../host/workdir.js';
 import { sandboxesDir } from '../paths.js';
@@ -11,7 +12,10 @@ export class Publisher {
   #dir: WorkDir | undefined;
 
   /** `path` of the socket; one in a work directory when absent, or too long. */
-  constructor(readonly path: string | undefined) {}
+  constructor(
+    readonly path: string | undefined,
+    readonly judge: Judge,
+  ) {}
 
   /** Throws what the file system throws. */
   async publish(sandboxes: Sandbox[]): Promise<void> {
@@ -37,9 +41,9 @@ export class Publisher {
 
   #make(): Promise<Switchboard> {
     const { path } = this;
-    if (path !== undefined && Buffer.byteLength(path) <= SOCKET_PATH_MAX) return Switchboard.open(path);
+    if (path !== undefined && Buffer.byteLength(path) <= SOCKET_PATH_MAX) return Switchboard.open(path, this.judge);
     this.#dir ??= WorkDir.create('engine', 'agents');
-    return Switchboard.open(this.#dir.file('agents.sock'));
+    return Switchboard.open(this.#dir.file('agents.sock'), this.judge);
   }
 
   /** It has ended. */
