@@ -5,7 +5,7 @@ import { ForkdError } from '../contract/errors.js';
 import type { GuestRequest, PlainReply, StreamRequest } from '../contract/guest.js';
 import { isSandboxId, parseTarget } from '../contract/names.js';
 import { AgentClient } from '../main/agent/client.js';
-import { prefaceOf, type UnixAddress } from '../main/agent/line.js';
+import { prefaceOf, requireSomebody, type UnixAddress } from '../main/agent/line.js';
 import { sandboxesDir } from '../main/paths.js';
 import { lookUp, type Published } from '../main/sandbox/registry.js';
 import { askDaemon, notThere } from './ask-daemon.js';
@@ -29,9 +29,14 @@ export const localSocket = (options: Options, target: string): UnixAddress | und
 
 export const publishedAt = ({ id, socket }: Published): UnixAddress => ({ path: socket, sandbox: id });
 
-/** A client of the agent behind a socket. The caller closes it. */
-export const agentAt = (address: UnixAddress, name: string): AgentClient => {
+/** A client of the agent behind a socket. The caller closes it. `onData` hears the first of what comes. */
+export const agentAt = (
+  address: UnixAddress,
+  name: string,
+  onData: (data: Buffer) => void = () => undefined,
+): AgentClient => {
   const socket = connect(address.path);
+  socket.once('data', onData);
   socket.write(prefaceOf(address));
   return new AgentClient(socket, name);
 };
@@ -66,13 +71,19 @@ export const withLink = async (
 ): Promise<number> => {
   const address = localSocket(options, target);
   if (address === undefined) return throughDaemon(options, use, target);
-  const agent = agentAt(address, target);
+  let first: Buffer = Buffer.alloc(0);
+  const agent = agentAt(address, target, (data) => {
+    first = data;
+  });
   try {
     return await use({
       open: (request) => agent.open(request),
       ask: (request) => agent.ask(request, ASK_MS),
       gone: agent.closed,
     });
+  } catch (error) {
+    requireSomebody(first, address);
+    throw error;
   } finally {
     agent.close();
   }

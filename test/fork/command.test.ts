@@ -102,11 +102,26 @@ command('another process reaches a sandbox by its id while the fork settles', as
   assert.equal([failing.code, failing.stdout, failing.stderr], [3, 'out\n', 'err\n']);
   // Of a connection that names nobody nothing is kept; one that names somebody in parts is that one's.
   const ping = '{"action": "ping"}\n';
-  for (const preface of ['', 'x'.repeat(100_000), `sb-1-00000000\n${ping}`, `${ping}${ping}`])
+  for (const preface of ['', 'x'.repeat(100_000), `${ping}${ping}`])
     assert.is(await saidTo(socket, [preface]), '', preface.slice(0, 100));
+  assert.is(await saidTo(socket, [`sb-1-00000000\n${ping}`]), 'no such sandbox\n');
   assert.match(await saidTo(socket, [...id, '\n', ...ping]), /"pong": ?true/);
+  // One has ended, and its engine has not: that is told apart from an engine that is not there.
+  process.kill(other.pid, 'SIGKILL');
+  while ((await saidTo(socket, [`${other.id}\n${ping}`])) !== 'no such sandbox\n');
+  const refusals = (target: string) =>
+    Promise.all(
+      [
+        ['ping', '--target', target],
+        ['exec', '-e', 'A=1', target, '--', 'true'],
+        ['cp', `${target}:/etc/passwd`, '-'],
+      ].map(async (args) => (await forkd(args, { env })).stderr),
+    );
+  for (const stderr of await refusals(`unix:${socket}#${other.id}`))
+    assert.match(stderr, `Error: sandbox '${other.id}' not found`);
   fork.kill('SIGINT');
   assert.is((await fork.ended).code, 130);
+  for (const stderr of await refusals(`unix:${socket}#${id}`)) assert.match(stderr, /^Error: cannot reach the agent/m);
   assert.not.ok(existsSync(join(sharedData(), 'forkd/sandboxes', file as string)));
   const gone = await forkd(['ping', '--target', id], { env });
   assert.is(gone.code, 1);

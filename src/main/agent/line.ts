@@ -21,7 +21,10 @@ export interface LineTimeouts {
   replyMs: number;
 }
 
-/** Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL; all name `target`. */
+/** What a socket of many agents says when it offers none of that name. No agent's answer begins like this: not a line, not a frame. */
+export const NOBODY = 'no such sandbox\n';
+
+/** Throws AGENT_UNREACHABLE, AGENT_TIMEOUT, AGENT_PROTOCOL, which name `target`, and SANDBOX_NOT_FOUND. */
 export const callLine = async (
   address: Address,
   target: string,
@@ -32,7 +35,9 @@ export const callLine = async (
   try {
     if (!('socket' in address)) await connected(socket, target, timeouts.connectMs);
     socket.end(`${prefaceOf(address)}${JSON.stringify(request)}\n`);
-    return parseReply(await readAll(socket, target, timeouts.replyMs), target);
+    const data = await readAll(socket, target, timeouts.replyMs);
+    requireSomebody(data, address);
+    return parseReply(data, target);
   } finally {
     socket.destroy();
   }
@@ -41,6 +46,12 @@ export const callLine = async (
 /** What a connection begins with, before anything else. */
 export const prefaceOf = (address: Address): string =>
   'sandbox' in address && address.sandbox !== undefined ? `${address.sandbox}\n` : '';
+
+/** `data`: the first of what was heard there. Throws SANDBOX_NOT_FOUND. */
+export const requireSomebody = (data: Buffer, address: Address): void => {
+  if ('sandbox' in address && address.sandbox !== undefined && data.toString('latin1') === NOBODY)
+    throw new ForkdError('SANDBOX_NOT_FOUND', { id: address.sandbox });
+};
 
 const connected = (socket: Socket, target: string, ms: number): Promise<void> =>
   new Promise((resolve, reject) => {

@@ -1,14 +1,15 @@
 /**
  * One Unix socket at which an engine offers the agents of all of its sandboxes. A connection begins with a line that is the id of
- * one; from there on it is a connection to that agent, as if it had a socket of its own. One for each would cost a descriptor
- * and an inode each, and a file system that has just deleted many looks long for a free inode (docs/decisions/0096).
+ * one; from there on it is a connection to that agent, as if it had a socket of its own, or says that there is none. One for each would
+ * cost a descriptor and an inode each, and a file system that has just deleted many looks long for a free inode (docs/decisions/0096).
  */
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { limits } from '../../contract/limits.js';
+import { isSandboxId } from '../../contract/names.js';
 import type { AgentClient } from './client.js';
 import type { Judge } from './judge.js';
-import { answer } from './line.js';
+import { answer, NOBODY } from './line.js';
 
 /** sun_path, unix(7): 108 bytes with the final zero. */
 export const SOCKET_PATH_MAX = 107;
@@ -82,11 +83,22 @@ export class Switchboard {
       read = Buffer.concat([read, part]);
       const end = read.indexOf(NEWLINE);
       if (end < 0 && read.length <= NAME_MAX_BYTES) return;
-      settle();
-      socket.off('data', take).off('error', drop).off('end', drop).off('close', settle);
-      const agent = end < 0 ? undefined : this.#agents.get(read.toString('latin1', 0, end));
-      if (agent) answer(socket, agent, this.judge, read.subarray(end + 1));
-      else drop();
+      socket.off('data', take);
+      const name = end < 0 ? '' : read.toString('latin1', 0, end);
+      const agent = this.#agents.get(name);
+      if (agent) {
+        settle();
+        socket.off('error', drop).off('end', drop).off('close', settle);
+        answer(socket, agent, this.judge, read.subarray(end + 1));
+      } else if (isSandboxId(name)) {
+        refuse();
+      } else {
+        drop();
+      }
+    };
+    // What else it says is read and forgotten: closed with bytes unread, it would be a connection that broke. It counts as nameless until it goes.
+    const refuse = () => {
+      socket.off('end', drop).resume().end(NOBODY);
     };
     socket.on('data', take).on('error', drop).on('end', drop).on('close', settle);
     wait();
