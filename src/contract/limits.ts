@@ -63,9 +63,11 @@ export const limits = {
   relayBacklogBytes: 64 * 1024 * 1024,
   /** Connections to the one socket of all agents: a descriptor each. */
   agentConnectionsMax: 4096,
-  /** Of those, such as have not named a sandbox yet: with one more the oldest is closed. Clients name it at once. */
+  /** Of those, such as have not named a sandbox yet: with more the oldest are closed. Clients name it at once. */
   agentNamelessMax: 1024,
-  /** How long they may take to, milliseconds. */
+  /** But none before it has had so long, milliseconds: in a burst the names of many are on their way. */
+  agentNameGraceMs: 1000,
+  /** How long they may take to when there are few, milliseconds. */
   agentNameMs: 10_000,
   /** A line that is asked or answered there may stand still for so long, milliseconds. */
   agentLineStallMs: 60_000,

@@ -1,5 +1,6 @@
 /** A guest whose root is hostile: its own agent, its console, its clock, its memory, its disk. Each is held and named, and a sibling answers all the while. */
 import { readdirSync, readFileSync, statSync, truncateSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
@@ -165,6 +166,30 @@ hostile(
       await context.engine.publish([context.sibling]);
       assert.is(((await askLine(context, context.sibling)) as EvalReply).result, '1');
     });
+  },
+);
+
+hostile(
+  'a burst of calls by line: the names of many are on their way at once, and all are answered',
+  async (context) => {
+    const { engine, sibling } = context;
+    const most = limits.agentNamelessMax;
+    Object.assign(limits, { agentNamelessMax: 50 });
+    try {
+      await engine.publish([sibling]);
+      const { path, server } = await engine.publisher.open();
+      const sockets = Array.from({ length: 300 }, () => connect(path).on('error', () => undefined));
+      let connections = 0;
+      const count = () => server.getConnections((_, now) => (connections = now));
+      assert.ok(await eventually(() => count() && connections === sockets.length));
+      const calls = sockets.map((socket) => {
+        socket.write(`${sibling.id}\n`);
+        return callLine({ socket }, sibling.id, { action: 'eval', code: '1' }, { connectMs: 0, replyMs: 60_000 });
+      });
+      for (const reply of await Promise.all(calls)) assert.is((reply as EvalReply).result, '1');
+    } finally {
+      Object.assign(limits, { agentNamelessMax: most });
+    }
   },
 );
 

@@ -16,6 +16,8 @@ interface Context {
 }
 
 const ID = 'sb-1-00000001';
+const usual = { ...limits };
+
 const test = suite<Context>('one socket for all agents');
 
 test.before.each(async (context) => {
@@ -30,6 +32,7 @@ test.after.each(({ dir, board, sockets }) => {
   for (const socket of sockets) socket.destroy();
   board.close();
   rmSync(dir, { recursive: true, force: true });
+  Object.assign(limits, usual);
 });
 
 /** A connection that has been made, and whether it is over. */
@@ -75,11 +78,9 @@ test('nonsense, a line without an end and the name of nobody are closed', async 
 });
 
 test('who names nobody has so much time and no more', async (context) => {
-  const most = limits.agentNameMs;
   Object.assign(limits, { agentNameMs: 50 });
   const silent = await open(context);
   await until(() => silent.isOver);
-  Object.assign(limits, { agentNameMs: most });
 });
 
 /** Both ends of a connection. */

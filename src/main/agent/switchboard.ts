@@ -19,8 +19,9 @@ const NEWLINE = 10;
 
 export class Switchboard {
   readonly #agents = new Map<string, AgentClient>();
-  /** Connections that have not said yet whom they mean, the oldest first. */
-  readonly #nameless = new Set<Socket>();
+  /** Connections that have not said yet whom they mean, the oldest first, and since when. */
+  readonly #nameless = new Map<Socket, number>();
+  #thinning: NodeJS.Timeout | undefined;
 
   private constructor(
     readonly path: string,
@@ -41,7 +42,7 @@ export class Switchboard {
       // The socket is born with the mode that it keeps: it is bound before `listen` returns.
       const mask = process.umask(0o177);
       try {
-        server.listen({ path, backlog: BACKLOG }, () => resolve(board));
+        server.listen({ path, backlog: limits.agentConnectionsMax }, () => resolve(board));
       } finally {
         process.umask(mask);
       }
@@ -70,11 +71,6 @@ export class Switchboard {
     let read = Buffer.alloc(0);
     const drop = () => void socket.destroy();
     const late = setTimeout(drop, limits.agentNameMs).unref();
-    const wait = () => {
-      this.#nameless.add(socket);
-      const [oldest] = this.#nameless;
-      if (this.#nameless.size > limits.agentNamelessMax) oldest?.destroy();
-    };
     const settle = () => {
       clearTimeout(late);
       this.#nameless.delete(socket);
@@ -101,9 +97,28 @@ export class Switchboard {
       socket.off('end', drop).resume().end(NOBODY);
     };
     socket.on('data', take).on('error', drop).on('end', drop).on('close', settle);
-    wait();
+    this.#nameless.set(socket, performance.now());
+    this.#watch();
+  }
+
+  /** While there are too many that name nobody: until the grace of the oldest is over. */
+  #watch(): void {
+    const [since] = this.#nameless.values();
+    if (since === undefined || this.#nameless.size <= limits.agentNamelessMax || this.#thinning) return;
+    const leftMs = since + limits.agentNameGraceMs - performance.now();
+    // This thread may have been busy all the while: what has come is read before.
+    const thin = () => void setImmediate(() => this.#thin());
+    this.#thinning = setTimeout(thin, Math.max(leftMs, 0)).unref();
+  }
+
+  #thin(): void {
+    this.#thinning = undefined;
+    const before = performance.now() - limits.agentNameGraceMs;
+    for (const [socket, since] of this.#nameless) {
+      if (since > before || this.#nameless.size <= limits.agentNamelessMax) break;
+      this.#nameless.delete(socket);
+      socket.destroy();
+    }
+    this.#watch();
   }
 }
-
-/** Many may call at once. */
-const BACKLOG = 1024;
