@@ -14,7 +14,10 @@ export const promoteSandbox = async (
     await write(from);
     return await promote(from);
   } finally {
-    await engine.forgetTemplates(from);
-    if (engine.store.exists(from)) engine.store.remove(from, { force: true });
+    try {
+      await engine.forgetTemplates(from);
+    } finally {
+      if (engine.store.exists(from)) engine.store.remove(from, { force: true });
+    }
   }
 };

@@ -1,5 +1,7 @@
 /** Sandboxes that a `forkd fork` keeps, promoted by another command. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, watch } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { forkd, startCli } from '../support/cli.js';
 import { suite } from '../support/suite.js';
@@ -41,6 +43,50 @@ promote(
     );
     assert.match((await forkd(['promote', id, '--as', 'best'], { env })).stderr, /Error: sandbox '.*' not found/);
     assert.equal([readdirSync(env.TMPDIR), qemusOf(root)], [[], []]);
+  },
+);
+
+promote(
+  'Ctrl-C while one is promoted: it is done, no other is begun, and nothing is left',
+  async ({ world: { env, root, snapshots } }) => {
+    const fork = startCli(['fork', '--tag', BASE_TAG, '-n', '2', '--settle-secs', '60'], { env });
+    const id = ID.exec(await fork.says(ID))?.[1] as string;
+    // So that it takes a while.
+    const fill = ['sh', '-c', 'head -c 100M /dev/zero | tr "\\0" x > /root/much'];
+    assert.is((await forkd(['exec', '--target', id, '--', ...fill], { env })).code, 0);
+    // Whoever has an order, and has begun to tell it.
+    const dir = readdirSync(env.TMPDIR).find((name) => name.startsWith('forkd-engine')) ?? '';
+    const slow = connect(join(env.TMPDIR, dir, 'desk.sock'));
+    const silent = connect(join(env.TMPDIR, dir, 'desk.sock')).on('error', () => undefined);
+    slow.write(`{"id": "${id}", `);
+    const watching = watch(snapshots);
+    const begun = new Promise<void>((resolve) =>
+      watching.on('change', (_, name) => String(name).startsWith('.staging-promote') && resolve()),
+    );
+    const under = forkd(['promote', id, '--as', 'at-the-end'], { env });
+    await begun;
+    watching.close();
+    fork.kill('SIGINT');
+    const heard = new Promise<string>((resolve) => {
+      let text = '';
+      slow.on('data', (data) => (text += data)).on('error', () => undefined);
+      slow.on('close', () => resolve(text));
+    });
+    setTimeout(() => slow.end('"as": "never"}\n'), 20);
+    assert.is((await under).code, 0, (await under).stderr);
+    const { code, stderr } = await fork.ended;
+    assert.is(code, 130, stderr);
+    assert.match(await heard, /^$|SANDBOX_NOT_FOUND/);
+    silent.destroy();
+    const tags = readdirSync(snapshots);
+    assert.ok(tags.includes('at-the-end') && !tags.includes('never'), tags.join());
+    assert.equal(
+      tags.filter((name) => /promote|staging|trash/.test(name)),
+      [],
+    );
+    assert.equal([readdirSync(env.TMPDIR), qemusOf(root)], [[], []]);
+    const again = await forkd(['fork', '--tag', 'at-the-end', '-n', '1', '--', 'wc', '-c', '/root/much'], { env });
+    assert.match(again.stdout, /104857600/, again.stderr);
   },
 );
 

@@ -252,10 +252,14 @@ const settleOnly = async (
   if (job.settleSecs > 0) {
     await engine.publish(sandboxes);
     const desk = sandboxes[0] && (await Desk.open(engine, sandboxes[0].socket));
-    for (const { id, birth } of sandboxes.slice(0, 3))
-      line(`  child ${birth.index}: forkd exec --target ${id} -- uname -a`);
-    await sleep(job.settleSecs * 1000, signal);
-    await desk?.close();
+    try {
+      for (const { id, birth } of sandboxes.slice(0, 3))
+        line(`  child ${birth.index}: forkd exec --target ${id} -- uname -a`);
+      await sleep(job.settleSecs * 1000, signal);
+    } finally {
+      // Before the engine, whatever happens: what is under way there needs it.
+      await desk?.close();
+    }
   }
   const answers = await Promise.allSettled(sandboxes.map(async ({ id }) => ({ id, reply: await engine.ping(id) })));
   return new Set(

@@ -27,6 +27,7 @@ type Answer = { promoted: PromoteReport } | { failure: ErrorData };
 
 export class Desk {
   readonly #under = new Set<Promise<unknown>>();
+  #isClosing = false;
 
   private constructor(readonly engine: Engine) {}
 
@@ -50,6 +51,8 @@ export class Desk {
   async #promote(line: string): Promise<PromoteReport> {
     const { id, as } = JSON.parse(line) as PromoteOrder;
     const { engine } = this;
+    // A connection that was made before may bring its order later.
+    if (this.#isClosing) throw new ForkdError('SANDBOX_NOT_FOUND', { id });
     const write = async (from: string): Promise<void> =>
       void (await (
         await engine.branchInto(id, { tag: from })
@@ -60,8 +63,9 @@ export class Desk {
     });
   }
 
-  /** What is under way comes to its end. */
+  /** What is under way comes to its end, and nothing more is begun. */
   async #close(server: Server): Promise<void> {
+    this.#isClosing = true;
     server.close();
     await Promise.all(this.#under);
   }
