@@ -2,6 +2,8 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
+import { Client } from '@modelcontextprotocol/client';
+import { StdioClientTransport } from '@modelcontextprotocol/client/stdio';
 import * as assert from 'uvu/assert';
 import { Controller, type WorkspaceInfo } from '../../src/client/index.js';
 import { Engine } from '../../src/main/engine.js';
@@ -9,7 +11,7 @@ import { hostRulesUnused, Networks } from '../../src/main/network/networks.js';
 import { linkNames } from '../../src/net/route.js';
 import { Pool } from '../../src/main/pool.js';
 import { findLeftovers, removeLeftover } from '../../src/main/host/cleanup.js';
-import { forkd, jsonLines, startCli } from '../support/cli.js';
+import { CLI, forkd, jsonLines, startCli } from '../support/cli.js';
 import { startDaemon } from '../support/daemon.js';
 import { openOutside, type Outside } from '../support/outside.js';
 import { openResolver } from '../support/resolver.js';
@@ -348,6 +350,55 @@ network('the daemon: sandboxes with networks, told apart by their addresses, als
   }
   assert.ok(await isClean());
   assert.is(hostRulesUnused(), false);
+});
+
+network('agents by MCP: what they allow is reached and nothing else, which is in the record', async () => {
+  const resolver = await openResolver({ 'good.example': [outside.address], 'evil.example': [outside.address] });
+  const daemon = await startDaemon(world, [], { env: { FORKD_DNS: resolver.address } });
+  const client = new Client({ name: 'test', version: '1' });
+  const call = async (name: string, args: Record<string, unknown>) => {
+    const { content, structuredContent, isError } = await client.callTool({ name, arguments: args });
+    assert.not.ok(isError, JSON.stringify(content));
+    return structuredContent as Record<string, unknown>;
+  };
+  const spawnOne = async (wish: object) => {
+    const { result } = await call('spawn_sandboxes', { snapshot_tag: TAG, ...wish });
+    return (result as { id: string }[])[0]?.id ?? '';
+  };
+  const tried = async (sandbox_id: string, ...targets: string[]) => {
+    const { stdout } = await call('exec_command', { sandbox_id, args: ['python3', '-c', TRY, ...targets] });
+    return String(stdout).trim().split('\n');
+  };
+  const denied = async (sandbox_id: string) => {
+    const { network } = (await call('get_sandbox', { sandbox_id })) as { network?: { denied: { to: string }[] } };
+    return network?.denied.map(({ to }) => to) ?? [];
+  };
+  const allowed = `${outside.address} ${outside.port}`;
+  const forbidden = [`203.0.113.1 ${outside.hostPort}`, '169.254.169.254 80', '203.0.113.8 80'];
+  try {
+    const its = { ...env, FORKD_URL: `unix:${daemon.socketPath}` };
+    await client.connect(new StdioClientTransport({ command: process.execPath, args: [CLI, 'mcp'], env: its }));
+    const byAddress = await spawnOne({ allow: [`${outside.address}:${outside.port}`] });
+    assert.equal(await tried(byAddress, allowed, ...forbidden), [
+      `${allowed} hello 203.0.113.1`,
+      ...forbidden.map((target) => `${target} no`),
+    ]);
+    const told = await denied(byAddress);
+    for (const target of forbidden) assert.ok(told.includes(`${target.replace(' ', ':')}/tcp`), `${target} in ${told}`);
+
+    const byName = await spawnOne({ allow_domains: [`good.example:${outside.port}`] });
+    const names = [allowed, `evil.example ${outside.port}`, `good.example ${outside.port}`];
+    assert.equal(await tried(byName, ...names), [`${allowed} no`, `${names[1]} no`, `${names[2]} hello 203.0.113.1`]);
+    assert.ok((await denied(byName)).includes('evil.example'));
+
+    const alone = await spawnOne({ net: true });
+    assert.equal(await tried(alone, allowed), [`${allowed} no`]);
+  } finally {
+    await client.close();
+    resolver.close();
+    assert.is(await daemon.stop(), 0);
+  }
+  assert.ok(await isClean());
 });
 
 network('a snapshot without a card is refused, with what to do', async () => {
