@@ -1,6 +1,7 @@
 /** Snapshots of container images, and commands in them, end to end. */
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
@@ -11,10 +12,11 @@ import { buildRootfs } from '../../src/main/oci/rootfs.js';
 import { runImage, runTag, snapshotImage, withInstall } from '../../src/main/from-image.js';
 import { installPackages } from '../../src/main/host/packages.js';
 import { busyboxImage } from '../support/busybox.js';
-import { forkd } from '../support/cli.js';
+import { CLI, forkd, start } from '../support/cli.js';
 import { DNF_PACKAGES, dnfImage, serveRepository } from '../support/dnf.js';
 import { serve } from '../support/http.js';
 import { ociArchive } from '../support/oci.js';
+import { openResolver } from '../support/resolver.js';
 import { makeWorld, sharedData, type World } from '../support/world.js';
 
 const test = suite('from-image and run');
@@ -152,6 +154,62 @@ id -u > /srv/who
     await web.close();
   }
 });
+
+/** In the place of a package manager: what it finds by name, and whom it can talk to. */
+const LOOK = `#!/bin/sh
+shift 2
+exec >/srv/looked
+for target; do
+  name=\${target%=*}
+  address=$(busybox nslookup $name | busybox sed -n 's/^Address: *\\([0-9.]*\\)$/\\1/p')
+  said=$(busybox nc -w 5 \${address:-10.0.2.2} \${target#*=} </dev/null)
+  echo "$name \${address:-nowhere} \${said:-no answer}"
+done
+`;
+
+test('the VM of extras, in its jail: names by the resolver of this host, and of its loopback only a proxy', async () => {
+  // Port 53, and a resolv.conf for one process tree.
+  if (process.getuid?.() !== 0) return;
+  const resolver = await openResolver({ 'proxy.example': ['10.0.2.2'] }, { host: '127.11.53.53', port: 53 });
+  const [proxy, other] = await Promise.all([speaker('the proxy'), speaker('another')]);
+  const disk = join(world.root, 'looked.ext4');
+  const resolvConf = join(world.root, 'resolv.conf');
+  writeFileSync(resolvConf, 'nameserver 127.11.53.53\n');
+  const small = join(world.root, 'look.tar');
+  const { initrd } = await buildDefaultImage({ cacheDir: join(world.env.FORKD_RUN_CACHE, 'images') });
+  const items = [{ name: 'sbin/apk', body: LOOK, mode: 0o755 }];
+  writeFileSync(small, await ociArchive(await busyboxImage(initrd, { Env: ['PATH=/bin'] }, items)));
+  try {
+    const targets = [`proxy.example=${proxy.port}`, `proxy.example=${other.port}`, `evil.example=${other.port}`];
+    const build = ['parent', 'build', small, '-o', disk, ...targets.flatMap((target) => ['--extra', target])];
+    const script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"';
+    const args = ['--mount', 'sh', '-c', script, resolvConf, process.execPath, CLI, ...build];
+    const env = { ...world.env, http_proxy: `http://127.0.0.1:${proxy.port}`, https_proxy: '' };
+    const ended = await start('unshare', args, { env }).ended;
+    assert.is(ended.code, 0, ended.stderr);
+    const looked = execFileSync('/usr/sbin/debugfs', ['-R', 'cat /srv/looked', disk], { encoding: 'utf8' });
+    assert.equal(looked.trim().split('\n').sort(), [
+      'evil.example nowhere no answer',
+      'proxy.example 10.0.2.2 no answer',
+      'proxy.example 10.0.2.2 the proxy',
+    ]);
+    assert.ok(resolver.asked.includes('proxy.example') && resolver.asked.includes('evil.example'));
+    assert.is(other.heard(), 0, 'nobody has come there');
+  } finally {
+    for (const one of [resolver, proxy, other]) one.close();
+  }
+});
+
+/** A server on this host's loopback that says one thing. */
+const speaker = async (text: string) => {
+  let heard = 0;
+  const server = createServer((client) => {
+    heard++;
+    client.on('error', () => undefined).end(text);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return { port: (server.address() as AddressInfo).port, heard: () => heard, close: () => void server.close() };
+};
 
 /** A root of some hundred packages and two minutes. By hand: FORKD_TEST_DNF=1, or the tar of such a root from a time before. Debian has no apk. */
 const dnf = process.env['FORKD_TEST_DNF'];

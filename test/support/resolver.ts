@@ -9,7 +9,11 @@ export interface FakeResolver {
   close: () => void;
 }
 
-export const openResolver = async (names: Record<string, string[]>): Promise<FakeResolver> => {
+/** At a free port, or where programs that read /etc/resolv.conf look: at 53. */
+export const openResolver = async (
+  names: Record<string, string[]>,
+  { host = '127.0.0.1', port = 0 } = {},
+): Promise<FakeResolver> => {
   const asked: string[] = [];
   const socket = createSocket('udp4', (bytes, from) => {
     const { id = 0, questions = [] } = dnsPacket.decode(bytes);
@@ -23,6 +27,6 @@ export const openResolver = async (names: Record<string, string[]>): Promise<Fak
     const flags = dnsPacket.RECURSION_AVAILABLE | (known ? 0 : 3);
     socket.send(dnsPacket.encode({ type: 'response', id, flags, questions, answers }), from.port, from.address);
   });
-  await new Promise<void>((resolve) => socket.bind(0, '127.0.0.1', resolve));
-  return { address: `127.0.0.1:${socket.address().port}`, asked, close: () => socket.close() };
+  await new Promise<void>((resolve) => socket.bind(port, host, resolve));
+  return { address: `${host}:${socket.address().port}`, asked, close: () => socket.close() };
 };
