@@ -8,7 +8,7 @@ import { ForkdError } from '../../src/contract/errors.js';
 import { Engine } from '../../src/main/engine.js';
 import { type Controller, hierarchies } from '../../src/main/host/cgroup.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
-import { CLI, type CliOptions, type Running, start } from '../support/cli.js';
+import { CLI, type CliOptions, forkd, type Running, start } from '../support/cli.js';
 import { BASE_TAG, makeWorld, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -83,12 +83,16 @@ limits('a memory bomb: it alone ends, and the limit is named', async ({ engine }
   const [bomb, other] = sandboxes as [Sandbox, Sandbox];
   const held = setInterval(() => undefined, 60_000);
   const code = 'x = bytearray(300 * 2**20)\nfor i in range(0, len(x), 4096): x[i] = 1';
-  const failure = await engine.eval(bomb.id, code, 60_000).then(
+  const waiting = engine.exec(bomb.id, ['sleep', '60'], 60).then(
     () => undefined,
     (error: unknown) => ForkdError.from(error),
   );
+  await engine.publish([bomb]);
+  const told = await forkd(['eval', '--target', bomb.id, '--', code]);
+  const failure = await waiting;
   await bomb.ended;
   clearInterval(held);
+  assert.match(told.stderr, /memory, 64 MiB/, 'who asks by its socket is told too');
   assert.is(failure?.code, 'LIMIT_EXCEEDED', failure?.message);
   assert.match(failure?.message ?? '', /memory, 64 MiB/);
   assert.is((await engine.eval(other.id, '6 * 7')).result, '42');

@@ -46,6 +46,8 @@ export class AgentClient implements Carrier {
     markPath?: string,
     /** Told of what the guest does to this connection that no agent does. */
     readonly onHeld: (kind: HeldKind) => void = () => undefined,
+    /** Why this connection broke, when it is known: what ended the sandbox. */
+    readonly explain: (failure: ForkdError) => Promise<ForkdError> = async (failure) => failure,
   ) {
     this.#mark = markPath === undefined ? undefined : new SendMark(markPath);
     this.#socket = typeof from === 'number' ? new Socket({ fd: from, readable: true, writable: true }) : from;

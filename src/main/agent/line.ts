@@ -197,9 +197,7 @@ const forward = async (line: string, agent: AgentClient, judge: Judge): Promise<
   try {
     return await agent.call(JSON.parse(line) as GuestRequest, 0, readWith(judge));
   } catch (error) {
-    return {
-      error: `${error instanceof SyntaxError ? 'JSONDecodeError' : 'AgentError'}: ${reasonOf(error)}`,
-      exit_code: 1,
-    };
+    if (error instanceof SyntaxError) return { error: `JSONDecodeError: ${error.message}`, exit_code: 1 };
+    return { error: `AgentError: ${(await agent.explain(ForkdError.from(error))).message}`, exit_code: 1 };
   }
 };

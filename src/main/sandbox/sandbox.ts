@@ -234,7 +234,13 @@ export class Sandbox {
 
   /** The agent, driven from the main thread. From the first use on, no worker may be given `vmm.agentFd`. */
   get agent(): AgentClient {
-    this.#agent ??= new AgentClient(this.vmm.agentFd, this.id, this.markPath, (kind) => this.#hold(kind));
+    this.#agent ??= new AgentClient(
+      this.vmm.agentFd,
+      this.id,
+      this.markPath,
+      (kind) => this.#hold(kind),
+      (failure) => this.explain(failure),
+    );
     return this.#agent;
   }
 
