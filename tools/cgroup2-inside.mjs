@@ -1,6 +1,6 @@
 /**
  * What tools/cgroup2-vm.mjs runs inside its VM, as root, where cgroup v2 has all controllers: groups and what exceeds them, with real processes; groups of a
- * process that was given only a part of the tree; then a fork with limits, of VMs inside the VM.
+ * process that was given only a part of the tree; then the commands, of VMs inside the VM (cgroup2-commands.mjs).
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
@@ -15,22 +15,13 @@ import {
   removeCgroup,
 } from '../dist/src/main/host/cgroup.js';
 import { native } from '../dist/src/native/binding.js';
+import { forkd } from '../dist/test/support/cli.js';
+import { commands } from './cgroup2-commands.mjs';
+import { check, count, soon } from './cgroup2-tally.mjs';
 
 const MOUNT = '/sys/fs/cgroup';
 const [tag, part] = process.argv.slice(2);
 const text = (path) => readFileSync(path, 'utf8').trim();
-let failed = 0;
-
-const check = async (name, run) => {
-  const began = performance.now();
-  try {
-    await run();
-    console.log(`✓ ${name} (${Math.round(performance.now() - began)} ms)`);
-  } catch (error) {
-    failed++;
-    console.log(`✗ ${name}\n${error.stack}`);
-  }
-};
 
 /** A process that is born in the group. Not reaped by anybody else. */
 const born = (cgroup, script) => {
@@ -61,13 +52,6 @@ const born = (cgroup, script) => {
     ended,
     kill: () => native.pidfdSignal(pidfd, 9),
   };
-};
-
-const soon = async (said, condition) => {
-  for (let tries = 0; !condition(); tries++) {
-    assert.ok(tries < 200, said);
-    await new Promise((done) => setTimeout(done, 50));
-  }
 };
 
 /** A group by the name that a sandbox made now would have. */
@@ -226,7 +210,8 @@ const inGroup = (group, before, args) => {
   const { status } = spawnSync('sh', ['-c', script, 'sh', ...before, process.execPath, process.argv[1], ...args], {
     stdio: 'inherit',
   });
-  if (status !== 0) failed++;
+  // Its checks count themselves, unless it came to none.
+  if (status !== 0) count(false);
   for (const below of ['forkd', 'forkd-engine', '']) if (existsSync(join(dir, below))) rmdirSync(join(dir, below));
 };
 
@@ -240,9 +225,19 @@ const refused = () =>
     assert.match(doctor, /cgroup v2 +--memory-limit-mib is refused: .*cannot be written to \(EACCES\)/);
   });
 
+const strictRefused = (snapshot) =>
+  check('without write access: fork --strict is refused, and names all four controllers', async () => {
+    const { code, stderr } = await forkd(['fork', '--tag', snapshot, '-n', '1', '--strict', '--', 'true']);
+    assert.equal(code, 1);
+    for (const controller of CONTROLLERS)
+      assert.match(stderr, new RegExp(`cgroup ${controller} \\(.*cannot be written to \\(EACCES\\)`));
+  });
+
 if (part === 'given' || part === 'given-again') await given(tag, process.argv[4]);
-else if (part === 'refused') await refused();
-else {
+else if (part === 'refused') {
+  await refused();
+  await strictRefused(tag);
+} else {
   await whole();
   const nobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
   inGroup('service', nobody, [
@@ -263,15 +258,7 @@ else {
   inGroup(
     'others',
     nobody.map((word) => word.replace('65534', '65533')),
-    ['', 'refused'],
+    [tag, 'refused'],
   );
-  if (part !== 'no-vms') {
-    const run = (...args) =>
-      spawnSync(process.execPath, ['dist/src/cli/main.js', ...args], { stdio: 'inherit' }).status;
-    await check('a fork with limits', () => {
-      const limits = ['--cpus', '0.5', '--memory-limit-mib', '400'];
-      assert.equal(run('fork', '--tag', tag, '-n', '2', ...limits, '--', 'echo', 'hello'), 0);
-    });
-  }
+  if (part !== 'no-vms') await commands(tag);
 }
-process.exitCode = failed === 0 ? 0 : 1;

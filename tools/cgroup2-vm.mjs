@@ -1,24 +1,24 @@
 #!/usr/bin/env node
 /**
- * Boots a VM that has cgroup v2 with all controllers, puts this build of forkd and a snapshot into it, and runs tools/cgroup2-inside.mjs there.
+ * Boots a VM that has cgroup v2 with all controllers, puts this build of forkd and a snapshot into it, runs tools/cgroup2-inside.mjs there, and prints how many
+ * of its checks passed.
  *
  *     tools/cgroup2-vm.mjs [--tag base] [--no-vms]
  *
  * For hosts that have v1. Needs root, a snapshot (`forkd snapshot --tag base`), QEMU and mkfs.ext4. The disk is made of files of this host: node, QEMU, a few
- * tools, and the libraries that ldd names. `--no-vms` leaves out what starts VMs inside the VM.
+ * tools, and the libraries that ldd names. `--no-vms` leaves out the commands, which start VMs inside the VM.
  */
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { writeCpio } from '../dist/src/main/image/cpio.js';
 
 const { values } = parseArgs({ options: { tag: { type: 'string', default: 'base' }, 'no-vms': { type: 'boolean' } } });
 const ROOT = realpathSync(join(import.meta.dirname, '..'));
 const DATA = join(process.env.XDG_DATA_HOME ?? join(process.env.HOME ?? '/root', '.local/share'), 'forkd');
-const SECS = 900;
+const SECS = 1200;
 
 const TOOLS = ['sh', 'dd', 'sleep', 'cat', 'mount', 'umount', 'env', 'setpriv', 'unshare', 'nsenter', 'e2fsck'];
 const SOURCES = ['package.json', 'dist', 'node_modules', 'tools', 'src/guest', 'recipes'];
@@ -45,20 +45,60 @@ ifconfig lo 127.0.0.1 up
 echo vm >/newroot/proc/sys/kernel/hostname
 exec /bin/switch_root -c /dev/console /newroot /bin/sh /start
 `;
-// The end of the first process is a panic, which is a reboot, at which QEMU ends.
-const START = `export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/var/tmp XDG_DATA_HOME=/data
+// Everything is slow in there, so templates rehearse once. Other users count into the tally too. QEMU ends at a reboot, which does not wait for what was said.
+const START = `export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/var/tmp XDG_DATA_HOME=/data FORKD_TALLY=/var/tmp/tally FORKD_WARM_ROUNDS=1
 cd ${ROOT}
+umask 0
+: >$FORKD_TALLY
+umask 022
 node tools/cgroup2-inside.mjs ${values.tag} ${values['no-vms'] ? 'no-vms' : ''}
-echo "EXIT $?"
+echo "EXIT $? $(cat $FORKD_TALLY)"
+sleep 1
+echo b >/proc/sysrq-trigger
 `;
 
+const fail = (problem, fix) => {
+  console.error(`Error: ${problem}\n  hint: ${fix}`);
+  process.exit(1);
+};
+
+/** What has to be there before anything is made. */
+const readSnapshot = () => {
+  const forkd = `node ${join(ROOT, 'dist/src/cli/main.js')}`;
+  const again = `${forkd} snapshot --tag ${values.tag} --require tcg`;
+  for (const path of ['dist/test/support/cli.js', 'build/Release/forkd_native.node'])
+    if (!existsSync(join(ROOT, path))) fail(`there is no ${path} in ${ROOT}`, 'npm run build');
+  if (process.getuid() !== 0) fail('only root can read what goes into the VM and keep its owners', 'run it as root');
+  for (const tool of [...TOOLS, 'qemu-system-x86_64', 'mkfs.ext4', 'ldd'])
+    if (which(tool) === undefined) fail(`'${tool}' is not installed`, `${forkd} doctor --fix, or apt-get install it`);
+  const manifest = join(DATA, 'snapshots', values.tag, 'snapshot.json');
+  if (!existsSync(manifest))
+    fail(`there is no snapshot '${values.tag}' in ${DATA}`, `${again}; or name another: --tag NAME`);
+  const snapshot = JSON.parse(readFileSync(manifest, 'utf8'));
+  if (snapshot.isolation !== 'tcg')
+    fail(
+      `snapshot '${values.tag}' was made under ${snapshot.isolation}, which the VM does not have`,
+      `${again} --force`,
+    );
+  if (snapshot.parent_tag)
+    fail(`snapshot '${values.tag}' is a difference to another`, 'name one that is none: --tag NAME');
+  for (const path of [snapshot.rootfs, snapshot.kernel.path, snapshot.initrd.path])
+    if (!existsSync(path)) fail(`${path}, of snapshot '${values.tag}', is gone`, `${again} --force`);
+  return snapshot;
+};
+
+const which = (name) => {
+  const { status, stdout } = spawnSync('sh', ['-c', `command -v ${name}`], { encoding: 'utf8' });
+  return status === 0 ? stdout.trim() : undefined;
+};
+
+const snapshot = readSnapshot();
+const { writeCpio } = await import('../dist/src/main/image/cpio.js');
 const work = mkdtempSync(join(tmpdir(), 'forkd-cgroup2-'));
 const tree = join(work, 'tree');
 try {
-  const snapshot = JSON.parse(readFileSync(join(DATA, 'snapshots', values.tag, 'snapshot.json'), 'utf8'));
   for (const dir of ['proc', 'sys', 'dev', 'tmp', 'etc', 'root', 'var/tmp', 'data/forkd/snapshots', 'run'])
     mkdirSync(join(tree, dir), { recursive: true });
-  const which = (name) => execFileSync('sh', ['-c', `command -v ${name}`], { encoding: 'utf8' }).trim();
   const qemu = which('qemu-system-x86_64');
   const programs = [process.execPath, qemu, ...TOOLS.map(which)];
   const modules = '/usr/lib/x86_64-linux-gnu/qemu';
@@ -139,7 +179,16 @@ try {
     said += text;
   });
   await once(child, 'close');
-  process.exitCode = /^EXIT 0\r?$/m.test(said) ? 0 : 1;
+  const [, status, tally] = /^EXIT (\d+) ([+-]*)\r?$/m.exec(said) ?? [];
+  if (status !== '0')
+    console.error(
+      status === undefined
+        ? `the VM ended, or was ended after ${SECS} s, before its checks`
+        : 'not all checks were run',
+    );
+  const failed = (tally ?? '').split('-').length - 1;
+  console.log(`${(tally ?? '').length - failed} passed, ${failed} failed`);
+  process.exitCode = status === '0' && failed === 0 ? 0 : 1;
 } finally {
   rmSync(work, { recursive: true, force: true });
 }
