@@ -209,6 +209,15 @@ export const streamSuite = (agent: 'python' | 'c') => {
     assert.is(await listed(), undefined);
   });
 
+  exec('what a program says first is heard, whatever else is begun just then', async () => {
+    const lane = async (said: string[] = []): Promise<string[]> => {
+      const { stdout } = await all(open({ args: ['sh', '-c', 'echo first; echo second'] }));
+      return said.length < 24 ? lane([...said, stdout ?? '']) : said;
+    };
+    const said = (await Promise.all([lane(), lane(), lane(), lane()])).flat();
+    assert.equal(new Set(said), new Set(['first\nsecond\n']));
+  });
+
   exec('a child that is copied while it streams: the copy is clean, the streams go on', async () => {
     const stream = open({ args: ['cat'], stdin: true });
     await stream.opened;

@@ -256,9 +256,14 @@ class RunStream(Stream):
     def begin(self, request: Dict[str, Any]) -> None:
         if self._action == 'attach':
             self.program = self._programs.find(request['run'])
+            self._loop.call(lambda: self.program.attach(self))
         else:
-            self.program = self._programs.start(request)
-        self._loop.call(lambda: self.program.attach(self))
+            self.program = self._programs.spawn(request)
+            self._loop.call(self._listen_from_the_first)
+
+    def _listen_from_the_first(self) -> None:
+        self.program.attach(self)
+        self.program.begin()
 
     def on_data(self, channel: int, data: memoryview) -> None:
         self._loop.call(lambda: self.program.feed(data))
@@ -290,18 +295,19 @@ class Programs:
     def stream(self, action: str, ident: int, request: Dict[str, Any], reply: Reply) -> RunStream:
         return RunStream(self, action, ident, request, reply)
 
-    def start(self, request: Dict[str, Any]) -> Program:
+    def spawn(self, request: Dict[str, Any]) -> Program:
+        """It runs, and nothing of it is read before its `begin`."""
         with self._lock:
             self._count += 1
             number = self._count
         spawned = spawn(request, f'run-{number}', self.streams.image)
         program = Program(self, number, request, spawned)
         self._all[number] = program
-        self.streams.loop.call(program.begin)
         return program
 
     def run_detached(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        program = self.start(request)
+        program = self.spawn(request)
+        self.streams.loop.call(program.begin)
         return {'run': program.number, 'pid': program.pid, 'exit_code': 0}
 
     def find(self, number: Any) -> Program:
