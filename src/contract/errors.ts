@@ -392,8 +392,13 @@ export const catalogue = {
   GUEST_PANIC: row(500, '{vm}: the guest kernel panicked: {panic}', 'Check the kernel and the root file system.'),
   GUEST_SILENT: row(
     504,
-    '{vm}: the guest agent did not answer within {seconds} s{console}',
+    '{vm}: the guest agent did not answer within {seconds} s; {ran}{console}',
     'Raise --boot-wait-secs, or look at the console: --keep-workdir keeps it.',
+  ),
+  GUEST_STUCK: row(
+    504,
+    '{vm}: the guest agent had answered before, and did not for {seconds} s when it was to {step}; {ran}{console}',
+    'On a host that is busy try again; else look at the console: --keep-workdir keeps it.',
   ),
   AGENT_UNREACHABLE: row(502, 'cannot reach the agent at {target}: {reason}', 'Check that the sandbox still runs.'),
   AGENT_TIMEOUT: row(

@@ -149,6 +149,7 @@ export interface Tasks {
   save: {
     input: {
       name: string;
+      pid: number;
       qmpFd: number;
       agentFd: number;
       consolePath: string;

@@ -248,6 +248,7 @@ const saveInput = (
   staging: { file: (name: string) => string },
 ) => ({
   name: 'the parent',
+  pid: sandbox.vmm.pid,
   qmpFd: sandbox.vmm.qmpFd,
   agentFd: sandbox.vmm.agentFd,
   consolePath: sandbox.birth.consolePath,

@@ -13,4 +13,9 @@ export class Deadline {
   get passed(): boolean {
     return performance.now() >= this.#at;
   }
+
+  /** Asked when a wait of `leftMs` was in vain. */
+  get isOver(): boolean {
+    return true;
+  }
 }

@@ -95,7 +95,16 @@ faults('a guest kernel that panics while it boots: what it said is shown', async
 
 faults('a guest that never answers', async ({ world }) => {
   const ended = await snapshot(world, '--require', 'tcg', '--boot-wait-secs', '1');
-  failed(ended, world, /did not answer within 1 s/);
+  failed(ended, world, /did not answer within 1 s; its VM ran for \d+\.\d s of that, and waited/);
+});
+
+faults('a parent that stands still once it has answered: when, and that it did nothing', async ({ world }) => {
+  const running = startCli(['snapshot', '--tag', 'x', '--require', 'tcg'], { env: world.env });
+  await running.says('agent answered');
+  process.kill(qemusOf(world.root)[0] as number, 'SIGSTOP');
+  const expected =
+    /did not for 3\d s when it was to (take|set|eval|run|seal).*; its VM ran for 0\.\d s.*last lines:\n.*ready after/s;
+  failed(await running.ended, world, expected);
 });
 
 faults('QEMU dies during the boot', async ({ world }) => {

@@ -1,7 +1,6 @@
 import { closeSync, openSync, statSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import type { EvalReply, ExecReply, ForkReply } from '../../contract/guest.js';
-import { limits } from '../../contract/limits.js';
 import { CHUNK_BYTES } from '../../contract/page-map.js';
 import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
 import type { TaskInput, TaskOutput } from '../../contract/task.js';
@@ -10,7 +9,9 @@ import { Deadline } from '../deadline.js';
 import { idle } from '../idle.js';
 import { AgentPort } from '../vmm/agent.js';
 import { setClock, takeIdentity } from '../vmm/identity.js';
-import { explain } from '../vmm/obituary.js';
+import { explain, lastLines } from '../vmm/obituary.js';
+import { Patience } from '../vmm/patience.js';
+import { processorTime, since } from '../vmm/processor-time.js';
 import { Qmp } from '../vmm/qmp.js';
 import { saveState } from '../vmm/save-state.js';
 
@@ -52,15 +53,37 @@ const warm = (input: TaskInput<'save'>): void => {
     const reply = agent.call({ action: 'eval', code: input.warmEval }, deadline) as unknown as EvalReply;
     if (reply.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: reply.error });
   }
-  for (let i = 0; i < input.rehearsals; i++) {
-    takeIdentity(agent, input.rehearsal, new Deadline(limits.firstAnswerSecs * 1000));
-    setClock(agent, deadline);
-    agent.call({ action: 'eval', code: REHEARSED_EVAL }, deadline);
+  /** One thing that each child does, or that no program of a user's is part of. */
+  const step = <T>(what: string, use: (deadline: Deadline) => T): T => answered(input, what, deadline.leftMs, use);
+  for (let i = 1; i <= input.rehearsals; i++) {
+    const round = `(${i} of ${input.rehearsals})`;
+    step(`take an identity ${round}`, (soon) => takeIdentity(agent, input.rehearsal, soon));
+    step(`set its clock ${round}`, (soon) => setClock(agent, soon));
+    step(`evaluate ${round}`, (soon) => agent.call({ action: 'eval', code: REHEARSED_EVAL }, soon));
   }
-  agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, deadline);
+  step('run /bin/true', (soon) => agent.call({ action: 'exec', args: ['/bin/true'], timeout: 30 }, soon));
   idle(SETTLE_MS);
-  const sealed = agent.call({ action: 'seal' }, deadline) as unknown as Partial<ForkReply>;
+  const sealed = step('seal itself', (soon) => agent.call({ action: 'seal' }, soon)) as unknown as Partial<ForkReply>;
   if (sealed.error !== undefined) throw new ForkdError('AGENT_ERROR', { error: sealed.error });
+};
+
+/** Throws GUEST_STUCK, which says what was asked and whether the VM did anything, and what `use` throws. */
+const answered = <T>(
+  { name, pid, consolePath }: TaskInput<'save'>,
+  step: string,
+  mostMs: number,
+  use: (deadline: Deadline) => T,
+): T => {
+  const began = performance.now();
+  const before = processorTime(pid);
+  try {
+    return use(new Patience(mostMs, pid));
+  } catch (error) {
+    if (ForkdError.from(error).code !== 'AGENT_TIMEOUT') throw error;
+    const seconds = Math.round((performance.now() - began) / 1000);
+    const told = { vm: name, seconds, step, ran: since(before, pid), console: lastLines(consolePath) };
+    throw new ForkdError('GUEST_STUCK', told);
+  }
 };
 
 /**

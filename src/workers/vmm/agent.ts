@@ -64,6 +64,7 @@ export class AgentPort {
     try {
       ({ data } = native.recvFds(this.fd, READ_BYTES, 0, deadline.leftMs));
     } catch (error) {
+      if (errnoOf(error) === 'ETIMEDOUT' && !deadline.isOver) return [];
       throw this.#broken(error, deadline);
     }
     if (data.length === 0) throw this.#broken(new Error('the VM closed the connection'), deadline);

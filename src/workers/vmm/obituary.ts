@@ -44,15 +44,20 @@ export const lastLines = (path: string, count = 8): string => {
 export const panicOf = (path: string): string | undefined =>
   /Kernel panic - not syncing: ([^\r\n]*)/.exec(consoleTail(path))?.[1];
 
+/** How long it was waited for, and what the VM did meanwhile, in words. */
+export interface BootWait {
+  seconds: number;
+  ran: string;
+}
+
 /** A failed wait on a VM, told by its real reason: a panic or the VMM's own last words come before "no answer". */
-export const explain = (error: unknown, vm: string, consolePath: string, bootWaitSecs?: number): ForkdError => {
+export const explain = (error: unknown, vm: string, consolePath: string, boot?: BootWait): ForkdError => {
   const failure = ForkdError.from(error);
   const panic = panicOf(consolePath);
   if (panic !== undefined) return new ForkdError('GUEST_PANIC', { vm, panic }, failure);
   const console = lastLines(consolePath);
-  if (failure.code === 'AGENT_TIMEOUT' && bootWaitSecs !== undefined) {
-    return new ForkdError('GUEST_SILENT', { vm, seconds: bootWaitSecs, console }, failure);
-  }
+  if (failure.code === 'AGENT_TIMEOUT' && boot)
+    return new ForkdError('GUEST_SILENT', { vm, ...boot, console }, failure);
   const isClosed = failure.code === 'MEMORY_HANDSHAKE' && failure.details['reason'] === CLOSED;
   if (
     isClosed ||
