@@ -1,5 +1,8 @@
 /** Networks of children, as every side knows them. */
 
+/** Of every guest's card: each is alone on its segment. */
+export const GUEST_MAC = 'AA:FC:00:00:00:01';
+
 /** Addresses that begin alike. */
 export interface Network {
   address: string;

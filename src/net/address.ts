@@ -11,6 +11,9 @@ export const dotted = (number: number): string =>
 /** As it is in a packet. */
 export const bytesOf = (address: string): Uint8Array => Uint8Array.from(address.split('.').map(Number));
 
+export const macBytes = (mac: string): Uint8Array =>
+  Uint8Array.from(mac.split(':').map((part) => Number.parseInt(part, 16)));
+
 export const maskOf = (prefix: number): string => dotted(2 ** 32 - 2 ** (32 - prefix));
 
 /** `ADDRESS` or `ADDRESS/PREFIX`; undefined when it is neither. What is set beyond the prefix is cleared. */

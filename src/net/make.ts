@@ -1,14 +1,16 @@
 /** Makes a child's network: a namespace with a tap for its guest and a link to the host. */
 import { closeSync } from 'node:fs';
+import { GUEST_MAC } from '../contract/network.js';
 import type { NetworkFds } from '../contract/task.js';
 import { native } from '../native/binding.js';
-import { bytesOf, type LinkAddresses } from './address.js';
-import { call } from './netlink.js';
+import { bytesOf, type LinkAddresses, macBytes } from './address.js';
+import { call, u32 } from './netlink.js';
 import { commit, NETFILTER } from './nft.js';
 import * as route from './route.js';
 import {
   childRules,
   GATEWAY_ADDRESS,
+  GUEST_ADDRESS,
   GUEST_PREFIX,
   hostTapRules,
   LINK_PREFIX,
@@ -19,6 +21,9 @@ import {
 
 /** The same in every namespace: a guest that knew its gateway in its parent knows it in a child. */
 const GATEWAY_MAC = Uint8Array.of(0x02, 0xfc, 0, 0, 0, 1);
+/** The ends of the link of that number. */
+const hostMac = (number: number): Uint8Array => Uint8Array.of(0x02, 0xfc, 1, ...u32(number).subarray(0, 3));
+const childMac = (number: number): Uint8Array => Uint8Array.of(0x02, 0xfc, 2, ...u32(number).subarray(0, 3));
 const DNS_PORT = 53;
 
 /** Closes what was opened when a later step fails. */
@@ -78,8 +83,8 @@ export const openHostTap = (host: number, name: string, ends: boolean): { tap: n
 /** From now on the guest behind it is reached. */
 export const bringUpHostTap = (host: number, name: string): void =>
   within(host, route.ROUTE, (socket) => {
-    call(socket, [route.configure(name, { mac: GATEWAY_MAC }), route.setUp(name)]);
-    call(socket, [route.addAddress(socket, name, bytesOf(GATEWAY_ADDRESS), GUEST_PREFIX)]);
+    call(socket, [route.configure(name, { mac: GATEWAY_MAC, hearsFew: true }), route.setUp(name)]);
+    call(socket, [route.addAddress(route.indexOf(socket, name), bytesOf(GATEWAY_ADDRESS), GUEST_PREFIX)]);
   });
 
 /**
@@ -91,19 +96,28 @@ export const makeNetwork = (host: number, number: number, addresses: LinkAddress
     whole((keep) => {
       const link = `${LINK_PREFIX}${number}`;
       const hostEnd = bytesOf(addresses.hostEnd(number));
-      call(host, [route.addVeth(link, { name: UPLINK, netns }), route.configure(link, {}), route.setUp(link)]);
-      call(host, [route.addAddress(host, link, hostEnd, 31)]);
+      const childEnd = bytesOf(addresses.childEnd(number));
+      call(host, [
+        route.addVeth(link, { name: UPLINK, netns }),
+        route.configure(link, { mac: hostMac(number) }),
+        route.setUp(link),
+      ]);
+      const linkIndex = route.indexOf(host, link);
+      call(host, [route.addAddress(linkIndex, hostEnd, 31), route.addNeighbour(linkIndex, childEnd, childMac(number))]);
       const tap = keep(native.tapCreate(netns, TAP, true));
       within(netns, route.ROUTE, (socket) => {
         call(socket, [
-          route.configure(TAP, { mac: GATEWAY_MAC, forwards: true }),
+          route.configure(TAP, { mac: GATEWAY_MAC, forwards: true, hearsFew: true }),
           route.setUp(TAP),
-          route.configure(UPLINK, { forwards: true }),
+          route.configure(UPLINK, { mac: childMac(number), forwards: true }),
           route.setUp(UPLINK),
         ]);
+        const [tapIndex, uplinkIndex] = [route.indexOf(socket, TAP), route.indexOf(socket, UPLINK)];
         call(socket, [
-          route.addAddress(socket, TAP, bytesOf(GATEWAY_ADDRESS), GUEST_PREFIX),
-          route.addAddress(socket, UPLINK, bytesOf(addresses.childEnd(number)), 31),
+          route.addAddress(tapIndex, bytesOf(GATEWAY_ADDRESS), GUEST_PREFIX),
+          route.addNeighbour(tapIndex, bytesOf(GUEST_ADDRESS), macBytes(GUEST_MAC)),
+          route.addAddress(uplinkIndex, childEnd, 31),
+          route.addNeighbour(uplinkIndex, hostEnd, hostMac(number)),
           route.addDefaultRoute(hostEnd),
         ]);
       });

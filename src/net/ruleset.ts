@@ -13,7 +13,8 @@ import * as nft from './nft.js';
 /** The guest's own address and what it takes for its gateway, as the reference's. */
 export const GUEST_ADDRESS = '10.42.0.2';
 export const GATEWAY_ADDRESS = '10.42.0.1';
-export const GUEST_PREFIX = 24;
+/** Of the two: what a guest says that it has of other addresses is not heard (make.ts). It takes itself to be in a /24. */
+export const GUEST_PREFIX = 30;
 /** Interfaces in a child's namespace, named as the reference names them. */
 export const TAP = 'forkd-tap0';
 export const UPLINK = 'veth0';

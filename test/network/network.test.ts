@@ -1,4 +1,5 @@
 /** `--net`: a network for each child, from its making to its end, and what a guest that tries can reach. Needs root. */
+import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
@@ -81,6 +82,9 @@ network('many are made and removed, and none is left', async () => {
   const taken = await networks.take(60, { allow: ['10.0.0.0/8:443'], allowDomains: [] });
   assert.is(new Set(taken.map(({ address }) => address)).size, 60);
   assert.is(links().length, 60);
+  // Known for good (4): the kernel has one table for the neighbours of all namespaces, and it is small.
+  const known = readFileSync('/proc/net/arp', 'utf8').match(/^10\.43\..* 0x6 .* fkd\d+$/gm);
+  assert.is(known?.length, 60);
   const descriptors = readdirSync('/proc/self/fd').length;
   for (const one of taken) one.end();
   assert.is(readdirSync('/proc/self/fd').length, descriptors - 3 * 60);
@@ -112,6 +116,16 @@ network('each child has a network of its own, and its agent is there', async () 
   assert.is(hostRulesUnused(), false);
 });
 
+/** Asks its gateway for an answer in the name of all others on its segment. */
+const CLAIM = `
+import socket, struct
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind(('eth0', 0))
+own, gateway = bytes.fromhex('aafc00000001'), bytes([10, 42, 0, 1])
+for last in range(3, 255):
+    wire.send(b'\\xff' * 6 + own + b'\\x08\\x06' + struct.pack('>HHBBH', 1, 0x800, 6, 4, 1) + own + bytes([10, 42, 0, last]) + bytes(6) + gateway)
+`;
+
 network('a namespace has a name when it is asked for, and cleanup finds it after kill -9', async () => {
   const args = ['fork', '--tag', TAG, '-n', '2', '--per-child-netns', '--settle-secs', '30'];
   const running = startCli(args, { env });
@@ -119,6 +133,10 @@ network('a namespace has a name when it is asked for, and cleanup finds it after
   const name = readdirSync('/run/netns').find((one) => one.startsWith('forkd-child-'));
   const reply = await forkd(['exec', '--child', name ?? '', '--', 'hostname'], { env });
   assert.match(reply.stdout, /^sb-/);
+  await forkd(['exec', '--child', name ?? '', '--', 'python3', '-c', CLAIM], { env });
+  const neighbours = [`--net=/run/netns/${name}`, 'cat', '/proc/net/arp'];
+  const [, ...heard] = execFileSync('nsenter', neighbours, { encoding: 'utf8' }).trim().split('\n');
+  assert.is(heard.length, 2, 'of 252 addresses that the guest says it has too, none is noted');
   running.kill('SIGKILL');
   await running.ended;
   const found = () => findLeftovers().remove.filter(({ kind }) => kind.startsWith('network'));

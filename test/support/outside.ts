@@ -26,15 +26,14 @@ export const openOutside = async (network: string, name: string): Promise<Outsid
   const host = native.netlinkSocket(own, route.ROUTE);
   const inside = native.netlinkSocket(netns, route.ROUTE);
   call(host, [route.addVeth(name, { name: 'w0', netns }), route.setUp(name)]);
-  call(host, [route.addAddress(host, name, bytesOf(`${network}.1`), 24)]);
+  call(host, [route.addAddress(route.indexOf(host, name), bytesOf(`${network}.1`), 24)]);
   call(inside, [route.setUp('w0')]);
-  call(inside, [route.addAddress(inside, 'w0', bytesOf(address), 24)]);
+  call(inside, [route.addAddress(route.indexOf(inside, 'w0'), bytesOf(address), 24)]);
   const socket = native.tcpSocketIn(netns, 4);
   native.inetBind(socket, address, port, true);
-  const server: Server = createServer((client) => client.end(`hello ${client.remoteAddress}\n`)).on(
-    'error',
-    () => undefined,
-  );
+  const server: Server = createServer((client) => {
+    client.on('error', () => undefined).end(`hello ${client.remoteAddress}\n`);
+  }).on('error', () => undefined);
   await new Promise<void>((resolve) => server.listen({ fd: socket }, resolve));
   const local = createServer((client) => client.end('host\n'));
   await new Promise<void>((resolve) => local.listen(0, '0.0.0.0', resolve));

@@ -1,6 +1,7 @@
 /**
  * The QEMU driver: pure translation of a spec into a command line. docs/internals/vmm.md says why each part is there.
  */
+import { GUEST_MAC } from '../../contract/network.js';
 import type { VmmStart } from '../../contract/task.js';
 import { fencePath } from '../../native/binding.js';
 import {
@@ -11,9 +12,6 @@ import {
   VmmFd,
   type VmmDriver,
 } from './driver.js';
-
-/** Addresses of the guest's network card, as the reference's. */
-const GUEST_MAC = 'AA:FC:00:00:00:01';
 
 /**
  * Machine type and its options: device state fits only the very same. ACPI, because the distribution's kernel finds the
