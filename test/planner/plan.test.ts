@@ -111,6 +111,14 @@ plan('networks are made where no namespaces are, and a card is what they need', 
   refused('NETWORK_CARD_MISSING', { network: wish }, makes);
   const withCard = manifest({ network_card: true });
   const asked = planFork({ tag: 'base', n: 3, network: wish }, withCard, host(makes));
+  // Eight descriptors each, and nine where names are answered.
+  const few = host({ ...makes, resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 64 + 30 * 8 } });
+  assert.is(planFork({ tag: 'base', n: 30, network: wish }, withCard, few).children.length, 30);
+  const byName = { ...wish, allowDomains: ['pypi.org'] };
+  assert.throws(
+    () => planFork({ tag: 'base', n: 30, network: byName }, withCard, few),
+    /270 descriptors, 304 are left/,
+  );
   assert.equal([asked.network, asked.mechanism], [wish, 'hot-fork']);
   // Two are there, three are wanted: those of somebody else are left alone.
   const named = planFork({ tag: 'base', n: 3, perChildNetns: true }, withCard, host(makes));

@@ -213,10 +213,12 @@ export class Networks {
   }
 }
 
-const failed = (error: unknown): ForkdError =>
-  error instanceof ForkdError && errnoOf(error) === undefined
-    ? error
-    : new ForkdError('NETWORK_FAILED', { reason: reasonOf(error) }, error);
+const failed = (error: unknown): ForkdError => {
+  if (error instanceof ForkdError && errnoOf(error) === undefined) return error;
+  // unshare(2) says so of this limit alone.
+  const reason = errnoOf(error) === 'ENOSPC' ? 'no more network namespaces (user.max_net_namespaces)' : reasonOf(error);
+  return new ForkdError('NETWORK_FAILED', { reason }, error);
+};
 
 const withOwn = <T>(use: (rules: number) => T): T => {
   const own = openSync('/proc/self/ns/net', 'r');

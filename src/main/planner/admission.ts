@@ -1,5 +1,6 @@
 /** May this host take so many children now? Refusing before is kinder than an out-of-memory kill half way. */
 import { ForkdError } from '../../contract/errors.js';
+import type { NetworkWish } from '../../contract/network.js';
 import { formatBytes, MiB } from '../../contract/units.js';
 import type { Mechanism } from './plan.js';
 
@@ -17,28 +18,35 @@ export interface HostResources {
 const CHILD_BYTES: Record<Mechanism, number> = { 'cold-restore': 48 * MiB, 'hot-fork': 6 * MiB };
 
 /** pidfd, QMP, agent and shim sockets, and one that is open for a moment while it starts. */
-const CHILD_DESCRIPTORS = 5;
+export const CHILD_DESCRIPTORS = 5;
 /** Namespace, links, tap and rules, in the kernel: 0.73 MiB for each of 4,000. */
 const NETWORK_BYTES = MiB;
-/** Tap, rules and a socket for names. */
+/** Tap, rules and a socket for names; where some are allowed, a second one for long answers. */
 const NETWORK_DESCRIPTORS = 3;
-const SPARE_DESCRIPTORS = 64;
+const NAMES_DESCRIPTORS = 1;
+export const NETWORK_DESCRIPTORS_MAX = NETWORK_DESCRIPTORS + NAMES_DESCRIPTORS;
+export const SPARE_DESCRIPTORS = 64;
 
 /** Throws MEMORY_SHORT. */
 export const requireRoom = (
   n: number,
   mechanism: Mechanism,
   { memoryAvailable, descriptorsLeft }: HostResources,
-  hasNetwork = false,
+  network?: NetworkWish,
 ): void => {
-  const needed = n * (CHILD_BYTES[mechanism] + (hasNetwork ? NETWORK_BYTES : 0));
+  const needed = n * (CHILD_BYTES[mechanism] + (network ? NETWORK_BYTES : 0));
   if (needed > memoryAvailable) {
     const reason = `${n} children need about ${formatBytes(needed)}, ${formatBytes(memoryAvailable)} is available`;
     throw new ForkdError('MEMORY_SHORT', { reason });
   }
-  const descriptors = n * (CHILD_DESCRIPTORS + (hasNetwork ? NETWORK_DESCRIPTORS : 0));
+  const descriptors = n * (CHILD_DESCRIPTORS + networkDescriptors(network));
   if (descriptors + SPARE_DESCRIPTORS > descriptorsLeft) {
     const reason = `${n} children need ${descriptors} descriptors, ${descriptorsLeft} are left (raise \`ulimit -n\`)`;
     throw new ForkdError('MEMORY_SHORT', { reason });
   }
+};
+
+const networkDescriptors = (network: NetworkWish | undefined): number => {
+  if (!network) return 0;
+  return NETWORK_DESCRIPTORS + (network.allowDomains.length > 0 ? NAMES_DESCRIPTORS : 0);
 };

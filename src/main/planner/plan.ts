@@ -94,7 +94,7 @@ export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host:
     host,
     placed.enters === true || (!network && snapshot.tap !== undefined),
   );
-  requireRoom(n, chosen.mechanism, host.resources, network !== undefined);
+  requireRoom(n, chosen.mechanism, host.resources, network);
 
   const children = Array.from({ length: n }, (_, i): PlannedChild => {
     const index = i + 1;

@@ -3,6 +3,7 @@ import { closeSync, readdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { formatBytes, MiB } from '../../../contract/units.js';
 import { native } from '../../../native/binding.js';
+import { CHILD_DESCRIPTORS, NETWORK_DESCRIPTORS_MAX, SPARE_DESCRIPTORS } from '../../planner/admission.js';
 import { hostResources, meminfo } from '../resources.js';
 import { type Check, fail, pass, readText, skip, warn } from './check.js';
 
@@ -44,17 +45,18 @@ export const memory: Check = {
   },
 };
 
-/** As planner/admission.ts counts them. */
-const CHILD_DESCRIPTORS = 4;
-
 export const descriptors: Check = {
   name: 'descriptors',
   run: () => {
     const { descriptorsLeft } = hostResources();
-    const children = Math.max(0, Math.floor((descriptorsLeft - 64) / CHILD_DESCRIPTORS));
+    const enough = (each: number) => Math.max(0, Math.floor((descriptorsLeft - SPARE_DESCRIPTORS) / each));
+    const children = enough(CHILD_DESCRIPTORS);
+    const withNetworks = enough(CHILD_DESCRIPTORS + NETWORK_DESCRIPTORS_MAX);
     // Node has already raised the soft limit to the hard one.
     const detail =
-      descriptorsLeft > 10_000_000 ? 'unlimited' : `${descriptorsLeft} left: enough for ${children} children at once`;
+      descriptorsLeft > 10_000_000
+        ? 'unlimited'
+        : `${descriptorsLeft} left: enough for ${children} children at once, ${withNetworks} with networks`;
     if (children >= 100) return pass(detail);
     const hint = 'Raise the hard limit: `ulimit -Hn 65536` as root, or LimitNOFILE= in the unit.';
     return children >= 1 ? warn(detail, { hint }) : fail(detail, { hint });
