@@ -172,6 +172,11 @@ export const catalogue = {
     'Free some space, remove snapshots with `forkd rmi`, or run `forkd cleanup --yes`.',
   ),
   MEMORY_SHORT: row(507, 'not enough memory: {reason}', 'Fork fewer children, or free memory on this host.'),
+  DESCRIPTORS_SHORT: row(
+    507,
+    'not enough open files: {n} children need {needed} descriptors, {left} are left',
+    'Fork fewer children, or raise the hard limit: `ulimit -n`, LimitNOFILE= in a unit of systemd.',
+  ),
   NETNS_MISSING: row(
     409,
     "network namespace '{netns}' does not exist",

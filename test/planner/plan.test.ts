@@ -91,7 +91,7 @@ plan('more children than memory or descriptors is refused before any is started'
     { resources: { memoryAvailable: 4 * GIB, descriptorsLeft: 100_000 } },
   );
   refused('MEMORY_SHORT', { n: 100 }, { resources: { memoryAvailable: GIB / 4, descriptorsLeft: 100_000 } });
-  refused('MEMORY_SHORT', { n: 100 }, { resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 256 } });
+  refused('DESCRIPTORS_SHORT', { n: 100 }, { resources: { memoryAvailable: 64 * GIB, descriptorsLeft: 256 } });
 });
 
 plan('a network card is one child’s, or each has a namespace', () => {

@@ -27,7 +27,7 @@ const NAMES_DESCRIPTORS = 1;
 export const NETWORK_DESCRIPTORS_MAX = NETWORK_DESCRIPTORS + NAMES_DESCRIPTORS;
 export const SPARE_DESCRIPTORS = 64;
 
-/** Throws MEMORY_SHORT. */
+/** Throws MEMORY_SHORT, DESCRIPTORS_SHORT. */
 export const requireRoom = (
   n: number,
   mechanism: Mechanism,
@@ -40,10 +40,8 @@ export const requireRoom = (
     throw new ForkdError('MEMORY_SHORT', { reason });
   }
   const descriptors = n * (CHILD_DESCRIPTORS + networkDescriptors(network));
-  if (descriptors + SPARE_DESCRIPTORS > descriptorsLeft) {
-    const reason = `${n} children need ${descriptors} descriptors, ${descriptorsLeft} are left (raise \`ulimit -n\`)`;
-    throw new ForkdError('MEMORY_SHORT', { reason });
-  }
+  if (descriptors + SPARE_DESCRIPTORS > descriptorsLeft)
+    throw new ForkdError('DESCRIPTORS_SHORT', { n, needed: descriptors, left: descriptorsLeft });
 };
 
 const networkDescriptors = (network: NetworkWish | undefined): number => {

@@ -76,7 +76,7 @@ export interface Plan {
   network?: NetworkWish;
 }
 
-/** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, NETWORK_CARD_MISSING, MEMORY_SHORT. */
+/** Throws COUNT_INVALID, KVM_REQUIRED, TCG_REQUIRED, TAP_SHARED, NETNS_MISSING, NETWORK_CARD_MISSING, MEMORY_SHORT, DESCRIPTORS_SHORT. */
 export const planFork = (request: ForkRequest, snapshot: SnapshotManifest, host: HostState): Plan => {
   const { n, tag } = request;
   if (!Number.isSafeInteger(n) || n < 1 || n > limits.childrenMax) {
