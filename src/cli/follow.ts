@@ -82,7 +82,12 @@ const passInput = (session: Session, { terminal, leaves }: FollowOptions, leave:
   const raw = terminal && stdin.isTTY;
   let last: Uint8Array = new Uint8Array(0);
   const take = (data: Buffer) => {
-    if (leaves && Buffer.concat([last, data]).includes(LEAVE)) return leave();
+    const at = leaves ? Buffer.concat([last, data]).indexOf(LEAVE) : -1;
+    if (at >= 0) {
+      // What was typed before is the program's.
+      session.write(data.subarray(0, Math.max(0, at - last.length))).catch(() => undefined);
+      return leave();
+    }
     last = data.subarray(-1);
     stdin.pause();
     session.write(data).then(

@@ -1,5 +1,5 @@
 /** The client as another package imports it, against a real daemon with real VMs. */
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -176,11 +176,27 @@ client('programs while they run, files and ports, over the socket and over the p
   assert.is((await refusal(nobody.runCommand(one.id, ['true']).opened)).code, 'TOKEN_WRONG');
 
   // In the background.
-  const { run } = await controller.startRun(one.id, ['sh', '-c', 'echo there; exit 6']);
+  const streams = () => readFileSync(join(world.root, 'audit.log'), 'utf8').match(/\/stream"/g)?.length ?? 0;
+  const lines = 'echo early; read line; echo "late $line"; exit 6';
+  const { run } = await controller.startRun(one.id, ['sh', '-c', lines], { stdin: true });
+  const listed = async () => (await controller.listRuns(one.id)).map((each) => [each.run, each.exit_code]);
+  const before = streams();
   const attached = controller.attachRun(one.id, run);
   assert.is((await attached.opened)['run'], run);
-  assert.is((await attached.ended).exit_code, 6);
-  assert.equal(await controller.listRuns(one.id), []);
+  for await (const { data } of attached) {
+    assert.is(Buffer.from(data).toString(), 'early\n');
+    break;
+  }
+  // Who has heard enough leaves it running; the next to attach hears the rest.
+  assert.equal(await listed(), [[run, null]]);
+  // The daemon is done with it too.
+  assert.ok(await eventually(async () => streams() === before + 1));
+  const again = overPort.attachRun(one.id, run);
+  await again.opened;
+  await again.write(Buffer.from('word\n'));
+  assert.is(await outputOf(again), 'late word\n');
+  assert.is((await again.ended).exit_code, 6);
+  assert.equal(await listed(), []);
 
   // Files.
   const bytes = Buffer.alloc(1_000_000, Buffer.from('\x00\xffFK{', 'latin1'));
@@ -283,6 +299,39 @@ client('programs while they run, files and ports, over the socket and over the p
     headers: { authorization: `Bearer ${TOKEN}` },
   });
   assert.equal([closed.status, ((await closed.json()) as { code: string }).code], [502, 'GUEST_PORT_CLOSED']);
+
+  // What passes in either direction: any method and body, but not what is of this daemon and its user.
+  const echo = `
+import http.server
+class Echo(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['content-length']))
+        told = [self.command, self.path, *(self.headers.get(name, '-') for name in ('x-mine', 'authorization', 'cookie'))]
+        self.send_response(207)
+        for name, value in (('x-theirs', 'there'), ('set-cookie', 'a=b'), ('content-security-policy', 'none'), ('service-worker-allowed', '/')):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(' '.join(told).encode() + b' ' + body)
+    do_DELETE = do_POST
+http.server.HTTPServer(('127.0.0.1', 8082), Echo).serve_forever()
+`;
+  await controller.startRun(one.id, ['python3', '-c', echo]);
+  const asEcho = (method: string) =>
+    fetch(`${daemon.url}/v1/sandboxes/${one.id}/ports/8082/a%20b?c=d`, {
+      method,
+      headers: { authorization: `Bearer ${TOKEN}`, 'x-mine': 'here', cookie: 'of=daemon' },
+      body: 'text',
+    });
+  assert.ok(await eventually(async () => (await asEcho('POST')).status === 207, 30_000));
+  for (const method of ['POST', 'DELETE']) {
+    const reply = await asEcho(method);
+    assert.is(await reply.text(), `${method} /a%20b?c=d here - - text`);
+    const names = ['x-theirs', 'set-cookie', 'service-worker-allowed', 'content-security-policy'];
+    assert.equal(
+      names.map((name) => reply.headers.get(name)?.split(' ')[0]),
+      ['there', undefined, undefined, 'sandbox'],
+    );
+  }
 
   // And as a port of this host.
   const env = { FORKD_TOKEN: TOKEN };

@@ -3,7 +3,7 @@
  * puts this program in its own place.
  */
 const PROGRAM = String.raw`
-import json, os, random, struct, sys, threading
+import io, json, os, random, struct, sys, tarfile, threading
 port, how = int(sys.argv[1]), sys.argv[2]
 HELLO, REQUEST, REPLY, OPENED, DATA, CREDIT, END = range(7)
 
@@ -92,6 +92,37 @@ def receipts():
     for ident, request in requests():
         claim = claims[request['index'] - 1] if request['action'] == 'fork' else {}
         answer(ident, {'exit_code': 0, **claim})
+def archives():
+    # What each path packs to, to be unpacked on the host: PLACE is there, and outside of where it is unpacked.
+    place = sys.argv[3]
+    link, hard = tarfile.SYMTYPE, tarfile.LNKTYPE
+    claims = {
+        '/up': [('../up', None, '')],
+        '/absolute': [(place + '/absolute', None, '')],
+        '/through': [('out', link, place), ('out/through', None, '')],
+        '/below': [('out', link, place), ('out/deep/er/', tarfile.DIRTYPE, '')],
+        '/over': [('over', link, place + '/victim'), ('over', None, '')],
+        '/hard': [('hard', hard, place + '/victim'), ('hard', None, '')],
+        '/hardup': [('hard', hard, '../../place/victim'), ('hard', None, '')],
+        '/hardlink': [('out', link, place), ('hard', hard, 'out/victim'), ('hard', None, '')],
+        '/kinds': [('set', None, ''), ('null', tarfile.CHRTYPE, ''), ('pipe', tarfile.FIFOTYPE, '')],
+        '/long': [('long', tarfile.XHDTYPE, '')],
+    }
+    def packed(members):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode='w', format=tarfile.GNU_FORMAT) as tar:
+            for name, kind, target in members:
+                info = tarfile.TarInfo(name)
+                info.linkname, info.mode = target, 0o6777
+                if kind: info.type = kind
+                else: info.size = 5
+                tar.addfile(info, io.BytesIO(b'owned') if not kind else None)
+        return out.getvalue()
+    for ident, request in requests():
+        if request['action'] == 'stat': answer(ident, {'exit_code': 0, 'entry': {'name': 'x', 'type': 'dir', 'size': 0, 'mode': 0o755}})
+        if request['action'] != 'pack': continue
+        send(frame(OPENED, ident, b'{}') + frame(DATA, ident, b'\x01' + packed(claims[request['path']])) + frame(END, ident, b'\x01'))
+        answer(ident, {'exit_code': 0})
 def endless():
     for ident, _ in requests(): send(frame(OPENED, ident, b'{}') + frame(DATA, ident, b'\x01' + b'x' * 30000) * 5)
 # What was sent before was read by the agent that was here.
@@ -102,11 +133,11 @@ globals()[how]()
 /** What it says on its console when it has taken over. */
 export const HOSTILE = 'hostile: ';
 
-/** What to evaluate, to become it. `how` names a function of the program. */
-export const becomeHostile = (how: string, seed = 0): string => `
+/** What to evaluate, to become it. `how` names a function of the program; `more` is a seed, or a directory of the host. */
+export const becomeHostile = (how: string, more: number | string = 0): string => `
 import os, re
 port = next(int(fd) for fd in os.listdir('/proc/self/fd') if re.match('/dev/vport', os.readlink('/proc/self/fd/' + fd)))
 os.set_inheritable(port, True)
 os.set_blocking(port, True)
-os.execv('/usr/bin/python3', ['agent', '-c', ${JSON.stringify(PROGRAM)}, str(port), '${how}', '${seed}'])
+os.execv('/usr/bin/python3', ['agent', '-c', ${JSON.stringify(PROGRAM)}, str(port), '${how}', '${more}'])
 `;

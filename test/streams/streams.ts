@@ -283,6 +283,17 @@ export const streamSuite = (agent: 'python' | 'c') => {
     assert.match((await forkd(['ps', child.id], { env })).stdout, new RegExp(`^RUN .*\n${number.trim()} `));
     const attached = await forkd(['attach', child.id, number.trim()], { env });
     assert.equal([attached.stdout, attached.code], ['there\n', 6]);
+    // Joined, left by its keys, joined again.
+    const asks = 'read a; echo "1 $a"; read b; echo "2 $b"; exit 4';
+    const { stdout: other } = await forkd(['exec', '-d', '-i', child.id, '--', 'sh', '-c', asks], { env });
+    const joined = (input: string) =>
+      start('sh', ['-c', `(${input}) | "${process.execPath}" "${CLI}" attach -i ${child.id} ${other.trim()}`], { env })
+        .ended;
+    const left = await joined("printf 'one\\n'; sleep 0.5; printf '\\020\\021'; sleep 0.5");
+    assert.is(left.code, 0, left.stderr);
+    assert.match((await forkd(['ps', child.id], { env })).stdout, new RegExp(`^${other.trim()} `, 'm'));
+    const last = await joined('echo two');
+    assert.equal([left.stdout + last.stdout, last.code], ['1 one\n2 two\n', 4]);
   });
 
   exec('the command line on a terminal', async () => {

@@ -77,6 +77,9 @@ class Program:
             self.kill()
             return self.pump()
         self._stream = None
+        # Nobody is told: it is the listener who has gone.
+        stream.heard = False
+        stream.finish({})
         self._listen()
 
     def pump(self) -> None:

@@ -17,6 +17,8 @@ interface Taker {
   maxBytes(type: number): number;
   /** It may have bytes for the guest on their way at any time. */
   isStream?: boolean;
+  /** Closing it leaves a program in the background to itself. */
+  isAttach?: boolean;
   /** True when it was the last. */
   take(frame: Frame): boolean;
   fail(error: ForkdError): void;
@@ -123,8 +125,16 @@ export class AgentClient implements Carrier {
   }
 
   closeStream(id: number): void {
-    // It may have ended just now, and then there is nothing to close.
-    this.control({ action: 'control', stream: id, close: true }).catch(() => undefined);
+    const taker = this.#takers.get(id);
+    this.control({ action: 'control', stream: id, close: true })
+      // It may have ended just now, and then there is nothing to close.
+      .catch(() => undefined)
+      .then(() => {
+        // A program that is left to itself tells nobody how it ends.
+        if (!taker?.isAttach || this.#takers.get(id) !== taker) return;
+        taker.take({ type: FrameType.reply, id, payload: LEFT });
+        this.#forget(id);
+      });
   }
 
   /** Gives the frames of an id to `taker` until its last. */
@@ -233,6 +243,8 @@ export class AgentClient implements Carrier {
   }
 }
 
+/** In the place of a reply, to who has left a program in the background. */
+const LEFT = Buffer.from(JSON.stringify({ exit_code: 0 }));
 /** Bytes that are looked through for a first header, and take as long as a frame. */
 const BYTES_AS_FRAME = 256;
 const CONTROL_MS = 30_000;

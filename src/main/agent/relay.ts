@@ -25,6 +25,7 @@ export const relayFrames = (socket: Socket, agent: AgentClient, first: Uint8Arra
     ids.set(theirs, ours);
     agent.attach(ours, {
       isStream: true,
+      isAttach: body['action'] === 'attach',
       maxBytes: (type) => (type === FrameType.reply ? limits.agentFrameMaxBytes : limits.streamFrameMaxBytes),
       take: ({ type, payload }) => {
         const isLast = type === FrameType.reply;

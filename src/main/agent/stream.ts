@@ -30,6 +30,7 @@ interface Writer {
 
 export class AgentStream implements AsyncIterable<Piece> {
   readonly isStream = true;
+  readonly isAttach: boolean;
   /** Facts that the agent tells when the stream is under way. Rejects when it could not be opened. */
   readonly opened: Promise<Record<string, unknown>>;
   /** How it ended. Rejects with AGENT_UNREACHABLE, AGENT_ERROR, GUEST_OUTDATED. */
@@ -60,6 +61,7 @@ export class AgentStream implements AsyncIterable<Piece> {
     readonly carrier: Carrier,
   ) {
     this.#granted = window;
+    this.isAttach = action === 'attach';
     let opened!: (facts: Record<string, unknown>) => void;
     let notOpened!: (error: ForkdError) => void;
     let ended!: (reply: StreamReply) => void;
@@ -217,7 +219,7 @@ export class AgentStream implements AsyncIterable<Piece> {
     return this.carrier.control({ action: 'control', stream: this.id, ...what });
   }
 
-  /** Nobody wants it any more. A program that runs for this stream alone is killed; `ended` tells when it has. */
+  /** Nobody wants it any more. A program that runs for this stream alone is killed, and `ended` tells when it has; one in the background is left. */
   close(): void {
     if (this.#isOver) return;
     this.#pieces.clear();
