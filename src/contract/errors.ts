@@ -236,7 +236,7 @@ export const catalogue = {
   LIMIT_EXCEEDED: row(
     500,
     '{vm}: the host ended it because it exceeded its limit ({limit})',
-    'Give it more: --memory-limit-mib, or `forkd limit` while it runs.',
+    'Give it more: by the option of this limit, or `forkd limit` while it runs.',
   ),
   JAIL_BROKEN: row(
     500,

@@ -43,6 +43,9 @@ export interface ResourceUsage {
   /** Periods of 100 ms in which it was stopped because its share was used up, and for how long in all. */
   cpu_throttled_periods: number | null;
   cpu_throttled_ms: number | null;
+  /** From and to disk. */
+  io_read_bytes: number | null;
+  io_written_bytes: number | null;
   memory_bytes: number | null;
   /** Times that it was refused memory, and that the kernel ended a process for it. */
   memory_refused: number | null;

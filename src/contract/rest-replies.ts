@@ -88,6 +88,8 @@ export const replySchemas = {
     cpu_ms: wholeOrNull,
     cpu_throttled_periods: wholeOrNull,
     cpu_throttled_ms: wholeOrNull,
+    io_read_bytes: wholeOrNull,
+    io_written_bytes: wholeOrNull,
     memory_bytes: wholeOrNull,
     memory_refused: wholeOrNull,
     memory_kills: wholeOrNull,

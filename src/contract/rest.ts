@@ -25,7 +25,7 @@ export interface SandboxBody {
   pid: number | null;
   memory_limit_mib: number | null;
   limits: LimitsBody;
-  /** What it did to its connection and its console that no guest does, and was held in. */
+  /** What it did to its connection and its console that no guest does, and limits that it met. */
   held: Held[];
   /** What it has replaced to be a machine of its own; null for one that ended before. */
   receipt: ForkReceipt | null;

@@ -1,12 +1,13 @@
 /** The commands that are clients of the daemon, as users type them, against a real one with real VMs. */
-import { rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import type { BranchTree, PruneReport } from '../../src/contract/branches.js';
 import type { SandboxBody, SnapshotBody, WorkspaceBody } from '../../src/contract/rest.js';
 import { type Ended, forkd } from '../support/cli.js';
 import { startDaemon, type TestDaemon } from '../support/daemon.js';
-import { BASE_TAG, makeWorld } from '../support/world.js';
+import { BASE_TAG, eventually, makeWorld } from '../support/world.js';
 
 const world = makeWorld(true);
 let daemon: TestDaemon;
@@ -66,6 +67,12 @@ verbs('limit: shown, changed while it runs, lifted; nonsense is refused', async 
   assert.is(limited.limits.cpus, 0.5);
   const { id } = limited;
   assert.match(await good('limit', id), /^cpus: +0\.5\nmemory_limit_mib: +none\n/);
+  // Told by who keeps it, without being asked.
+  await good('exec', '--target', id, '--', 'sh', '-c', 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done');
+  const audit = () => readFileSync(join(world.root, 'audit.log'), 'utf8');
+  assert.ok(await eventually(() => audit().includes(`"object":"${id}","kind":"cpu-limit"`)));
+  const listed: SandboxBody[] = JSON.parse(await good('ls', '--json'));
+  assert.ok(listed.find((one) => one.id === id)?.held.some(({ kind, count }) => kind === 'cpu-limit' && count > 0));
   const changed = JSON.parse(await good('limit', id, '--cpus', 'none', '--memory-limit-mib', '600', '--json'));
   assert.equal(changed.limits, { cpus: null, memory_limit_mib: 600, io_mib_per_s: null, pids: null });
   assert.ok(changed.usage.pids > 0);

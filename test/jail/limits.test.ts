@@ -1,15 +1,17 @@
 /** Limits of real children: set at birth, changed while they run, and what exceeds them is held and named. */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { Controller as Client } from '../../src/client/index.js';
 import { ForkdError } from '../../src/contract/errors.js';
+import type { HeldKind } from '../../src/contract/held.js';
 import { Engine } from '../../src/main/engine.js';
 import { type Controller, hierarchies } from '../../src/main/host/cgroup.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import { CLI, type CliOptions, forkd, type Running, start } from '../support/cli.js';
-import { BASE_TAG, makeWorld, sharedData } from '../support/world.js';
+import { BASE_TAG, eventually, makeWorld, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
 
@@ -26,9 +28,12 @@ const fileOf = ({ birth }: Sandbox, controller: Controller, v1: string, v2: stri
   return join(found?.root ?? '', 'forkd', birth.cgroup?.name ?? '', found?.version === 1 ? v1 : v2);
 };
 const read = (path: string): string => readFileSync(path, 'utf8').trim();
+const MIB = 2 ** 20;
 const CPU = ['cpu', 'cpu.cfs_quota_us', 'cpu.max'] as const;
 const MEMORY = ['memory', 'memory.limit_in_bytes', 'memory.max'] as const;
 const PIDS = ['pids', 'pids.max', 'pids.max'] as const;
+
+const holds = (child: Sandbox, kind: HeldKind): boolean => child.held().some((each) => each.kind === kind);
 
 const one = async (engine: Engine, more: object = {}): Promise<Sandbox> =>
   (await engine.fork({ tag: BASE_TAG, n: 1, ...more })).sandboxes[0] as Sandbox;
@@ -71,12 +76,73 @@ limits(
     await engine.exec(child.id, ['sh', '-c', 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'], 60);
     const { cpu_throttled_periods: periods, cpu_throttled_ms: ms } = await child.usage();
     assert.ok((periods ?? 0) > 0 && (ms ?? 0) > 0, `${periods} ${ms}`);
+    assert.ok(holds(child, 'cpu-limit'), 'it is named');
     await engine.limit(child.id, { cpus: null, memoryMib: 700 });
+    assert.is(Number(read(fileOf(child, ...MEMORY))), 700 * 2 ** 20);
+    assert.ok(read(fileOf(child, 'memory', 'cgroup.procs', 'cgroup.procs')).includes(String(child.vmm.pid)));
     assert.match(read(fileOf(child, ...CPU)), /^(-1|max 100000)$/);
     assert.equal(child.info().limits, { cpus: null, memory_limit_mib: 700, io_mib_per_s: null, pids: null });
     await engine.kill([child]);
   },
 );
+
+/** Reads `mib` of the disk, from somewhere on, as `at` many at once; nobody here has it in memory. */
+const readDisk = async (engine: Engine, child: Sandbox, mib: number, at = 1): Promise<number> => {
+  const rootfs = child.birth.snapshot?.rootfs ?? '';
+  // Of a file that is read by others as well, from a place that they do not.
+  const from = Math.floor(Math.random() * (statSync(rootfs).size / MIB - mib * at));
+  execFileSync('dd', [`if=${rootfs}`, 'iflag=nocache', 'count=0'], { stdio: 'ignore' });
+  const script = `for i in $(seq 0 ${at - 1}); do
+    dd if=/dev/vda of=/dev/null bs=1M skip=$((${from} + i * ${mib})) count=${mib} iflag=direct & done; wait`;
+  return (await engine.exec(child.id, ['sh', '-c', script], 60)).exit_code;
+};
+
+limits(
+  'io, changed while it runs: a child that reads waits from then on, which is counted and named',
+  async ({ engine }) => {
+    const child = await one(engine);
+    assert.is((await child.usage()).io_read_bytes, null);
+    await engine.limit(child.id, { ioMibPerS: 1 });
+    const began = performance.now();
+    const reading = readDisk(engine, child, 3);
+    assert.ok(await eventually(() => holds(child, 'io-limit'), 30_000));
+    assert.is(await reading, 0);
+    const { io_read_bytes: bytes } = await child.usage();
+    assert.ok((bytes ?? 0) >= 3 * MIB, `${bytes}`);
+    assert.ok(performance.now() - began > 1500, 'it was held to its rate');
+    await engine.limit(child.id, { ioMibPerS: null });
+    assert.not.match(read(fileOf(child, 'io', 'blkio.throttle.read_bps_device', 'io.max')), / (rbps=)?1048576/);
+    await engine.kill([child]);
+  },
+);
+
+limits(
+  'pids, changed while it runs: QEMU cannot have a thread that it needs, and the limit is named',
+  async ({ engine }) => {
+    const child = await one(engine);
+    await child.joined;
+    // Less than commands accept: a guest cannot make QEMU need so many. Reads that wait need a thread each.
+    await engine.limit(child.id, { pids: (await child.usage()).pids ?? 0, ioMibPerS: 1 });
+    const failure = await readDisk(engine, child, 1, 8).catch((error: unknown) => ForkdError.from(error));
+    assert.instance(failure, ForkdError, `${failure}`);
+    assert.ok(await eventually(() => child.state === 'dead'));
+    const { code, message } = failure as ForkdError;
+    assert.equal(
+      [code, /processes and threads, \d+/.test(message), holds(child, 'pids-limit')],
+      ['LIMIT_EXCEEDED', true, true],
+    );
+  },
+);
+
+limits('memory, changed while it runs: the limit is named', async ({ engine }) => {
+  const child = await one(engine);
+  await engine.limit(child.id, { memoryMib: 48 });
+  const code = 'x = bytearray(300 * 2**20)\nfor i in range(0, len(x), 4096): x[i] = 1';
+  const failure = await engine.eval(child.id, code, 60_000).catch((error: unknown) => ForkdError.from(error));
+  await child.ended;
+  assert.match((failure as ForkdError).message, /memory, 48 MiB/);
+  assert.ok(holds(child, 'memory-limit'));
+});
 
 limits('a memory bomb: it alone ends, and the limit is named', async ({ engine }) => {
   const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 2, memoryLimitMib: 64 });

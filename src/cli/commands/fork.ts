@@ -231,10 +231,21 @@ const settle = async (engine: Engine, result: ForkResult, job: Job, signal: Abor
 /** Targets that are named; a guest that scans tries thousands. */
 const DENIED_SHOWN = 8;
 
+/** Children that are named; of a limit that all of them meet, there may be thousands. */
+const HELD_SHOWN = 8;
+
 const tellTried = (sandboxes: Sandbox[]): void => {
-  for (const sandbox of sandboxes) {
-    const { birth } = sandbox;
-    for (const { what } of sandbox.held()) warn(`child ${birth.index} was held: ${what}`);
+  const held = new Map<string, number[]>();
+  for (const { what, index } of sandboxes.flatMap((one) =>
+    one.held().map(({ what }) => ({ what, index: one.birth.index })),
+  ))
+    held.set(what, [...(held.get(what) ?? []), index]);
+  for (const [what, indexes] of held) {
+    const more = indexes.length > HELD_SHOWN ? ` and ${indexes.length - HELD_SHOWN} more` : '';
+    const who = indexes.slice(0, HELD_SHOWN).join(', ') + more;
+    warn(indexes.length === 1 ? `child ${who} was held: ${what}` : `children ${who} were held, each: ${what}`);
+  }
+  for (const { birth } of sandboxes) {
     const denied = birth.network?.denied() ?? [];
     if (denied.length === 0) continue;
     const shown = denied.slice(0, DENIED_SHOWN).map(({ to, count }) => (count > 1 ? `${to} (${count} times)` : to));

@@ -126,15 +126,14 @@ export class AgentClient implements Carrier {
 
   closeStream(id: number): void {
     const taker = this.#takers.get(id);
-    this.control({ action: 'control', stream: id, close: true })
-      // It may have ended just now, and then there is nothing to close.
-      .catch(() => undefined)
-      .then(() => {
-        // A program that is left to itself tells nobody how it ends.
-        if (!taker?.isAttach || this.#takers.get(id) !== taker) return;
-        taker.take({ type: FrameType.reply, id, payload: LEFT });
-        this.#forget(id);
-      });
+    const closed = () => {
+      // A program that is left to itself tells nobody how it ends.
+      if (!taker?.isAttach || this.#takers.get(id) !== taker) return;
+      taker.take({ type: FrameType.reply, id, payload: LEFT });
+      this.#forget(id);
+    };
+    // It may have ended just now, and then there is nothing to close.
+    this.control({ action: 'control', stream: id, close: true }).then(closed, closed);
   }
 
   /** Gives the frames of an id to `taker` until its last. */

@@ -17,6 +17,7 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits as maxima } from '../../contract/limits.js';
+import type { HeldKind } from '../../contract/held.js';
 import type { LimitsChange, ResourceLimits, ResourceUsage } from '../../contract/resources.js';
 import type { JoinOrder } from '../../contract/task.js';
 import { MiB } from '../../contract/units.js';
@@ -143,8 +144,21 @@ const empty = (dir: string): void => {
  */
 const ALWAYS: Controller[] = ['memory', 'pids'];
 
+/** Between two looks at what was read and written: a rate over less is a burst. */
+const IO_LOOK_MS = 500;
+/** Of its rate. */
+const IO_MET = 0.9;
+
+interface IoLook {
+  at: number;
+  read: number;
+  written: number;
+}
+
 export class Cgroup {
   #limits: ResourceLimits = {};
+  #ioLook: IoLook | undefined;
+  #ioMet = 0;
 
   private constructor(
     readonly name: string,
@@ -235,6 +249,7 @@ export class Cgroup {
           throw new Error(hierarchy ? `it has no group in ${hierarchy.root}` : `no controller '${controller}' here`);
         }
         WRITE[key](dir, hierarchy.version, value, this.disk);
+        if (key === 'ioMibPerS') this.#ioLook = this.#ioNow();
       }
     } catch (error) {
       throw failure(error);
@@ -263,11 +278,14 @@ export class Cgroup {
     const cpuOld = cpuHierarchy?.version === 1;
     const memoryOld = memoryHierarchy?.version === 1;
     const memory = this.#read('memory', memoryOld ? 'memory.oom_control' : 'memory.events');
+    const { read, written } = this.#io() ?? { read: null, written: null };
     return {
       // v1 counts it in a hierarchy of its own.
       cpu_ms: cpuOld ? null : scaled(pick(cpu, 'usage_usec'), 1000),
       cpu_throttled_periods: pick(cpu, 'nr_throttled'),
       cpu_throttled_ms: cpuOld ? scaled(pick(cpu, 'throttled_time'), 1e6) : scaled(pick(cpu, 'throttled_usec'), 1000),
+      io_read_bytes: read,
+      io_written_bytes: written,
       memory_bytes: this.#number('memory', memoryOld ? 'memory.usage_in_bytes' : 'memory.current'),
       memory_refused: memoryOld ? this.#number('memory', 'memory.failcnt') : pick(memory, 'max'),
       memory_kills: pick(memory, 'oom_kill'),
@@ -276,12 +294,50 @@ export class Cgroup {
     };
   }
 
-  /** The limit that it was ended for, when the kernel ended it for one. */
+  /** The limit that it was ended for, by the kernel, or by itself: QEMU does that where it cannot have a thread. */
   exceeded(): string | undefined {
-    const { memory_kills: kills } = this.usage();
-    const { memoryMib } = this.#limits;
-    if (!kills) return undefined;
-    return memoryMib === undefined ? "this host's memory" : `memory, ${memoryMib} MiB`;
+    const { memory_kills: kills, pids_refused: refused } = this.usage();
+    const { memoryMib, pids = maxima.vmTasks } = this.#limits;
+    if (kills) return memoryMib === undefined ? "this host's memory" : `memory, ${memoryMib} MiB`;
+    return refused ? `processes and threads, ${pids}` : undefined;
+  }
+
+  /** Limits that it has met, and how often. Only files that are there are read: this is asked often. */
+  met(): [HeldKind, number][] {
+    const { cpus, ioMibPerS } = this.#limits;
+    const throttled = cpus === undefined ? null : pick(this.#read('cpu', 'cpu.stat'), 'nr_throttled');
+    if (ioMibPerS !== undefined) this.#lookAtIo(ioMibPerS);
+    const met: [HeldKind, number | null][] = [
+      ['cpu-limit', throttled],
+      ['io-limit', this.#ioMet],
+      ['pids-limit', pick(this.#read('pids', 'pids.events'), 'max')],
+    ];
+    return met.filter((one): one is [HeldKind, number] => Boolean(one[1]));
+  }
+
+  /** No kernel counts how often a rate was met. */
+  #lookAtIo(ioMibPerS: number): void {
+    const before = this.#ioLook;
+    if (before && performance.now() - before.at < IO_LOOK_MS) return;
+    const now = this.#ioNow();
+    this.#ioLook = now;
+    if (!before || !now) return;
+    const most = Math.max(now.read - before.read, now.written - before.written);
+    if (most >= IO_MET * ioMibPerS * MiB * ((now.at - before.at) / 1000)) this.#ioMet++;
+  }
+
+  #ioNow(): IoLook | undefined {
+    const moved = this.#io();
+    return moved && { at: performance.now(), ...moved };
+  }
+
+  #io(): { read: number; written: number } | undefined {
+    const { io: hierarchy } = hierarchies();
+    if (!hierarchy || !existsSync(this.#dir(hierarchy))) return undefined;
+    const isOld = hierarchy.version === 1;
+    const text = this.#read('io', isOld ? 'blkio.throttle.io_service_bytes' : 'io.stat');
+    const [read, written] = isOld ? [/ Read (\d+)$/gm, / Write (\d+)$/gm] : [/ rbytes=(\d+)/g, / wbytes=(\d+)/g];
+    return { read: sum(text, read), written: sum(text, written) };
   }
 
   /** Its VM has been reaped. What that has left behind, against the rules of its jail, is ended. */
@@ -442,6 +498,10 @@ const pick = (text: string, key: string): number | null => {
   const found = new RegExp(`^${key} (\\d+)$`, 'm').exec(text)?.[1];
   return found === undefined ? null : Number(found);
 };
+
+/** Of all disks. */
+const sum = (text: string, pattern: RegExp): number =>
+  [...text.matchAll(pattern)].reduce((all, [, number]) => all + Number(number), 0);
 
 const scaled = (value: number | null, by: number): number | null => (value === null ? null : Math.round(value / by));
 

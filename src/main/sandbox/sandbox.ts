@@ -45,7 +45,7 @@ export interface SandboxInfo {
   network: NetworkInfo | null;
   memory_limit_mib: number | null;
   limits: LimitsBody;
-  /** What it did to its connection and its console that no guest does, and was held in. */
+  /** What it did to its connection and its console that no guest does, and limits that it met. */
   held: Held[];
   created_at_unix: number;
   receipt: ForkReceipt | null;
@@ -98,8 +98,9 @@ export class Sandbox {
   #status: ExitStatus | undefined;
   #loss: ForkdError | undefined;
   readonly #held = new Map<HeldKind, number>();
-  /** The limit that the kernel ended it for. */
+  /** The limit that it was ended for. */
   #exceeded: string | undefined;
+  #hasLeftGroup = false;
   readonly #warden: Warden | undefined;
   /** The first process of its pid namespace was ended, and it with that. */
   #orphaned = false;
@@ -146,6 +147,8 @@ export class Sandbox {
   #leaveGroup(): string | undefined {
     const { cgroup } = this.#birth;
     const exceeded = this.#killed ? undefined : cgroup?.exceeded();
+    if (exceeded?.startsWith('memory')) this.#hold('memory-limit');
+    this.#hasLeftGroup = true;
     try {
       cgroup?.remove();
     } catch {
@@ -310,6 +313,7 @@ export class Sandbox {
   /** What it was held in. */
   held(): Held[] {
     if (!this.#held.has('console-full') && isFull(this.#birth.consolePath)) this.#hold('console-full');
+    if (!this.#hasLeftGroup) for (const [kind, count] of this.#birth.cgroup?.met() ?? []) this.#held.set(kind, count);
     return [...this.#held].map(([kind, count]) => ({ kind, what: heldKinds[kind], count }));
   }
 
