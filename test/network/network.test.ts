@@ -76,18 +76,36 @@ for target in sys.argv[1:]:
     except OSError as error: print(target, 'no')
 `;
 
-network('many are made and removed, and none is left', async () => {
+/** What the host calls a child: the upper of the two addresses of its link. */
+const hostAddress = (link: string): string => {
+  const last = 2 * Number(link.slice('fkd'.length)) + 1;
+  return `10.43.${last >> 8}.${last & 255}`;
+};
+
+network('many are made and removed, none is left; children beyond the 253rd are as others', async () => {
   const pool = new Pool();
   const networks = new Networks(pool);
-  const taken = await networks.take(60, { allow: ['10.0.0.0/8:443'], allowDomains: [] });
-  assert.is(new Set(taken.map(({ address }) => address)).size, 60);
-  assert.is(links().length, 60);
+  const taken = await networks.take(300, { allow: ['10.0.0.0/8:443'], allowDomains: [] });
+  assert.is(new Set(taken.map(({ address }) => address)).size, 300);
+  const there = links();
+  assert.is(there.length, 300);
   // Known for good (4): the kernel has one table for the neighbours of all namespaces, and it is small.
   const known = readFileSync('/proc/net/arp', 'utf8').match(/^10\.43\..* 0x6 .* fkd\d+$/gm);
-  assert.is(known?.length, 60);
+  assert.is(known?.length, 300);
+  const running = startCli(['fork', '--tag', TAG, '-n', '2', '--net', '--settle-secs', '30'], { env });
+  await running.says(/child 2/);
+  const hosts = links()
+    .filter((name) => !there.includes(name))
+    .map(hostAddress);
+  const names = await Promise.all(
+    hosts.map(async (host) => (await ask(host, { action: 'exec', args: ['hostname'] }))['stdout']),
+  );
+  assert.equal([hosts.length, new Set(names).size], [2, 2]);
+  running.kill('SIGTERM');
+  await running.ended;
   const descriptors = readdirSync('/proc/self/fd').length;
   for (const one of taken) one.end();
-  assert.is(readdirSync('/proc/self/fd').length, descriptors - 3 * 60);
+  assert.is(readdirSync('/proc/self/fd').length, descriptors - 3 * 300);
   await networks.close();
   await pool.close();
   assert.ok(await isClean());
@@ -97,7 +115,7 @@ network('many are made and removed, and none is left', async () => {
 network('each child has a network of its own, and its agent is there', async () => {
   const running = startCli(['fork', '--tag', TAG, '-n', '3', '--net', '--settle-secs', '30', '--json'], { env });
   await running.says(/child 3/);
-  const hosts = links().map((name) => `10.43.0.${2 * Number(name.slice(3)) + 1}`);
+  const hosts = links().map(hostAddress);
   assert.is(hosts.length, 3);
   const names = await Promise.all(
     hosts.map(async (host) => (await ask(host, { action: 'exec', args: ['hostname'] }))['stdout']),
@@ -160,6 +178,7 @@ network('nothing can be reached but what is allowed, and what was tried is told'
     `10.43.0.2 ${host}`,
     `127.0.0.1 ${host}`,
     '203.0.113.7 80',
+    `${outside.address} ${outside.port + 1}`,
   ];
   const allow = ['--allow', `${outside.address}:${outside.port}`, '--allow', `203.0.113.0/24:${host}`];
   const args = ['--tag', TAG, '-n', '1', ...allow, '--json', '--settle-secs', '1'];
@@ -176,18 +195,22 @@ network('nothing can be reached but what is allowed, and what was tried is told'
     forbidden.map((target) => `${target} no`),
   );
   assert.match(ended.stderr, /child 1 was not let through: .*169\.254\.169\.254:80\/tcp/);
-  for (const target of [`10.42.0.1:${host}/tcp`, `203.0.113.1:${host}/tcp`, '203.0.113.7:80/tcp'])
+  const other = `${outside.address}:${outside.port + 1}/tcp`;
+  for (const target of [`10.42.0.1:${host}/tcp`, `203.0.113.1:${host}/tcp`, '203.0.113.7:80/tcp', other])
     assert.match(ended.stderr, target);
 });
 
 /** Asks for names, then connects to what they stand for; then asks in ways of its own. */
 const ASK = `
-import socket, struct, sys
-port = sys.argv[1]
+import socket, struct, sys, time
+port = int(sys.argv[1])
 for name in sys.argv[2:]:
     try:
-        with socket.create_connection((name, int(port)), 5) as s: print(name, s.recv(100).decode().strip())
+        with socket.create_connection((name, port), 5) as s: print(name, s.recv(100).decode().strip())
     except OSError as error: print(name, 'no')
+address = sys.argv[-1]
+try: socket.create_connection((address, port + 1), 5)
+except OSError: print('another port no')
 question = struct.pack('>6H', 7, 256, 1, 0, 0, 0) + b''.join(bytes([len(l)]) + l for l in [b'c2VjcmV0', b'evil', b'example']) + bytes([0, 0, 16, 0, 1])
 for server in ('10.42.0.1', '8.8.8.8'):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -199,6 +222,14 @@ for server in ('10.42.0.1', '8.8.8.8'):
 with socket.create_connection(('10.42.0.1', 53), 5) as s:
     s.sendall(struct.pack('>H', len(question)) + question)
     print('by tcp', s.recv(512)[5] & 15)
+end = time.monotonic() + 40
+while time.monotonic() < end:
+    try:
+        with socket.create_connection((address, port), 5) as s: s.recv(100)
+    except OSError:
+        print('over')
+        break
+    time.sleep(0.3)
 `;
 
 /** A guest's root writes frames of its own making, which no rule inside the guest has seen, of IPv6 too. */
@@ -245,7 +276,10 @@ network('names: those that are allowed lead somewhere, for others nobody is aske
     'evil.example': [outside.address],
   });
   try {
-    const allowed = ['good.example', 'rebound.example', 'inside.example'].flatMap((n) => ['--allow-domain', n]);
+    const allowed = [`good.example:${outside.port}`, 'rebound.example', 'inside.example'].flatMap((n) => [
+      '--allow-domain',
+      n,
+    ]);
     const python = ['python3', '-c', ASK, String(outside.port)];
     const names = [
       outside.address,
@@ -267,16 +301,26 @@ network('names: those that are allowed lead somewhere, for others nobody is aske
       'evil.example no',
       // Let through by its name, as long as that holds.
       `${outside.address} hello 203.0.113.1`,
+      'another port no',
       'tunnel by 10.42.0.1 3',
       'tunnel by 8.8.8.8 no',
       'by tcp 3',
+      // The answer held for two seconds, which counts as ten.
+      'over',
     ]);
     assert.not(
       resolver.asked.some((name) => name.includes('evil')),
       'nothing of it has left this host',
     );
-    for (const told of ['evil.example', 'c2vjcmv0.evil.example', 'rebound.example (169.254.169.254)', '8.8.8.8:53/udp'])
-      assert.ok(ended.stderr.includes(told), `${told} in ${ended.stderr}`);
+    const another = `${outside.address}:${outside.port + 1}/tcp`;
+    const all = [
+      'evil.example',
+      'c2vjcmv0.evil.example',
+      'rebound.example (169.254.169.254)',
+      '8.8.8.8:53/udp',
+      another,
+    ];
+    for (const told of all) assert.ok(ended.stderr.includes(told), `${told} in ${ended.stderr}`);
   } finally {
     resolver.close();
   }
