@@ -6,12 +6,15 @@ import type { Bench, Parameters } from '../bench.js';
 import { BENCH_TAG, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
 import { round, spread } from '../stats.js';
 
-type Bomb = (engine: Engine, child: Sandbox) => Promise<unknown>;
+/** `enemies`: as many as it needs, most need one. Those are to do it for `secs`. */
+type Bomb = (engine: Engine, enemies: [Sandbox, ...Sandbox[]], secs: number) => Promise<unknown>;
 
 const program =
-  (script: string): Bomb =>
-  (engine, { id }) =>
-    engine.exec(id, ['sh', '-c', script], NEVER_SECS);
+  (...args: string[]): Bomb =>
+  (engine, [{ id }]) =>
+    engine.exec(id, args, NEVER_SECS);
+
+const script = (text: string): Bomb => program('sh', '-c', text);
 
 /** Frames that nobody asked for, written by the agent's own process into its port: the code that is evaluated runs there. */
 const AGENT_FLOOD = `
@@ -23,22 +26,55 @@ while True:
     except BlockingIOError: pass
 `;
 
+/** Frames of all kinds with bits turned over. The connection is closed at the first that is none. */
+const MALFORMED = `
+import os, random, struct
+port = next(int(fd) for fd in os.listdir('/proc/self/fd') if 'vport' in os.readlink('/proc/self/fd/' + fd))
+random.seed(7)
+def frame():
+    payload = random.randbytes(random.randrange(60))
+    return struct.pack('<HBBII', 0x4B46, random.randrange(9), 0, random.randrange(2000), len(payload)) + payload
+data = bytearray(b''.join(frame() for _ in range(2000)))
+for _ in range(50): data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+while True:
+    try: os.write(port, data)
+    except BlockingIOError: pass
+`;
+/** Each has one connection to lose. */
+const MALFORMED_ENEMIES = 10;
+
+const CLOCK = `
+import time
+while True:
+    for to in (1e5, 4e9): time.clock_settime(time.CLOCK_REALTIME, to)
+`;
+
 const NEVER_SECS = 600;
 
 /** What one guest does while another is asked. */
 const BOMBS: Record<string, Bomb> = {
   none: async () => undefined,
-  cpu: program('while :; do :; done'),
-  forks: program('b() { b | b & }; b; sleep 600'),
-  memory: program("while :; do python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'; done"),
-  disk: program('while :; do dd if=/dev/zero of=/full bs=1M; rm /full; done'),
-  console: program('yes >/dev/console'),
-  output: async (engine, { id }) => {
+  cpu: script('while :; do :; done'),
+  forks: script('b() { b | b & }; b; sleep 600'),
+  memory: script("while :; do python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'; done"),
+  disk: script('while :; do dd if=/dev/zero of=/full bs=1M; rm /full; done'),
+  console: script('yes >/dev/console'),
+  clock: program('python3', '-c', CLOCK),
+  output: async (engine, [{ id }]) => {
     let bytes = 0;
     for await (const piece of engine.execStream(id, { args: ['yes'] })) bytes += piece.data.length;
     return bytes;
   },
-  frames: (engine, { id }) => engine.eval(id, AGENT_FLOOD, NEVER_SECS * 1000),
+  frames: (engine, [{ id }]) => engine.eval(id, AGENT_FLOOD, NEVER_SECS * 1000),
+  malformed: async (engine, enemies, secs) => {
+    for (const one of enemies) {
+      engine.eval(one.id, MALFORMED, NEVER_SECS * 1000).catch(() => undefined);
+      await pause((secs * 1000 + BEGIN_MS) / enemies.length);
+      // What it does without a connection is computing.
+      if (one !== enemies.at(-1)) await engine.kill([one]);
+    }
+    await enemies.at(-1)?.ended;
+  },
 };
 
 /** It has begun by then. */
@@ -56,11 +92,12 @@ const trial = async ({ n, secs }: Parameters): Promise<Trial> => {
   let failed = 0;
   try {
     for (const [name, bomb] of Object.entries(BOMBS)) {
-      const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: n + 1, firstEval: FIRST_EVAL });
-      const [one, ...others] = sandboxes as [Sandbox, ...Sandbox[]];
+      const count = name === 'malformed' ? MALFORMED_ENEMIES : 1;
+      const { sandboxes } = await engine.fork({ tag: BENCH_TAG, n: n + count, firstEval: FIRST_EVAL });
+      const [enemies, others] = [sandboxes.slice(0, count) as [Sandbox, ...Sandbox[]], sandboxes.slice(count)];
       // It ends with its VM; one that ends by itself is none.
       let over = name !== 'none';
-      const bursting = bomb(engine, one)
+      const bursting = bomb(engine, enemies, Number(secs))
         .catch((error: unknown) => ForkdError.from(error))
         .finally(() => {
           over = !over;
@@ -75,6 +112,7 @@ const trial = async ({ n, secs }: Parameters): Promise<Trial> => {
       }
       latencies[name] = times;
       if (!over) failed++;
+      if (name === 'malformed' && !enemies.some((one) => one.held().length > 0)) failed++;
       await engine.kill(sandboxes);
       await bursting;
     }
@@ -88,7 +126,8 @@ export const neighbours: Bench<Trial> = {
   name: 'neighbours',
   description:
     'Ask n sandboxes, in turn, over and over while another, forked beside them, does its worst: computes, forks, fills its memory or disk, floods its ' +
-    'console, the output of a program, or its agent with frames. eval_ms: how long an answer took, for each. No limits are set.',
+    'console, the output of a program, or its agent with frames, sets its clock far off and back all the time; or ten, one after another, break the ' +
+    'protocol. eval_ms: how long an answer took, for each. No limits are set.',
   full: { n: 2, trials: 3, secs: 5 },
   smoke: { n: 1, trials: 1, secs: 0.3 },
   trial,
