@@ -106,7 +106,6 @@ def archives():
         '/hardup': [('hard', hard, '../../place/victim'), ('hard', None, '')],
         '/hardlink': [('out', link, place), ('hard', hard, 'out/victim'), ('hard', None, '')],
         '/kinds': [('set', None, ''), ('null', tarfile.CHRTYPE, ''), ('pipe', tarfile.FIFOTYPE, '')],
-        '/long': [('long', tarfile.XHDTYPE, '')],
     }
     def packed(members):
         out = io.BytesIO()
