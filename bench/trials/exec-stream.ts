@@ -1,6 +1,9 @@
+import { join } from 'node:path';
+import { Controller } from '../../src/client/index.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import type { Bench, Parameters } from '../bench.js';
+import { BenchDaemon } from '../daemon.js';
 import { BENCH_TAG, FIRST_ANSWER, FIRST_EVAL } from '../parent.js';
 import { cpuSeconds, Resident } from '../process.js';
 import { median, round } from '../stats.js';
@@ -11,6 +14,10 @@ interface Trial {
   all_mb_per_s: number;
   growth_mib: number;
   all_growth_mib: number;
+  daemon_mb_per_s: number;
+  daemon_growth_mib: number;
+  daemon_all_mb_per_s: number;
+  daemon_all_growth_mib: number;
   eval_alone_ms: number;
   eval_beside_flood_ms: number;
   failed: number;
@@ -31,7 +38,46 @@ const zeros = async (child: Sandbox, mib: number, onPiece: () => void = () => un
   return bytes === mib * MIB && (await stream.ended).exit_code === 0;
 };
 
-const trial = async ({ n, mib, childMib }: Parameters): Promise<Trial> => {
+/** How often it is looked at what a daemon has. */
+const LOOK_MS = 20;
+
+/** The same by a client of a daemon, which is another process: its WebSockets lie between. */
+const throughDaemon = async (n: number, mib: number, childMib: number) => {
+  const daemon = await BenchDaemon.start(['--log-level', 'warn']);
+  const controller = new Controller({ baseUrl: `unix:${join(daemon.root, 'd.sock')}`, timeoutMs: 120_000 });
+  let failed = 0;
+  const hear = async (id: string, count: number): Promise<void> => {
+    let bytes = 0;
+    const stream = controller.runCommand(id, ['head', '-c', String(count * MIB), '/dev/zero']);
+    for await (const { data } of stream) bytes += data.length;
+    if (bytes !== count * MIB || (await stream.ended).exit_code !== 0) failed++;
+  };
+  /** In MB a second, and by how much the daemon grew at most. */
+  const timed = async (all: number, work: () => Promise<unknown>) => {
+    const before = daemon.state().anon_kib;
+    let most = before;
+    const timer = setInterval(() => {
+      most = Math.max(most, daemon.state().anon_kib);
+    }, LOOK_MS);
+    const began = performance.now();
+    await work();
+    clearInterval(timer);
+    return { mb_per_s: (all * MIB) / 1e3 / (performance.now() - began), growth_mib: (most - before) / 1024 };
+  };
+  try {
+    const ids = (await controller.spawnSandboxes({ snapshotTag: BENCH_TAG, n })).map(({ id }) => id);
+    const [first] = ids as [string];
+    await hear(first, WARM_MIB);
+    const one = await timed(mib, () => hear(first, mib));
+    const all = await timed(ids.length * childMib, () => Promise.all(ids.map((id) => hear(id, childMib))));
+    return { one, all, failed };
+  } finally {
+    await controller.close();
+    await daemon.stop();
+  }
+};
+
+const inProcess = async ({ n, mib, childMib }: Parameters) => {
   const engine = new Engine({ resident: true });
   try {
     const { sandboxes, failures } = await engine.fork({ tag: BENCH_TAG, n, firstEval: FIRST_EVAL });
@@ -85,12 +131,25 @@ const trial = async ({ n, mib, childMib }: Parameters): Promise<Trial> => {
   }
 };
 
+const trial = async (parameters: Parameters): Promise<Trial> => {
+  const direct = await inProcess(parameters);
+  const { one, all, failed } = await throughDaemon(parameters.n, Number(parameters.mib), Number(parameters.childMib));
+  return {
+    ...direct,
+    daemon_mb_per_s: one.mb_per_s,
+    daemon_growth_mib: one.growth_mib,
+    daemon_all_mb_per_s: all.mb_per_s,
+    daemon_all_growth_mib: all.growth_mib,
+    failed: direct.failed + failed,
+  };
+};
+
 export const execStream: Bench<Trial> = {
   name: 'exec-stream',
   description:
     'Output of a program in a child, heard while it runs: mib MiB of zeros from one child (also for each second of processor time of ' +
     'its VM and this process), then childMib from each of n children at once, and how much this process grows at most meanwhile. ' +
-    'eval_*: the median eval, alone, and beside a program that floods and is not read. Missing bytes count as failed.',
+    'daemon_*: the same through a daemon, and how much that grows. eval_*: the median eval, alone, and beside a program that floods and is not read. Missing bytes count as failed.',
   full: { n: 100, trials: 3, mib: 100, childMib: 2 },
   smoke: { n: 2, trials: 1, mib: 4, childMib: 1 },
   trial,
@@ -105,6 +164,10 @@ export const execStream: Bench<Trial> = {
       growth_mib: middle('growth_mib'),
       all_mb_per_s: middle('all_mb_per_s'),
       all_growth_mib: middle('all_growth_mib'),
+      daemon_mb_per_s: middle('daemon_mb_per_s'),
+      daemon_growth_mib: middle('daemon_growth_mib'),
+      daemon_all_mb_per_s: middle('daemon_all_mb_per_s'),
+      daemon_all_growth_mib: middle('daemon_all_growth_mib'),
       eval_alone_ms: middle('eval_alone_ms'),
       eval_beside_flood_ms: middle('eval_beside_flood_ms'),
       failed: trials.reduce((sum, one) => sum + one.failed, 0),
