@@ -181,6 +181,33 @@ limits('--strict runs where all can be enforced, and refuses by name where it ca
   assert.is(lax.code, 0, lax.stderr);
 });
 
+limits('a daemon with --strict, and a spawn that asks any daemon for it, refuse by name as well', async () => {
+  for (const isStrict of [true, false]) {
+    const world = makeWorld(true);
+    const log = ['--audit-log', join(world.root, 'audit.log')];
+    const socket = join(world.root, 'd.sock');
+    const serve = ['daemon', '--bind', '127.0.0.1:0', '--socket', socket, ...log, ...(isStrict ? ['--strict'] : [])];
+    const weaker = ['--bounding-set', '-sys_admin', process.execPath, CLI, ...serve];
+    const daemon = start('setpriv', weaker, { env: world.env });
+    await daemon.says('listening on port');
+    const controller = new Client({ baseUrl: `unix:${socket}`, timeoutMs: 100_000 });
+    try {
+      const spawned = (strict: boolean) =>
+        controller.spawnSandboxes({ snapshotTag: BASE_TAG, strict }).then(
+          (made) => `${made.length} made`,
+          ({ message }: Error) => message,
+        );
+      assert.match(await spawned(true), /strict: this host cannot enforce jail namespaces \(needs CAP_SYS_ADMIN,/);
+      assert.match(await spawned(false), isStrict ? /strict: this host cannot enforce/ : /^1 made$/);
+    } finally {
+      await controller.close();
+      daemon.kill('SIGTERM');
+      assert.is((await daemon.ended).code, 0);
+      world.close();
+    }
+  }
+});
+
 /** In a user namespace of its own, with no more mount namespaces to be had: what it may do says yes, the kernel says no. */
 const forbidden = (args: string[], options: CliOptions = {}): Running => {
   const script = 'echo 0 > /proc/sys/user/max_mnt_namespaces && exec "$0" "$@"';
