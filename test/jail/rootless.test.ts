@@ -1,8 +1,10 @@
 /** The jail of an ordinary user: a user namespace of its own gives what root gives, but for another user. */
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { Controller } from '../../src/client/index.js';
 import { jailAbility } from '../../src/main/host/jail.js';
 import { CLI, start } from '../support/cli.js';
 import { BASE_TAG, eventually, makeWorld, qemusOf, type World } from '../support/world.js';
@@ -57,6 +59,40 @@ test('children have no capability, an empty root and a network of their own, and
   const cold = ['fork', '--tag', 'more', '-n', '1', '--cold', '--', 'cat', '/root/x'];
   const read = await start('setpriv', [...AS_NOBODY, ...cold], { env }).ended;
   assert.is(read.stdout, '[1] kept\n', read.stderr);
+});
+
+test('a daemon of an ordinary user keeps sandboxes; what it cannot have is refused, and what is missing is named', async ({
+  world,
+}) => {
+  const { env, root } = world;
+  const socket = join(root, 'd.sock');
+  const serve = ['daemon', '--bind', '127.0.0.1:0', '--socket', socket, '--audit-log', join(root, 'audit.log')];
+  const daemon = start('setpriv', [...AS_NOBODY, ...serve], { env });
+  await daemon.says('listening on port');
+  const controller = new Controller({ baseUrl: `unix:${socket}`, timeoutMs: 100_000 });
+  const refusal = (asked: Promise<unknown>): Promise<string> =>
+    asked.then(
+      () => 'done',
+      ({ message }: Error) => message,
+    );
+  try {
+    const [one, two] = await controller.spawnSandboxes({ snapshotTag: BASE_TAG, n: 2 });
+    assert.ok(one && two);
+    assert.is(
+      (await controller.execCommand(one.id, ['sh', '-c', 'echo of one > /root/x; cat /root/x'])).stdout,
+      'of one\n',
+    );
+    assert.is((await controller.branchSandbox(one.id, { tag: 'kept', mode: 'diff' })).status, 'ready');
+    const strict = await refusal(controller.spawnSandboxes({ snapshotTag: BASE_TAG, strict: true }));
+    assert.match(strict, /^strict: this host cannot enforce jail user \(needs CAP_SETUID,/);
+    // Groups of its own it has where somebody has given it one.
+    const limited = await refusal(controller.limitSandbox(two.id, { cpus: 0.5 }));
+    assert.match(limited, /is in no control group, so it cannot be limited|^done$/);
+  } finally {
+    await controller.close();
+    daemon.kill('SIGTERM');
+    assert.is((await daemon.ended).code, 0);
+  }
 });
 
 rootless('who may trace keeps that, and makes no user namespace: memory on demand needs it', () => {
