@@ -275,10 +275,12 @@ test('at SIGTERM they run on if it was told so; when the state is gone, cleanup 
   assert.not.match((await forkd(['cleanup'], { env: world.env, cwd: '/' })).stdout, /DEL +process/);
   await crash();
   rmSync(state);
-  const { stdout } = await forkd(['cleanup', '--yes'], { env: world.env });
-  assert.match(stdout, /DEL +process .*keeper of/);
+  const { stdout: first } = await forkd(['cleanup', '--yes'], { env: world.env });
+  // Processes are the host's: somebody else's cleanup may have been sooner.
+  assert.ok(/DEL +process .*keeper of/.test(first) || machines().length === 0, first);
   assert.ok(await eventually(() => machines().length === 0));
-  assert.match((await forkd(['cleanup', '--yes'], { env: world.env })).stdout, /sandbox record/);
+  const { stdout: second } = await forkd(['cleanup', '--yes'], { env: world.env });
+  assert.match(first + second, /sandbox record/);
   // A young group stays while VMs are being started somewhere, as other suites do.
   let left = '';
   for (let tries = 0; tries < 40 && !left.includes('nothing to remove'); tries++) {
