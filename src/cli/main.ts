@@ -30,9 +30,10 @@ const run = async (argv: string[]): Promise<number> => {
     return sections.filter((section) => !section.title?.startsWith('For more info'));
   });
   cli.version(VERSION, '-V, --version');
-  cli.parse(['node', 'forkd', ...argv], { run: false });
+  const end = argv.indexOf('--');
+  const isDash = (arg: string, i: number) => arg === '-' && (end < 0 || i < end);
+  cli.parse(['node', 'forkd', ...argv.map((arg, i) => (isDash(arg, i) ? DASH : arg))], { run: false });
   if (argv.includes('--help') || argv.includes('-h')) {
-    const end = argv.indexOf('--');
     if (end < 0 || argv.slice(0, end).some((a) => a === '--help' || a === '-h')) return 0;
   }
   if (!cli.matchedCommand) {
@@ -45,6 +46,9 @@ const run = async (argv: string[]): Promise<number> => {
   cli.runMatchedCommand();
   return (await running.result) ?? 0;
 };
+
+/** In place of a lone dash, which the parser takes for an option, and what follows it for the value. */
+const DASH = '\0';
 
 const register = (
   cli: ReturnType<typeof cac>,
@@ -59,7 +63,8 @@ const register = (
   for (const example of examples) registered.example(`  $ ${example}`);
   registered.action((...given: unknown[]) => {
     const parsed = given.pop() as Record<string, unknown>;
-    const positional = given.flat().filter((arg) => arg !== undefined) as string[];
+    const typed = given.flat().filter((arg) => arg !== undefined) as string[];
+    const positional = typed.map((arg) => (arg === DASH ? '-' : arg));
     const rest = (parsed['--'] as string[] | undefined) ?? [];
     running.result = (async () => command.run(new Options(name, positional, rest, parsed, argv)))();
   });

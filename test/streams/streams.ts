@@ -363,6 +363,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
       env,
     }).ended;
     assert.match(listing.stdout, './inner/file');
+    const fed = `tar -C '${join(dir, 'tree')}' -c . | "${process.execPath}" "${CLI}" cp - ${child.id}:/root/fed`;
+    assert.is((await start('sh', ['-c', fed], { env }).ended).code, 0);
+    const same = 'test "$(md5sum </root/fed/inner/file)" = "$(md5sum </root/tree/other)"';
+    assert.is((await engine.exec(child.id, ['sh', '-c', same])).exit_code, 0);
     rmSync(dir, { recursive: true });
   });
 

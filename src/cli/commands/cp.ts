@@ -26,10 +26,8 @@ export const cp: Command = {
     'forkd cp sb-6743b1c2-9f31c2aa:/var/log - | tar -t',
   ],
   run: (options) => {
-    // A lone dash is no argument for the parser of options.
-    const paths = options.argv.slice(1).filter((one) => one === '-' || options.positional.includes(one));
-    const [from, to] = paths;
-    if (from === undefined || to === undefined || paths.length > 2)
+    const [from, to, ...more] = options.positional;
+    if (from === undefined || to === undefined || more.length > 0)
       throw options.wrong('SRC and DST', 'are both required');
     const [source, target] = [inGuest(from), inGuest(to)];
     if (source && target) throw options.wrong('SRC and DST', 'are both in sandboxes: copy through this host');
