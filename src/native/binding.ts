@@ -205,7 +205,7 @@ export interface Native {
    */
   samePages(file: number, disks: number[], threads: number, blocks?: Uint8Array): Promise<Uint32Array>;
   /**
-   * Compresses `pieces`, triples of [descriptor, offset, bytes] (-1: bytes of `given`; -2: zeros), into frames, pairs of [bytes, harder than usual: 0 or 1]
+   * Compresses `pieces`, triples of [descriptor, offset, bytes] (-1: bytes of `given`; -2: zeros), into frames
    * that have exactly these bytes, each with its size, and one that has bytes of `given` with a checksum. They are written to `target` in order, from its beginning: pread(2), pwrite(2),
    * sync_file_range(2); write(2) for what has no positions. Returns the bytes of each frame. In native threads; `progress` gets [bytes done] and is
    * asked [stop?]: then it throws ECANCELED. The promise does not keep the event loop alive.

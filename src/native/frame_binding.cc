@@ -52,15 +52,14 @@ std::vector<FrameWriter::Piece> PiecesOf(Args& args, size_t i, size_t given_byte
   return pieces;
 }
 
-std::vector<FrameWriter::Frame> FramesToWrite(Args& args, size_t i, uint64_t total) {
+std::vector<uint32_t> FramesToWrite(Args& args, size_t i, uint64_t total) {
   std::span<uint32_t> numbers = args.Uint32s(i, "frames");
-  std::vector<FrameWriter::Frame> frames;
-  for (size_t at = 0; args.Ok() && at + 2 <= numbers.size(); at += 2) {
-    if (numbers[at] == 0 || numbers[at] > kFrameBytesMax || numbers[at] > total) {
-      args.Refuse("frames", "sizes of frames");
-    }
-    frames.push_back({numbers[at], static_cast<FrameWriter::Effort>(std::min<uint32_t>(numbers[at + 1], 1))});
-    total -= std::min<uint64_t>(numbers[at], total);
+  std::vector<uint32_t> frames;
+  for (uint32_t bytes : numbers) {
+    if (bytes == 0 || bytes > kFrameBytesMax || bytes > total) args.Refuse("frames", "sizes of frames");
+    if (!args.Ok()) break;
+    frames.push_back(bytes);
+    total -= bytes;
   }
   if (args.Ok() && total != 0) args.Refuse("frames", "all bytes of the pieces");
   return frames;
@@ -73,7 +72,7 @@ Napi::Value FramesWrite(const Napi::CallbackInfo& info) {
   uint64_t total = 0;
   std::vector<FrameWriter::Piece> pieces;
   if (args.Ok()) pieces = PiecesOf(args, 1, given.size(), &total);
-  std::vector<FrameWriter::Frame> frames;
+  std::vector<uint32_t> frames;
   if (args.Ok()) frames = FramesToWrite(args, 2, total);
   int threads = args.Int(4, "threads", 1, kFrameThreadsMax);
   FrameProgress progress = ProgressOf(args, 5);

@@ -134,8 +134,9 @@ FrameError FrameReader::Take(size_t frame, Buffers* buffers) {
     if (ZSTD_decompressDCtx(buffers->zstd, buffers->content.get(), bytes, from, stored) != bytes) {
       return {{}, "a frame is damaged"};
     }
-    Hash(frame, {buffers->content.get(), bytes});
+    // First what needs no turn.
     if (FrameError error = Place(frame, buffers->content.get())) return error;
+    Hash(frame, {buffers->content.get(), bytes});
   }
   progress_.Add(bytes);
   return {};

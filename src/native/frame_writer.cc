@@ -15,18 +15,12 @@ namespace {
 // Beyond those that are being compressed: one thread may be late.
 constexpr unsigned kSlotsAhead = 4;
 
-struct Strategy {
-  int level;
-  int min_match;
-  int hash_log;
-};
-
-// Memory and root disks: literals stay as they are, as at all negative levels. Huffman's code makes packs 11
-// % smaller, and unpacking takes 40 % more of zstd's time. The table fits the first cache. Matches of 5 bytes
-// save 4 %, and take 10 % more to pack and to unpack; of 7 the other way round.
-constexpr Strategy kUsual = {-1, 6, 14};
-// What a lazy start waits for: 3 % larger than at level 3, in half the time.
-constexpr Strategy kMore = {1, 5, 14};
+// Literals stay as they are, as at all negative levels: Huffman's code makes packs 11 % smaller, and takes a
+// third of zstd's time to unpack. The table fits the first cache. Matches of 6 bytes make packs 4 % larger
+// for 10 % less time.
+constexpr int kLevel = -1;
+constexpr int kMinMatch = 5;
+constexpr int kHashLog = 13;
 
 // write(2) in order, for what has no positions.
 SysError WriteOn(int fd, const uint8_t* from, size_t bytes) {
@@ -43,7 +37,7 @@ SysError WriteOn(int fd, const uint8_t* from, size_t bytes) {
 
 }  // namespace
 
-FrameWriter::FrameWriter(int target, std::vector<Piece> pieces, std::vector<Frame> frames,
+FrameWriter::FrameWriter(int target, std::vector<Piece> pieces, std::vector<uint32_t> frames,
                          std::span<const uint8_t> given, FrameProgress progress)
     : target_(target),
       pieces_(std::move(pieces)),
@@ -56,10 +50,10 @@ FrameWriter::FrameWriter(int target, std::vector<Piece> pieces, std::vector<Fram
     at += piece.bytes;
   }
   at = 0;
-  for (const Frame& frame : frames_) {
+  for (uint32_t bytes : frames_) {
     frame_begins_.push_back(at);
-    at += frame.bytes;
-    content_max_ = std::max<size_t>(content_max_, frame.bytes);
+    at += bytes;
+    content_max_ = std::max<size_t>(content_max_, bytes);
   }
   stored_max_ = ZSTD_compressBound(content_max_);
   uint64_t size;
@@ -90,13 +84,12 @@ void FrameWriter::Work() {
 }
 
 FrameError FrameWriter::Make(size_t frame, uint8_t* content, ZSTD_CCtx* zstd, Slot* slot) {
-  const auto [bytes, effort] = frames_[frame];
+  size_t bytes = frames_[frame];
   bool has_given = false;
   if (FrameError error = Read(frame, content, &has_given)) return error;
-  const Strategy& strategy = effort == Effort::kUsual ? kUsual : kMore;
-  ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, strategy.level);
-  ZSTD_CCtx_setParameter(zstd, ZSTD_c_minMatch, strategy.min_match);
-  ZSTD_CCtx_setParameter(zstd, ZSTD_c_hashLog, strategy.hash_log);
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, kLevel);
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_minMatch, kMinMatch);
+  ZSTD_CCtx_setParameter(zstd, ZSTD_c_hashLog, kHashLog);
   // Files are known by hashes that are worth more.
   ZSTD_CCtx_setParameter(zstd, ZSTD_c_checksumFlag, has_given);
   if (!slot->data) slot->data.reset(new uint8_t[stored_max_]);
@@ -107,7 +100,7 @@ FrameError FrameWriter::Make(size_t frame, uint8_t* content, ZSTD_CCtx* zstd, Sl
 }
 
 FrameError FrameWriter::Read(size_t frame, uint8_t* into, bool* has_given) const {
-  uint64_t begin = frame_begins_[frame], end = begin + frames_[frame].bytes;
+  uint64_t begin = frame_begins_[frame], end = begin + frames_[frame];
   size_t i = std::upper_bound(piece_begins_.begin(), piece_begins_.end(), begin) - piece_begins_.begin() - 1;
   for (; begin < end; i++) {
     const Piece& piece = pieces_[i];

@@ -21,16 +21,9 @@ class FrameWriter {
     uint64_t from;
     uint64_t bytes;
   };
-  // How hard a frame is compressed.
-  enum class Effort { kUsual, kMore };
-  struct Frame {
-    uint64_t bytes;
-    Effort effort;
-  };
-
-  // The frames have exactly the bytes of the pieces. `target` is a file, written from its beginning, or
-  // anything that can only be written in order.
-  FrameWriter(int target, std::vector<Piece> pieces, std::vector<Frame> frames,
+  // `frames`, in bytes, have exactly the bytes of the pieces. `target` is a file, written from its beginning,
+  // or anything that can only be written in order.
+  FrameWriter(int target, std::vector<Piece> pieces, std::vector<uint32_t> frames,
               std::span<const uint8_t> given, FrameProgress progress);
 
   FrameError Run(unsigned threads);
@@ -56,7 +49,7 @@ class FrameWriter {
 
   const int target_;
   const std::vector<Piece> pieces_;
-  const std::vector<Frame> frames_;
+  const std::vector<uint32_t> frames_;
   const std::span<const uint8_t> given_;
   const FrameProgress progress_;
   std::vector<uint64_t> piece_begins_, frame_begins_;

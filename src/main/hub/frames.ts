@@ -9,9 +9,6 @@ import { THREADS } from '../native-threads.js';
 
 /** Larger frames compress better; of smaller ones a lazy pull waits less for what it needs. 512 KiB cost 0.9 % of size over 2 MiB. */
 export const FRAME_BYTES = 512 * 1024;
-/** How hard frames are compressed, for native code. */
-const USUAL = 0;
-const MORE = 1;
 /** One of 16 numbers; the seekable format uses this one. */
 const SKIPPABLE = 0x184d2a5e;
 const SEEKABLE = 0x8f92eab1;
@@ -22,11 +19,8 @@ const GIVEN = -1;
 const ZEROS = -2;
 const LOOK_MS = 50;
 
-/** What follows does not share a frame with what is before it, since a reader may want only one of them. */
-export interface Cut {
-  /** Compressed harder than usual. */
-  isSmall: boolean;
-}
+/** What follows does not share a frame with what is before it: a reader may want only one of them, or whole blocks of a file. */
+export const CUT = { isCut: true } as const;
 
 export interface FilePart {
   fd: number;
@@ -38,7 +32,7 @@ export interface FilePart {
 }
 
 /** What a stream is made of, in order. */
-export type Piece = Buffer | Cut | FilePart;
+export type Piece = Buffer | typeof CUT | FilePart;
 
 export interface FrameHooks {
   signal?: AbortSignal | undefined;
@@ -85,16 +79,15 @@ class Plan {
   /** Descriptor, offset, bytes. */
   readonly pieces: number[] = [];
   readonly given: Buffer[] = [];
-  /** Bytes, how hard. */
+  /** Bytes of each. */
   readonly #frames: number[] = [];
   #givenBytes = 0;
-  #effort = USUAL;
   #open = 0;
 
   constructor(pieces: Piece[]) {
     for (const piece of pieces) {
       if (Buffer.isBuffer(piece)) this.#addBytes(piece);
-      else if ('isSmall' in piece) this.#cut(piece);
+      else if ('isCut' in piece) this.#endFrame();
       else this.#addPart(piece);
     }
     this.#endFrame();
@@ -131,13 +124,8 @@ class Plan {
     }
   }
 
-  #cut({ isSmall }: Cut): void {
-    this.#endFrame();
-    this.#effort = isSmall ? MORE : USUAL;
-  }
-
   #endFrame(): void {
-    if (this.#open > 0) this.#frames.push(this.#open, this.#effort);
+    if (this.#open > 0) this.#frames.push(this.#open);
     this.#open = 0;
   }
 }
@@ -148,7 +136,7 @@ const seekTable = (stored: Uint32Array, frames: Uint32Array): Buffer => {
   table.writeUInt32LE(table.length - TABLE_HEAD_BYTES, 4);
   for (const [i, bytes] of stored.entries()) {
     table.writeUInt32LE(bytes, TABLE_HEAD_BYTES + i * 8);
-    table.writeUInt32LE(frames[i * 2] as number, TABLE_HEAD_BYTES + 4 + i * 8);
+    table.writeUInt32LE(frames[i] as number, TABLE_HEAD_BYTES + 4 + i * 8);
   }
   table.writeUInt32LE(stored.length, table.length - FOOTER_BYTES);
   table.writeUInt32LE(SEEKABLE, table.length - 4);

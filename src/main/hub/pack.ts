@@ -28,7 +28,7 @@ import {
   writePackManifest,
 } from './format.js';
 import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf } from './first.js';
-import { type FrameHooks, type Piece, writeFrames } from './frames.js';
+import { CUT, type FrameHooks, type Piece, writeFrames } from './frames.js';
 import { runsToBytes, sharedParts } from './shared-pages.js';
 import { PACK_SIGNATURE, signManifest } from './signature.js';
 import { Sink } from './sink.js';
@@ -270,17 +270,13 @@ const headOf = (manifest: Buffer, key: KeyObject | undefined): Piece[] => [
   ...(key ? entry(PACK_SIGNATURE, signManifest(manifest, key)) : []),
 ];
 
-/** A file begins with a frame: whoever unpacks it writes whole blocks. */
-const WHOLE_BLOCKS = { isSmall: false };
-
 const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
   ...parts.flatMap(({ file, content }) => {
     if (Buffer.isBuffer(content)) return entry(file.path, content);
     const fd = openSync(content.path, 'r');
     undo.push(() => closeSync(fd));
-    const pieces =
-      'parts' in content ? partPieces(fd, content) : [WHOLE_BLOCKS, { fd, size: file.size, ...withoutOf(content) }];
-    const cut = 'parts' in content ? [{ isSmall: false }] : [];
+    const pieces = 'parts' in content ? partPieces(fd, content) : [CUT, { fd, size: file.size, ...withoutOf(content) }];
+    const cut = 'parts' in content ? [CUT] : [];
     return [header(file.path, file.size), ...pieces, padding(file.size), ...cut];
   }),
   END,
@@ -288,6 +284,6 @@ const piecesOf = (parts: Part[], undo: Undo): Piece[] => [
 
 const withoutOf = ({ without }: Exclude<Content, Buffer | { parts: unknown }>) => (without ? { without } : {});
 
-/** What a fork waits for is compressed harder. */
+/** Header and index are wanted before the rest. */
 const partPieces = (fd: number, { parts, head }: Extract<Content, { parts: unknown }>): Piece[] =>
-  parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [{ isSmall: true }] : []), { fd, from, size }]);
+  parts.flatMap(([from, size], i): Piece[] => [...(i === head ? [CUT] : []), { fd, from, size }]);

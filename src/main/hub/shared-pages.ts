@@ -12,7 +12,8 @@ export const runsToBytes = (runs: Uint32Array): Buffer => Buffer.from(runs.slice
 /** Throws an Error when it has no whole number of runs. What they say is checked when they are used. */
 export const bytesToRuns = (bytes: Buffer): Uint32Array => {
   if (bytes.length % RUN_BYTES !== 0) throw new Error('its list of shared pages is cut short');
-  return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => bytes.readUInt32LE(i * 4));
+  // A copy, since what it came in need not be aligned.
+  return new Uint32Array(Uint8Array.from(bytes).buffer);
 };
 
 /** The parts of the layer that the runs name: [offset, bytes]. */
@@ -38,10 +39,11 @@ export const sharedPlaces = (runs: Uint32Array, layerBytes: number, diskBytes: n
   const places: SharedPlace[] = [];
   let end = 0;
   for (let i = 0; i < runs.length; i += 3) {
-    const [page, from, count] = [...runs.subarray(i, i + 3)] as [number, number, number];
+    const page = runs[i] as number;
+    const count = runs[i + 2] as number;
     if (page < end || count < 1 || page + count > (layerPages as number)) throw new Error(WRONG_RUN);
     end = page + count;
-    places.push(...inDisks(page, from, count, diskPages));
+    pushPlaces(places, page, runs[i + 1] as number, count, diskPages);
   }
   return places;
 };
@@ -49,11 +51,12 @@ export const sharedPlaces = (runs: Uint32Array, layerBytes: number, diskBytes: n
 const WRONG_RUN = 'a run of shared pages is wrong';
 
 /** A run may go on in the next disk. */
-const inDisks = (page: number, from: number, count: number, diskPages: number[]): SharedPlace[] => {
-  const places: SharedPlace[] = [];
+const pushPlaces = (places: SharedPlace[], page: number, from: number, count: number, diskPages: number[]): void => {
   let left = count;
   let at = from;
-  for (const [disk, pages] of diskPages.entries()) {
+  for (let disk = 0; left > 0; disk++) {
+    const pages = diskPages[disk];
+    if (pages === undefined) throw new Error(WRONG_RUN);
     const taken = Math.min(left, pages - at);
     if (taken > 0) {
       const offset = (page + count - left) * PAGE_BYTES;
@@ -61,7 +64,5 @@ const inDisks = (page: number, from: number, count: number, diskPages: number[])
       left -= taken;
     }
     at = Math.max(0, at - pages);
-    if (left === 0) return places;
   }
-  throw new Error(WRONG_RUN);
 };
