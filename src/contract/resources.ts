@@ -55,6 +55,12 @@ export interface ResourceUsage {
   pids_refused: number | null;
 }
 
+/** What is told of a sandbox whose limits were changed, or asked for. */
+export interface LimitReport {
+  limits: LimitsBody;
+  usage: ResourceUsage;
+}
+
 /** Least and most of each, and whether it is a whole number. */
 export const RESOURCES = {
   cpus: { name: 'cpus', min: 0.01, max: limits.cpusMax, isWhole: false },

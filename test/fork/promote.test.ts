@@ -58,7 +58,7 @@ promote(
     const dir = readdirSync(env.TMPDIR).find((name) => name.startsWith('forkd-engine')) ?? '';
     const slow = connect(join(env.TMPDIR, dir, 'desk.sock'));
     const silent = connect(join(env.TMPDIR, dir, 'desk.sock')).on('error', () => undefined);
-    slow.write(`{"id": "${id}", `);
+    slow.write(`{"what": "promote", "id": "${id}", `);
     const watching = watch(snapshots);
     const begun = new Promise<void>((resolve) =>
       watching.on('change', (_, name) => String(name).startsWith('.staging-promote') && resolve()),

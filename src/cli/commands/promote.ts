@@ -1,14 +1,11 @@
 import { isSandboxId, parseTag } from '../../contract/names.js';
 import type { PromoteReport } from '../../contract/branches.js';
-import { ForkdError } from '../../contract/errors.js';
-import { sandboxesDir, snapshotsDir } from '../../main/paths.js';
-import { deskOf, promoteAt } from '../../main/sandbox/desk.js';
-import { living } from '../../main/sandbox/registry.js';
+import { snapshotsDir } from '../../main/paths.js';
 import { promote as promoteTag } from '../../main/store/promote.js';
 import { Store } from '../../main/store/store.js';
-import { askDaemon, daemonOptions, daemonOrDisk, notThere } from '../ask-daemon.js';
+import { daemonOptions, daemonOrDisk } from '../ask-daemon.js';
 import type { Command } from '../command.js';
-import type { Options } from '../options.js';
+import { deskOrDaemon } from '../desk-or-daemon.js';
 import { detail } from '../progress.js';
 import { printFacts, printJson } from '../render.js';
 
@@ -35,7 +32,12 @@ export const promote: Command = {
     const as = options.required('as');
     if (from === as) throw options.wrong('--as', 'must be another tag');
     const made = isSandboxId(from)
-      ? await promoteChild(from, as, options)
+      ? await deskOrDaemon(
+          options,
+          { what: 'promote', id: from, as: parseTag(as) },
+          (controller) => controller.promoteSandbox(from, as),
+          TIMEOUT_MS,
+        )
       : (
           await daemonOrDisk(
             options,
@@ -58,21 +60,6 @@ export const promote: Command = {
     if (previous !== undefined) detail(`back again: forkd promote ${previous} --as ${tag}`);
     return 0;
   },
-};
-
-/** By whom it is kept: a `forkd fork` of this user, or the daemon. One that was named is the one that is asked. */
-const promoteChild = async (id: string, as: string, options: Options): Promise<PromoteReport> => {
-  const known =
-    options.string('daemon-url') === undefined ? living(sandboxesDir()).find((one) => one.id === id) : undefined;
-  const desk = known && deskOf(known);
-  if (desk !== undefined) return promoteAt(desk, { id, as: parseTag(as) });
-  try {
-    return await askDaemon(options, (controller) => controller.promoteSandbox(id, as), TIMEOUT_MS);
-  } catch (error) {
-    if (notThere(error) && options.string('daemon-url') === undefined)
-      throw new ForkdError('SANDBOX_NOT_FOUND', { id }, error);
-    throw error;
-  }
 };
 
 const promoteHere = async (from: string, as: string): Promise<PromoteReport> => {

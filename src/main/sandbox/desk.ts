@@ -1,29 +1,20 @@
 /**
- * Where a `forkd fork` that keeps its children is asked for what only it can do: they can be copied by their own process alone. A
- * Unix socket in a work directory of its own, which only this user can enter; one JSON line a connection, one back.
+ * Where a `forkd fork` that keeps its children takes orders (orders.ts): they can be copied, and their limits changed, by their own
+ * process alone. A Unix socket in a work directory of its own, which only this user can enter; one JSON line a connection, one back.
  */
 import { existsSync } from 'node:fs';
 import type { Server } from 'node:net';
 import { dirname, join } from 'node:path';
-import type { PromoteReport } from '../../contract/branches.js';
 import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import { callLine, serveLines } from '../agent/line.js';
 import type { Engine } from '../engine.js';
-import { promoteSandbox } from '../promote-sandbox.js';
-import { promote } from '../store/promote.js';
+import { carryOut, type Order, type Reports } from './orders.js';
 import type { Published } from './registry.js';
 
 const DESK_FILE = 'desk.sock';
 const CONNECT_MS = 5000;
-/** Writing the memory of a guest to a slow disk. */
-const REPLY_MS = 600_000;
 
-interface PromoteOrder {
-  id: string;
-  as: string;
-}
-
-type Answer = { promoted: PromoteReport } | { failure: ErrorData };
+type Answer<Report> = { report: Report } | { failure: ErrorData };
 
 export class Desk {
   readonly #under = new Set<Promise<unknown>>();
@@ -38,9 +29,9 @@ export class Desk {
     return { close: () => desk.#close(server) };
   }
 
-  #answer(line: string): Promise<Answer> {
-    const work = this.#promote(line).then(
-      (promoted) => ({ promoted }),
+  #answer(line: string): Promise<Answer<Reports[Order['what']]>> {
+    const work = this.#carryOut(line).then(
+      (report) => ({ report }),
       (error: unknown) => ({ failure: ForkdError.from(error).toData() }),
     );
     this.#under.add(work);
@@ -48,19 +39,11 @@ export class Desk {
     return work;
   }
 
-  async #promote(line: string): Promise<PromoteReport> {
-    const { id, as } = JSON.parse(line) as PromoteOrder;
-    const { engine } = this;
+  async #carryOut(line: string): Promise<Reports[Order['what']]> {
+    const order = JSON.parse(line) as Order;
     // A connection that was made before may bring its order later.
-    if (this.#isClosing) throw new ForkdError('SANDBOX_NOT_FOUND', { id });
-    const write = async (from: string): Promise<void> =>
-      void (await (
-        await engine.branchInto(id, { tag: from })
-      ).written);
-    return promoteSandbox(engine, write, async (from) => {
-      const { dir, previous } = await promote(engine.store, { from, as, promotedFrom: id });
-      return { tag: as, dir, promoted_from: id, ...(previous === undefined ? {} : { previous }) };
-    });
+    if (this.#isClosing) throw new ForkdError('SANDBOX_NOT_FOUND', { id: order.id });
+    return carryOut(this.engine, order);
   }
 
   /** What is under way comes to its end, and nothing more is begun. */
@@ -77,13 +60,15 @@ export const deskOf = ({ socket }: Published): string | undefined => {
   return existsSync(path) ? path : undefined;
 };
 
-/** Throws what promoting it throws, AGENT_UNREACHABLE, AGENT_TIMEOUT. */
-export const promoteAt = async (desk: string, order: PromoteOrder): Promise<PromoteReport> => {
-  const reply = await callLine({ path: desk }, `the command that keeps ${order.id}`, order, {
-    connectMs: CONNECT_MS,
-    replyMs: REPLY_MS,
-  });
-  const answer = reply as unknown as Answer;
+/** Throws what carrying it out throws, AGENT_UNREACHABLE, AGENT_TIMEOUT. */
+export const orderAt = async <O extends Order>(
+  desk: string,
+  order: O,
+  replyMs: number,
+): Promise<Reports[O['what']]> => {
+  const timeouts = { connectMs: CONNECT_MS, replyMs };
+  const reply = await callLine({ path: desk }, `the command that keeps ${order.id}`, order, timeouts);
+  const answer = reply as unknown as Answer<Reports[O['what']]>;
   if ('failure' in answer) throw ForkdError.fromData(answer.failure);
-  return answer.promoted;
+  return answer.report;
 };
