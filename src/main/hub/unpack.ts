@@ -218,8 +218,8 @@ class Unpacking {
 
   async run(hooks: PackHooks): Promise<Unpacked> {
     const small = await this.#readSmall();
-    const base = await this.#extract(small, hooks);
-    const [manifests] = await settled([this.#check(base), ...this.created.map((fd) => sync(fd))]);
+    const { base, chain } = await this.#extract(small, hooks);
+    const [manifests] = await settled([this.#check(chain, base), ...this.created.map((fd) => sync(fd))]);
     for (const { blake3 = '' } of this.disks) rmSync(this.#disk(blake3), { force: true });
     hooks.signal?.throwIfAborted();
     const made: string[] = [];
@@ -267,8 +267,8 @@ class Unpacking {
     return fd;
   }
 
-  /** Layers and disks. Returns what is known of the base. */
-  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<LayerCheck> {
+  /** Layers and disks. Returns them as an open chain, and what is known of its base. */
+  async #extract(small: Map<string, Buffer>, hooks: PackHooks): Promise<{ base: LayerCheck; chain: OpenChain }> {
     const total = totalOf(this.manifest);
     const segments: Segment[] = [];
     let base: LayerCheck | undefined;
@@ -282,10 +282,10 @@ class Unpacking {
       const fd = this.#create(staging.file(MEMORY_FILE));
       // A layer has no zeros, and is written here and there.
       native.fdAllocate(fd, this.#entry(linkPath(from, MEMORY_FILE)).size);
-      // Its head is not written again: it has been believed.
-      const behindHead = base ? places : places.slice(HEAD_RUNS);
-      base ??= await this.#openBase(fd, this.layout.body(linkPath(from, 'memory.first')), moved.slice(0, HEAD_RUNS));
-      for (const [begin, bytes, offset] of behindHead) segments.push([begin, bytes, fd, offset]);
+      await this.#writeHead(fd, this.layout.body(linkPath(from, 'memory.first')), moved.slice(0, HEAD_RUNS));
+      base ??= this.#openBase(fd);
+      // The head is not written again: it is believed from here on.
+      for (const [begin, bytes, offset] of places.slice(HEAD_RUNS)) segments.push([begin, bytes, fd, offset]);
       for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
     }
     for (const { path, size, blake3 = '' } of this.disks) {
@@ -302,20 +302,26 @@ class Unpacking {
     const split = this.layout.body(this.disks[0]?.path as string);
     const onProgress = (bytes: number): void => hooks.onProgress?.(Math.min(bytes, total), total);
     const parts = this.disks.map(({ path, size }): [number, number] => [this.layout.body(path), size]);
-    const digests = await this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress }, base);
+    const placing = this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress }, base);
+    // While others are at work: it needs no more than the heads.
+    const [digests, chain] = await settled([placing, this.#open()]);
     this.layout.checkGaps(gaps);
     for (const [i, { path, blake3 }] of this.disks.entries())
       if (digests[i] !== blake3) throw new Error(`${path} has another hash than its manifest says`);
-    return base as LayerCheck;
+    return { base: base as LayerCheck, chain };
   }
 
-  /** Header and index of the base, before the rest of it: then that is held to its hashes while it is in memory. */
-  async #openBase(layer: number, begin: number, head: [number, number][]): Promise<LayerCheck> {
+  /** Header and index of a layer, before the rest of it. */
+  async #writeHead(layer: number, begin: number, head: [number, number][]): Promise<void> {
     const bytes = totalBytes(head);
     if (bytes > limits.packStateMaxBytes) throw new Error('header and index of its memory are too large');
     const content = await this.frames.read(begin, bytes);
     let at = 0;
     for (const [offset, count] of head) at += native.fdWrite(layer, content.subarray(at, at + count), offset);
+  }
+
+  /** What comes of the base is held to its hashes while it is in memory. */
+  #openBase(layer: number): LayerCheck {
     const source = native.sourceOpen([layer]);
     this.undo.push(() => void native.sourceClose(source));
     return { source, layer, known: new Uint8Array(native.sourceInfo(source).chunks) };
@@ -330,28 +336,29 @@ class Unpacking {
     return this.head.staging.file(`disk-${blake3}`);
   }
 
-  /** Opens the staged chain as a fork would, and reads every chunk that is not known to be right. */
-  async #check(base: KnownChunks): Promise<SnapshotManifest[]> {
-    const { path } = this.request;
+  /** Opens the staged chain as a fork would. */
+  async #open(): Promise<OpenChain> {
     const chain = this.#openStaged();
-    try {
-      const manifests = chain.dirs.map((dir) => dir.manifest);
-      const tags = manifests.map((m) => m.tag).join(' ');
-      if (tags !== this.links.map((link) => link.from).join(' '))
-        throw new Error('its chain is another than its manifest says');
-      for (const [i, m] of manifests.entries()) {
-        if (m.memory_root !== this.manifest.chain[i]?.memory_root) throw new Error(`the root of '${m.tag}' is another`);
-        const wrong = harmful(m);
-        if (wrong !== undefined) throw invalid(path, `snapshot.json of '${m.tag}': ${wrong}`);
-        chain.dirs[i]?.openState();
-      }
-      const { problems } = await verifyLayers(chain.layers, base);
-      const [problem] = problems;
-      if (problem) throw new Error(`memory of '${problem.tag}', chunk ${problem.chunk}: ${problem.reason}`);
-      return manifests.map((m, i) => this.#settle(this.links[i] as PackedLink, m));
-    } finally {
-      chain.close();
+    this.undo.push(() => chain.close());
+    const manifests = chain.dirs.map((dir) => dir.manifest);
+    const tags = manifests.map((m) => m.tag).join(' ');
+    if (tags !== this.links.map((link) => link.from).join(' '))
+      throw new Error('its chain is another than its manifest says');
+    for (const [i, m] of manifests.entries()) {
+      if (m.memory_root !== this.manifest.chain[i]?.memory_root) throw new Error(`the root of '${m.tag}' is another`);
+      const wrong = harmful(m);
+      if (wrong !== undefined) throw invalid(this.request.path, `snapshot.json of '${m.tag}': ${wrong}`);
+      chain.dirs[i]?.openState();
     }
+    return chain;
+  }
+
+  /** Reads every chunk that is not known to be right. */
+  async #check(chain: OpenChain, base: KnownChunks): Promise<SnapshotManifest[]> {
+    const { problems } = await verifyLayers(chain.layers, base);
+    const [problem] = problems;
+    if (problem) throw new Error(`memory of '${problem.tag}', chunk ${problem.chunk}: ${problem.reason}`);
+    return chain.dirs.map(({ manifest }, i) => this.#settle(this.links[i] as PackedLink, manifest));
   }
 
   #openStaged(): OpenChain {
