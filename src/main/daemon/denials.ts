@@ -1,4 +1,5 @@
 /** What guests tried to reach and were not let reach, and what they were held in: told in the log and in the audit log, each thing of each sandbox once. */
+import { setImmediate as others } from 'node:timers/promises';
 import type { FastifyBaseLogger } from 'fastify';
 import type { Held } from '../../contract/held.js';
 import type { Denied } from '../../contract/network.js';
@@ -7,17 +8,20 @@ import type { Registry } from './registry.js';
 
 /** The kernel remembers what it denied; this is how soon it is told. */
 const LOOK_MS = 2000;
+/** Each look reads files of the kernel: requests have their turn between so many. */
+const AT_ONCE = 16;
 
 export class Denials {
   readonly #told = new Map<string, Set<string>>();
   readonly #timer: NodeJS.Timeout;
+  #isLooking = false;
 
   constructor(
     readonly registry: Registry,
     readonly audit: Audit,
     readonly log: FastifyBaseLogger,
   ) {
-    this.#timer = setInterval(() => this.look(), LOOK_MS).unref();
+    this.#timer = setInterval(() => void this.look(), LOOK_MS).unref();
     // One that lives shorter than that is asked when it ends.
     registry.events.listen(({ kind, action, object, sandbox }) => {
       if (kind !== 'sandbox' || action === 'created') return;
@@ -26,9 +30,17 @@ export class Denials {
     });
   }
 
-  look(): void {
-    for (const { sandbox } of this.registry.list())
-      if (sandbox.state !== 'dead') this.#tell(sandbox.id, sandbox.birth.network?.denied() ?? [], sandbox.held());
+  async look(): Promise<void> {
+    if (this.#isLooking) return;
+    this.#isLooking = true;
+    try {
+      for (const [i, { sandbox }] of this.registry.list().entries()) {
+        if (i % AT_ONCE === AT_ONCE - 1) await others();
+        if (sandbox.state !== 'dead') this.#tell(sandbox.id, sandbox.birth.network?.denied() ?? [], sandbox.held());
+      }
+    } finally {
+      this.#isLooking = false;
+    }
   }
 
   #tell(id: string, denied: Denied[], held: Held[]): void {
