@@ -3,7 +3,7 @@ import { limitsBody } from '../../contract/resources.js';
 import { ForkdError } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import type { Labels, SandboxBody } from '../../contract/rest.js';
-import type { Sandbox } from '../sandbox/sandbox.js';
+import { HELD_AGE_MS, type Sandbox } from '../sandbox/sandbox.js';
 import type { Events } from './events.js';
 
 export interface Wishes {
@@ -173,7 +173,7 @@ export const bodyOf = (entry: Entry): SandboxBody => {
     pid: dead ? null : vmm.pid,
     memory_limit_mib: birth.cgroup?.limits.memoryMib ?? null,
     limits: limitsBody(birth.cgroup?.limits),
-    held: sandbox.held(),
+    held: sandbox.held(HELD_AGE_MS),
     receipt: sandbox.receipt ?? null,
     has_branched: branches > 0,
     last_branch_memory_path: lastBranchMemory,
