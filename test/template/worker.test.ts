@@ -110,7 +110,7 @@ worker('cold restores: an error that says so, no VM is left, the next request is
   assert.ok(codes.length > 0 && codes.every((code) => code === 'WORKER_DIED'), JSON.stringify(codes));
   await engine.kill(engine.sandboxes);
   assert.ok(await eventually(() => ownVms().length === known.length), `${ownVms().length}, not ${known.length}`);
-  assert.ok(await eventually(() => ownWardens() <= 1), 'what is left is that of the template, if that lives');
+  assert.ok(await eventually(() => ownWardens() <= 1, 20_000), 'what is left is that of the template, if that lives');
   const { failures } = await engine.fork({ tag: BASE_TAG, n: 1, cold: true });
   assert.equal(failures, []);
   await engine.kill(engine.sandboxes);
