@@ -56,6 +56,7 @@ worker(
     await engine.fork({ tag: BASE_TAG, n: 2 });
     await engine.kill(engine.sandboxes);
     const before = ownDescriptors();
+    const fallbacks: string[] = [];
     for (const at of [1, 3, 5]) {
       let alive = 0;
       let fallback = '';
@@ -74,7 +75,7 @@ worker(
       );
       assert.is(mechanism, 'hot-fork');
       assert.ok(alive >= at, `${alive} VMs when ${at} had answered`);
-      assert.match(fallback, /restored cold: the worker thread died in the middle of its task \(hotfork\)/);
+      fallbacks.push(fallback);
       assert.is(sandboxes.length + failures.length, N);
       // Two children are under way in each lane; no other can be lost.
       assert.ok(failures.length <= 2 * engine.pool.width, JSON.stringify(failures));
@@ -94,6 +95,11 @@ worker(
       assert.equal([again.mechanism, again.failures], ['hot-fork', []]);
       await engine.kill(engine.sandboxes);
     }
+    // On a busy host all may have been begun before the threads end; hardly each time.
+    const told = fallbacks.filter((text) => text !== '');
+    assert.ok(told.length > 0, 'none was restored cold');
+    for (const text of told)
+      assert.match(text, /restored cold: the worker thread died in the middle of its task \(hotfork\)/);
     assert.ok(await eventually(() => ownDescriptors() <= before), `${before} descriptors, then ${ownDescriptors()}`);
   },
 );
@@ -110,7 +116,7 @@ worker('cold restores: an error that says so, no VM is left, the next request is
   assert.ok(codes.length > 0 && codes.every((code) => code === 'WORKER_DIED'), JSON.stringify(codes));
   await engine.kill(engine.sandboxes);
   assert.ok(await eventually(() => ownVms().length === known.length), `${ownVms().length}, not ${known.length}`);
-  assert.ok(await eventually(() => ownWardens() <= 1, 20_000), 'what is left is that of the template, if that lives');
+  assert.ok(await eventually(() => ownWardens() <= 1), 'what is left is that of the template, if that lives');
   const { failures } = await engine.fork({ tag: BASE_TAG, n: 1, cold: true });
   assert.equal(failures, []);
   await engine.kill(engine.sandboxes);

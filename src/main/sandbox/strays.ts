@@ -31,8 +31,6 @@ export const endStrays = async (workDir: string, owned: ReadonlySet<number>, sin
     await sleep(LOOK_AGAIN_MS);
   }
   buryWardens(childPids());
-  // On a busy host one may have been begun and not be known by its name yet.
-  setTimeout(() => buryWardens(childPids()), LOOK_FOR_MS / 2).unref();
   clearInterval(hold);
   return count;
 };
