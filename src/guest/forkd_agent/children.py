@@ -81,7 +81,8 @@ class Children:
 
     def _prune(self) -> None:
         if len(self._own) > PRUNE_ABOVE:
-            self._own = {pid for pid in self._own if parent_of(pid) == os.getpid()}
+            # A copy: other threads forget some meanwhile.
+            self._own.difference_update([pid for pid in list(self._own) if parent_of(pid) != os.getpid()])
 
 
 def _zombies() -> Iterable[int]:

@@ -224,7 +224,10 @@ class Executor:
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
-        for run in list(self._running.values()):
+        with self._lock:
+            # None that another thread is about to watch: it may have ended already, and nothing of it been read.
+            runs = list(self._running.values())
+        for run in runs:
             if run.watch_fd < 0 and not run.exited and run.process.poll() is not None:
                 self._on_exit(run)
                 if not run.names:

@@ -329,7 +329,8 @@ class Programs:
         self._all.pop(program.number, None)
 
     def prune(self) -> None:
-        ended = [one for one in self._all.values() if one.exit_code is not None]
+        # A copy: other threads add to it meanwhile.
+        ended = [one for one in list(self._all.values()) if one.exit_code is not None]
         for one in ended[: max(0, len(ended) - ENDED_MAX)]:
             self.remove(one)
 
