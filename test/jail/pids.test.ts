@@ -56,6 +56,23 @@ const isGone = (pid: number): boolean => {
     return true;
   }
 };
+
+/** What the kernel knows of those that are still there, to go by when they should not be. */
+const left = (pids: number[]): string =>
+  pids
+    .filter((pid) => !isGone(pid))
+    .map((pid) => {
+      const of = (name: string) => {
+        try {
+          return readFileSync(`/proc/${pid}/${name}`, 'utf8').trim();
+        } catch (error) {
+          return String(error);
+        }
+      };
+      const status = /^(Name|State|PPid|NSpid|SigPnd|ShdPnd|Threads):.*$/gm;
+      return `${pid}: ${of('status').match(status)?.join(', ')}; ${of('stack')}`;
+    })
+    .join('\n');
 const childrenOf = (pid: number): number[] => all().filter((one) => parentOf(one) === pid);
 
 /** What somebody who broke out may have left: it has no reason to end by itself, and holds what the first process waits for. */
@@ -252,13 +269,13 @@ pids('after kill -9 of an engine nothing is left', async () => {
     const vms = qemusOf(world.root);
     const wardens = new Set(vms.map(wardenOf));
     assert.is(wardens.size, 1);
-    const left = intruder(vms[0] as number);
+    const intruding = intruder(vms[0] as number);
     const around = () => all().filter((pid) => namespaceOf(pid) === namespaceOf(vms[0] as number));
     assert.ok(await eventually(() => around().length === vms.length + 2));
     running.kill('SIGKILL');
     await running.ended;
-    assert.ok(await eventually(() => [...wardens, ...vms].every(isGone), 10_000));
-    assert.is((await left)[1], 'SIGKILL');
+    assert.ok(await eventually(() => [...wardens, ...vms].every(isGone), 10_000), left([...wardens, ...vms]));
+    assert.is((await intruding)[1], 'SIGKILL');
     assert.equal(qemusOf(world.root), []);
   } finally {
     running.kill('SIGKILL');

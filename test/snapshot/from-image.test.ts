@@ -77,7 +77,10 @@ test('run --volume: what is in it; a snapshot of its own, made again when the fi
   };
   const inVolume = async (script: string, mode: string) => {
     const args = ['--volume', `${volume}:/data:${mode}`, '--', 'sh', '-c', script];
-    const { stdout } = await forkd(['run', '--image', image, '--cache', world.root, ...args], { env: world.env });
+    const { stdout, stderr, code } = await forkd(['run', '--image', image, '--cache', world.root, ...args], {
+      env: world.env,
+    });
+    assert.is(code, 0, stderr);
     return stdout;
   };
   make('first\n');

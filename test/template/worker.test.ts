@@ -1,10 +1,11 @@
 /** Worker threads that end in the middle of a fork task. Real VMs; the threads are terminated from outside, as they come. */
-import { readdirSync, readlinkSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import type { Worker } from 'node:worker_threads';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { parentOf } from '../../src/main/host/process.js';
+import { parentOf, ticksNow } from '../../src/main/host/process.js';
 import { Engine } from '../../src/main/engine.js';
+import { endStrays } from '../../src/main/sandbox/strays.js';
 import { isWarden } from '../../src/main/sandbox/warden.js';
 import { BASE_TAG, eventually, qemusOf, sharedData } from '../support/world.js';
 
@@ -25,8 +26,18 @@ const ownWardens = (): number =>
   readdirSync('/proc').filter((name) => parentOf(Number(name)) === process.pid && isWarden(Number(name))).length;
 
 /** What a child owns here; worker threads come and go with eventfds and pipes of their own. */
-const ownDescriptors = (): number =>
-  readdirSync('/proc/self/fd').filter((fd) => /^socket:|pidfd|forkd-fork/.test(linkOf(fd))).length;
+const ownDescriptors = (): string[] =>
+  readdirSync('/proc/self/fd')
+    .map((fd) => `${fd}: ${linkOf(fd)} ${/^Pid:.*/m.exec(infoOf(fd))?.[0] ?? ''}`)
+    .filter((text) => /: socket:|pidfd|forkd-fork/.test(text));
+
+const infoOf = (fd: string): string => {
+  try {
+    return readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8');
+  } catch {
+    return '';
+  }
+};
 
 const linkOf = (fd: string): string => {
   try {
@@ -100,9 +111,20 @@ worker(
     assert.ok(told.length > 0, 'none was restored cold');
     for (const text of told)
       assert.match(text, /restored cold: the worker thread died in the middle of its task \(hotfork\)/);
-    assert.ok(await eventually(() => ownDescriptors() <= before), `${before} descriptors, then ${ownDescriptors()}`);
+    assert.ok(
+      await eventually(() => ownDescriptors().length <= before.length),
+      `${before.join('\n')}\nand then\n${ownDescriptors().join('\n')}`,
+    );
   },
 );
+
+worker('a first process that somebody waits for is not waited for again', async ({ engine }) => {
+  const { lanes } = await engine.warm(BASE_TAG);
+  const living = lanes.map(({ vm }) => vm.vmm.pid);
+  const before = ownDescriptors();
+  await endStrays('/nowhere', new Set(living), ticksNow());
+  assert.equal(ownDescriptors(), before);
+});
 
 worker('cold restores: an error that says so, no VM is left, the next request is served', async ({ engine }) => {
   const known = ownVms();

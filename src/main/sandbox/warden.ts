@@ -31,7 +31,7 @@ export class Warden {
   ) {
     wardens.set(line, this);
     this.#pidfd = pidfd;
-    if (pidfd !== undefined) bury(pidfd, () => this.#ended());
+    if (pidfd !== undefined) bury(native.pidfdPid(pidfd), pidfd, () => this.#ended());
   }
 
   /** Of the namespace that a VM is in, one user more; undefined when that is ours. */
@@ -65,6 +65,7 @@ export class Warden {
   }
 
   #ended(): void {
+    if (this.#pidfd !== undefined) native.fdClose(this.#pidfd);
     this.#pidfd = undefined;
     if (this.#users === 0) wardens.delete(this.line);
   }
@@ -88,19 +89,35 @@ const lineOf = (pidfd: number, inode: number): number | undefined => {
 
 export const isWarden = (pid: number): boolean => nameOf(pid) === basename(wardenPath);
 
-/** Sees to it that those are reaped that a worker died before it could tell of; asked twice, one more watches. */
+/** Sees to it that those are reaped that a worker died before it could tell of. The others are waited for already. */
 export const buryWardens = (children: number[]): void => {
   // A pid of our own child stays its own until it is reaped, which can be meanwhile.
-  for (const pid of children.filter(isWarden)) {
+  for (const pid of children.filter((child) => !mourners.has(child) && isWarden(child))) {
+    let pidfd: number | undefined;
     try {
-      bury(native.pidfdOpen(pid));
-    } catch {}
+      pidfd = native.pidfdOpen(pid);
+      bury(pid, pidfd);
+    } catch {
+    } finally {
+      if (pidfd !== undefined) native.fdClose(pidfd);
+    }
   }
 };
 
-const bury = (pidfd: number, done?: () => void): void => {
+/** Who is to be told when one is reaped, by its pid. */
+const mourners = new Map<number, (() => void)[]>();
+
+/** Reaps it when it ends, and tells. One that is waited for already costs no further descriptor. */
+const bury = (pid: number, pidfd: number, done: () => void = () => undefined): void => {
+  const before = mourners.get(pid);
+  if (before) {
+    before.push(done);
+    return;
+  }
   native.pidfdWatch(pidfd, () => {
-    native.fdClose(pidfd);
-    done?.();
+    const all = mourners.get(pid) ?? [];
+    mourners.delete(pid);
+    for (const tell of all) tell();
   });
+  mourners.set(pid, [done]);
 };
