@@ -265,13 +265,14 @@ pids('after kill -9 of an engine nothing is left', async () => {
   const world = makeWorld(true);
   const running = startCli(['fork', '--tag', BASE_TAG, '-n', '3', '--settle-secs', '60'], { env: world.env });
   try {
-    assert.ok(await eventually(() => qemusOf(world.root).length >= 4, 60_000));
+    await running.says('3 restores answered');
     const vms = qemusOf(world.root);
+    assert.ok(vms.length >= 4, 'three, and their template');
     const wardens = new Set(vms.map(wardenOf));
     assert.is(wardens.size, 1);
     const intruding = intruder(vms[0] as number);
     const around = () => all().filter((pid) => namespaceOf(pid) === namespaceOf(vms[0] as number));
-    assert.ok(await eventually(() => around().length === vms.length + 2));
+    assert.ok(await eventually(() => around().length === qemusOf(world.root).length + 2), 'and who has broken in');
     running.kill('SIGKILL');
     await running.ended;
     assert.ok(await eventually(() => [...wardens, ...vms].every(isGone), 10_000), left([...wardens, ...vms]));
