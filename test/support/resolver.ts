@@ -1,5 +1,6 @@
 /** A name server for tests: it knows what it is told, and notes what it was asked. */
 import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
 import dnsPacket from 'dns-packet';
 
 export interface FakeResolver {
@@ -27,6 +28,7 @@ export const openResolver = async (
     const flags = dnsPacket.RECURSION_AVAILABLE | (known ? 0 : 3);
     socket.send(dnsPacket.encode({ type: 'response', id, flags, questions, answers }), from.port, from.address);
   });
-  await new Promise<void>((resolve) => socket.bind(port, host, resolve));
+  socket.bind(port, host);
+  await once(socket, 'listening');
   return { address: `${host}:${socket.address().port}`, asked, close: () => socket.close() };
 };
