@@ -6,6 +6,9 @@ import { bytesOf } from '../../src/net/address.js';
 import { call } from '../../src/net/netlink.js';
 import * as route from '../../src/net/route.js';
 
+/** No larger than it need be: while it is here, this host reaches nothing else by these addresses, and what is fetched beside the tests may be at some of them. */
+const PREFIX = 28;
+
 const FORWARD = '/proc/sys/net/ipv4/ip_forward';
 
 export interface Outside {
@@ -17,6 +20,7 @@ export interface Outside {
   close: () => void;
 }
 
+/** `network`: the first three numbers of its addresses, which end in less than 16. */
 export const openOutside = async (network: string, name: string): Promise<Outside> => {
   const forwards = readFileSync(FORWARD, 'utf8');
   const address = `${network}.7`;
@@ -26,9 +30,9 @@ export const openOutside = async (network: string, name: string): Promise<Outsid
   const host = native.netlinkSocket(own, route.ROUTE);
   const inside = native.netlinkSocket(netns, route.ROUTE);
   call(host, [route.addVeth(name, { name: 'w0', netns }), route.setUp(name)]);
-  call(host, [route.addAddress(route.indexOf(host, name), bytesOf(`${network}.1`), 24)]);
+  call(host, [route.addAddress(route.indexOf(host, name), bytesOf(`${network}.1`), PREFIX)]);
   call(inside, [route.setUp('w0')]);
-  call(inside, [route.addAddress(route.indexOf(inside, 'w0'), bytesOf(address), 24)]);
+  call(inside, [route.addAddress(route.indexOf(inside, 'w0'), bytesOf(address), PREFIX)]);
   const socket = native.tcpSocketIn(netns, 4);
   native.inetBind(socket, address, port, true);
   const server: Server = createServer((client) => {
