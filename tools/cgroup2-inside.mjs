@@ -6,14 +6,10 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { chownSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import {
-  Cgroup,
-  cgroupProblem,
-  CONTROLLERS,
-  emptyCgroups,
-  hierarchies,
-  removeCgroup,
-} from '../dist/src/main/host/cgroup.js';
+import { Cgroup } from '../dist/src/main/host/cgroup/cgroup.js';
+import { cgroupProblem, CONTROLLERS, hierarchies } from '../dist/src/main/host/cgroup/hierarchy.js';
+import { emptyCgroups } from '../dist/src/main/host/cgroup/leftovers.js';
+import { removeCgroup } from '../dist/src/main/host/cgroup/removal.js';
 import { native } from '../dist/src/native/binding.js';
 import { forkd } from '../dist/test/support/cli.js';
 import { commands } from './cgroup2-commands.mjs';

@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
-import { hierarchies } from '../../src/main/host/cgroup.js';
+import { hierarchies } from '../../src/main/host/cgroup/hierarchy.js';
 import { CLI, forkd, type Running, start, startCli } from '../support/cli.js';
 import { suite } from '../support/suite.js';
 import { BASE_TAG, makeWorld, qemusOf, type World } from '../support/world.js';

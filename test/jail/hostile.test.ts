@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
-import { Cgroup } from '../../src/main/host/cgroup.js';
+import { Cgroup } from '../../src/main/host/cgroup/cgroup.js';
 import { eventually } from '../support/world.js';
 import { Hostile, type Outcome } from './hostile.js';
 

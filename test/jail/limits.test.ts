@@ -8,7 +8,7 @@ import { Controller as Client } from '../../src/client/index.js';
 import { ForkdError } from '../../src/contract/errors.js';
 import type { HeldKind } from '../../src/contract/held.js';
 import { Engine } from '../../src/main/engine.js';
-import { type Controller, hierarchies } from '../../src/main/host/cgroup.js';
+import { type Controller, hierarchies } from '../../src/main/host/cgroup/hierarchy.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import { CLI, type CliOptions, forkd, type Running, start } from '../support/cli.js';
 import { BASE_TAG, eventually, makeWorld, sharedData } from '../support/world.js';

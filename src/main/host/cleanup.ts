@@ -36,7 +36,8 @@ import {
 import { stale } from '../sandbox/registry.js';
 import { type AbandonedHalf, abandonedHalves, removeHalf } from '../store/half-file.js';
 import { leftoverTag, Store } from '../store/store.js';
-import { cgroupMadeAt, emptyCgroups, FAN_OUT_MS, removeCgroup } from './cgroup.js';
+import { cgroupMadeAt, emptyCgroups, FAN_OUT_MS } from './cgroup/leftovers.js';
+import { removeCgroup } from './cgroup/removal.js';
 import { startTime } from './process.js';
 import { LOCK_FILE } from './workdir.js';
 

@@ -1,6 +1,6 @@
 /** What a request with `strict` must have and this host cannot give. */
 import { ForkdError } from '../../contract/errors.js';
-import { CONTROLLERS, cgroupProblem } from './cgroup.js';
+import { CONTROLLERS, cgroupProblem } from './cgroup/hierarchy.js';
 import { JAIL_PARTS, jailAbility } from './jail.js';
 
 /** Throws STRICT_REFUSED. */

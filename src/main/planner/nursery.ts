@@ -4,7 +4,7 @@ import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply, ForkRequest as IdentityRequest } from '../../contract/guest.js';
 import type { TemplatePort } from '../../contract/hotfork.js';
 import type { StartedVmm, TaskEvent } from '../../contract/task.js';
-import type { Cgroup } from '../host/cgroup.js';
+import type { Cgroup } from '../host/cgroup/cgroup.js';
 import { ticksNow } from '../host/process.js';
 import type { ChildNetwork } from '../network/network.js';
 import type { WorkDir } from '../host/workdir.js';

@@ -4,7 +4,7 @@ import { type ErrorData, ForkdError } from '../../contract/errors.js';
 import type { EvalReply } from '../../contract/guest.js';
 import { hasCard } from '../../contract/snapshot.js';
 import { limits } from '../../contract/limits.js';
-import { Cgroup } from '../host/cgroup.js';
+import { Cgroup } from '../host/cgroup/cgroup.js';
 import type { Jail, JailWishes } from '../host/jail.js';
 import { WorkDir } from '../host/workdir.js';
 import type { ChildNetwork } from '../network/network.js';

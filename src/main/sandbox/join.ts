@@ -1,5 +1,5 @@
 /** Children without limits get their groups when they have answered: to join takes longer than a child's whole way there. */
-import { Cgroup } from '../host/cgroup.js';
+import { Cgroup } from '../host/cgroup/cgroup.js';
 import type { Pool } from '../pool.js';
 import type { Sandbox } from './sandbox.js';
 

@@ -28,7 +28,7 @@ import type { NetworkInfo } from '../../contract/network.js';
 import type { ChildNetwork } from '../network/network.js';
 import { AgentClient, type Read } from '../agent/client.js';
 import type { AgentStream } from '../agent/stream.js';
-import type { Cgroup } from '../host/cgroup.js';
+import type { Cgroup } from '../host/cgroup/cgroup.js';
 import { takeLoss } from '../memory/lazy.js';
 import { Warden } from './warden.js';
 import { isFull, lastLines, panicOf } from '../../workers/vmm/obituary.js';

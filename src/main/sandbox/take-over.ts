@@ -13,7 +13,7 @@ import {
 import type { Isolation, SnapshotManifest } from '../../contract/snapshot.js';
 import type { StartedVmm } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
-import { Cgroup } from '../host/cgroup.js';
+import { Cgroup } from '../host/cgroup/cgroup.js';
 import { identify, isRunning, type ProcessIdentity } from '../host/process.js';
 import { WorkDir } from '../host/workdir.js';
 import type { Pool } from '../pool.js';

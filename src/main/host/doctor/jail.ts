@@ -1,5 +1,5 @@
 /** What of the jail and of the limits of a VM this host can enforce. `--strict` refuses to run without any of it. */
-import { CONTROLLERS, cgroupProblem, type Controller, hierarchies } from '../cgroup.js';
+import { CONTROLLERS, cgroupProblem, type Controller, hierarchies } from '../cgroup/hierarchy.js';
 import { JAIL_PARTS, jailAbility, type JailPart } from '../jail.js';
 import { type Check, pass, warn } from './check.js';
 
