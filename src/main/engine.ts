@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { type ErrorData, ForkdError, reasonOf } from '../contract/errors.js';
+import { ForkdError, reasonOf } from '../contract/errors.js';
 import type {
   EvalReply,
   ExecReply,
@@ -15,7 +15,7 @@ import type {
 import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
-import { hasCard, type Isolation, type SnapshotManifest, SERIAL_PORTS } from '../contract/snapshot.js';
+import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
 import { native, shimPath } from '../native/binding.js';
 import { judgeIn } from './agent/judge.js';
 import { serveLine } from './agent/line.js';
@@ -27,10 +27,11 @@ import { tscKhz } from './host/tsc.js';
 import { WorkDir } from './host/workdir.js';
 import type { GuestImage, Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
-import { canBePartial, LoadedSnapshot } from './memory/loaded.js';
+import type { LoadedSnapshot } from './memory/loaded.js';
 import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
-import { withParent } from './parent.js';
+import { bootThroughKvm } from './kvm-boot.js';
+import { type LoadOptions, loadSnapshot } from './load-snapshot.js';
 import { hostFile, imagesDir, snapshotsDir } from './paths.js';
 import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
 import { givenNames } from './network/names.js';
@@ -39,6 +40,7 @@ import { Namespaces } from './planner/namespaces.js';
 import { type ForkRequest, type HostState, type Plan, planFork } from './planner/plan.js';
 import { type FanOut, type Origin, type RunContext, runFork } from './planner/run.js';
 import { Pool } from './pool.js';
+import { CALL_GRACE_MS, callEach, type CallResult } from './sandbox/calls.js';
 import { end } from './sandbox/end.js';
 import { joinGroups } from './sandbox/join.js';
 import { Publisher } from './sandbox/publisher.js';
@@ -50,16 +52,16 @@ import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
 import { Undo } from './undo.js';
 import { type Compacted, type CompactRequest, compact } from './store/compact.js';
-import { misfit } from './store/fit.js';
 import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
 import { reserveTag, type WriteBranchRequest, type WrittenBranch, writeBranch } from './write-branch.js';
 import { findQemu } from './vmm/find.js';
 import type { DiskContext } from './oci/disk-vm.js';
 import { installExtras } from './oci/extras.js';
-import { kernelArgs } from './vmm/kernel-args.js';
-import { chooseIsolation, type KvmVerdict, PROBE_SECS, probeKvm } from './vmm/probe.js';
+import { chooseIsolation, type KvmVerdict, NOT_ASKED, PROBE_SECS, probeKvm } from './vmm/probe.js';
 import type { QemuDriver } from './vmm/qemu.js';
+
+export type { CallResult };
 
 export interface Hooks {
   signal?: AbortSignal;
@@ -89,18 +91,6 @@ export interface ForkResult extends Omit<FanOut, 'workDir'> {
   load_ms: number;
   ready_ms: number;
 }
-
-/** What came of one call to one child. */
-export interface CallResult {
-  index: number;
-  id: string;
-  ms: number;
-  reply?: ExecReply | EvalReply;
-  error?: ErrorData;
-}
-
-/** Time beyond the guest's own for a call to come back: a busy host schedules late. */
-const CALL_GRACE_MS = 15_000;
 
 export interface EngineOptions {
   /** The engine outlives its requests: templates are warmed in full and kept. */
@@ -185,20 +175,7 @@ export class Engine {
     return probeKvm(hostFile(), driver, async () => {
       hooks.onStep?.(`trying KVM on this host (once, at most ${PROBE_SECS} s)`);
       const image = await this.image(undefined, hooks.signal);
-      const { signal } = hooks;
-      const spec = {
-        ...image,
-        isolation: 'kvm' as const,
-        memoryMib: 256,
-        vcpus: 1,
-        cpuModel: 'host',
-        serialPorts: SERIAL_PORTS,
-        volumes: [],
-        card: false,
-        kernelArgs: kernelArgs('kvm', await tscKhz(hostFile())),
-      };
-      const options = { pool: this.pool, driver, name: 'kvm', kind: 'probe' as const, waitMs: PROBE_SECS * 1000 };
-      await withParent(spec, { ...options, ...(signal ? { signal } : {}) }, () => Promise.resolve());
+      await bootThroughKvm(image, this.pool, driver, hooks.signal);
     });
   }
 
@@ -247,23 +224,10 @@ export class Engine {
   }
 
   /** Opens a tag after checking that it fits this host. The caller closes what it gets. */
-  async load(
-    tag: string,
-    options: { hugePages?: boolean; lazy?: boolean; onLoad?: LoadProgress } = {},
-  ): Promise<LoadedSnapshot> {
-    const { hugePages = false, lazy = false, onLoad } = options;
-    parseTag(tag);
-    if (this.store.isPartial(tag) && !canBePartial({ lazy, hugePages })) await this.complete(tag);
-    const chain = this.store.hold(tag, { partial: true });
-    try {
-      await this.#requireFit(chain.manifest);
-    } catch (error) {
-      chain.close();
-      throw error;
-    }
-    const { patience } = this.options;
-    const more = { ...(onLoad ? { onProgress: onLoad } : {}), ...(patience ? { patience } : {}) };
-    return LoadedSnapshot.open(chain, this.pool, { hugePages, lazy, ...more });
+  load(tag: string, options: LoadOptions = {}): Promise<LoadedSnapshot> {
+    const { store, pool } = this;
+    const host = { driver: () => this.driver(), kvm: () => this.kvm() };
+    return loadSnapshot(tag, options, { store, pool, ...host, patience: this.options.patience });
   }
 
   /** Makes one base of a chain, under a new tag. */
@@ -279,18 +243,6 @@ export class Engine {
   /** Brings the rest of a tag that was pulled with --lazy. Throws what its server makes it throw, SNAPSHOT_BUSY, CANCELLED. */
   complete(tag: string, hooks: CompleteHooks = {}): Promise<void> {
     return completeSnapshot(this.store, parseTag(tag), this.pool, hooks);
-  }
-
-  async #requireFit(manifest: SnapshotManifest): Promise<void> {
-    const driver = await this.driver();
-    const kvm = manifest.isolation === 'kvm' ? await this.kvm() : NOT_ASKED;
-    const reason = misfit(manifest, {
-      vmmVersion: driver.version,
-      machine: driver.machine,
-      tscKhz: await tscKhz(hostFile()),
-      kvmProblem: kvm.usable ? undefined : kvm.reason,
-    });
-    if (reason !== undefined) throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag: manifest.tag, reason });
   }
 
   /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
@@ -700,45 +652,7 @@ export class Engine {
     onResult?: (result: CallResult) => void,
   ): Promise<CallResult[]> {
     const timeoutMs = timeoutSecs * 1000 + CALL_GRACE_MS;
-    const results: CallResult[] = [];
-    const settle = ({ id, birth }: Sandbox, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => {
-      const result = { index: birth.index, id, ms, ...outcome };
-      results.push(result);
-      onResult?.(result);
-    };
-    const attached = sandboxes.filter((s) => s.isAttached).map((s) => callOne(s, requestFor(s), timeoutMs, settle));
-    const fresh = sandboxes.filter((s) => !s.isAttached);
-    const lanes = Array.from({ length: this.pool.width }, (_, w) => fresh.filter((_, i) => i % this.pool.width === w));
-    const busy = lanes.filter((lane) => lane.length > 0);
-    await Promise.all([...attached, ...busy.map((lane) => this.#callLane(lane, requestFor, timeoutMs, settle))]);
-    return results.sort((a, b) => a.index - b.index);
-  }
-
-  async #callLane(
-    lane: Sandbox[],
-    requestFor: (s: Sandbox) => GuestRequest,
-    timeoutMs: number,
-    settle: Settle,
-  ): Promise<void> {
-    const explained: Promise<void>[] = [];
-    // Numbered by their place: a source and its branches, or children of two forks, may have the same index.
-    const calls = lane.map((s, place) => ({
-      index: place,
-      name: `child ${s.birth.index}`,
-      agentFd: s.vmm.agentFd,
-      request: requestFor(s),
-      timeoutMs,
-    }));
-    const running = this.pool.run('call', { calls }, (event) => {
-      const sandbox = 'index' in event ? lane[event.index] : undefined;
-      if (!sandbox) return;
-      if (event.type === 'reply') settle(sandbox, event.ms, { reply: event.reply });
-      if (event.type !== 'failed') return;
-      const told = sandbox.explain(ForkdError.fromData(event.error));
-      explained.push(told.then((error) => settle(sandbox, event.ms, { error: error.toData() })));
-    });
-    await Promise.all(lane.map((sandbox) => sandbox.lend(() => running)));
-    await Promise.all(explained);
+    return callEach(this.pool, sandboxes, { requestFor, timeoutMs, onResult });
   }
 
   /** Ends sandboxes and waits until they are gone. */
@@ -774,18 +688,6 @@ export class Engine {
   }
 }
 
-type Settle = (sandbox: Sandbox, ms: number, outcome: Pick<CallResult, 'reply' | 'error'>) => void;
-
-const callOne = async (sandbox: Sandbox, request: GuestRequest, timeoutMs: number, settle: Settle): Promise<void> => {
-  const began = performance.now();
-  try {
-    const reply = (await sandbox.call(request, timeoutMs)) as ExecReply | EvalReply;
-    settle(sandbox, performance.now() - began, { reply });
-  } catch (error) {
-    settle(sandbox, performance.now() - began, { error: ForkdError.from(error).toData() });
-  }
-};
-
 /** What is said of the jail with one request, or with all. */
 const termsOf = ({ strict = false }: { strict?: boolean }, { onWeaker }: Pick<ForkHooks, 'onWeaker'>): JailTerms => ({
   strict,
@@ -797,5 +699,3 @@ const connectionOf = ({ network, snapshot, children }: Plan, tied = false): Host
   if (network || !hasCard(snapshot) || children.some(({ netns }) => netns !== undefined)) return undefined;
   return snapshot.tap === undefined ? deadEnd() : hostTap(snapshot.tap, tied);
 };
-
-const NOT_ASKED: KvmVerdict = { usable: false, reason: 'it was not asked for' };

@@ -14,6 +14,8 @@ export interface KvmVerdict {
   reason: string;
 }
 
+export const NOT_ASKED: KvmVerdict = { usable: false, reason: 'it was not asked for' };
+
 const KVM = '/dev/kvm';
 
 /** A guest under KVM is up in about two seconds; one that is not after this many never will be. */
