@@ -1,7 +1,6 @@
 /** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { dirname } from 'node:path';
 import { ForkdError, reasonOf } from '../contract/errors.js';
 import type {
   EvalReply,
@@ -16,7 +15,7 @@ import { parseTag, sandboxId } from '../contract/names.js';
 import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
 import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
-import { native, shimPath } from '../native/binding.js';
+import { shimPath } from '../native/binding.js';
 import { judgeIn } from './agent/judge.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
@@ -24,7 +23,6 @@ import { Jails, type JailTerms } from './host/jails.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
-import { WorkDir } from './host/workdir.js';
 import type { GuestImage, Progress } from './image/index.js';
 import type { LoadProgress } from './memory/image.js';
 import type { LoadedSnapshot } from './memory/loaded.js';
@@ -42,14 +40,15 @@ import { type FanOut, type Origin, type RunContext, runFork } from './planner/ru
 import { Pool } from './pool.js';
 import { CALL_GRACE_MS, callEach, type CallResult } from './sandbox/calls.js';
 import { end } from './sandbox/end.js';
-import { joinGroups } from './sandbox/join.js';
 import { Publisher } from './sandbox/publisher.js';
+import { Roster } from './sandbox/roster.js';
 import type { Sandbox } from './sandbox/sandbox.js';
-import { type Claim, type SandboxRecord, type Taken, takeOver } from './sandbox/take-over.js';
+import type { Claim, Taken } from './sandbox/take-over.js';
 import { Warden } from './sandbox/warden.js';
 import { Template } from './template/template.js';
 import { Templates } from './template/templates.js';
 import { HOT_FROM, warmRounds } from './template/warmth.js';
+import { takeBack } from './take-back.js';
 import { Undo } from './undo.js';
 import { type Compacted, type CompactRequest, compact } from './store/compact.js';
 import { type Verification, verify } from './store/inspection.js';
@@ -136,12 +135,10 @@ export class Engine {
   /** Branches whose tags are not on disk yet. */
   readonly #unwritten = new Map<string, Template>();
   readonly #writing = new Set<Promise<WrittenBranch>>();
-  readonly #joining = new Set<Promise<void>>();
-  readonly #sandboxes = new Map<string, Sandbox>();
-  readonly #closing = new Set<Promise<void>>();
   readonly namespaces = new Namespaces();
   readonly networks: Networks;
   readonly publisher: Publisher;
+  readonly #roster: Roster;
   #driver: Promise<QemuDriver> | undefined;
   readonly #jails: Jails;
 
@@ -149,6 +146,7 @@ export class Engine {
     this.store = new Store(options.snapshotRoot ?? snapshotsDir());
     this.networks = new Networks(this.pool, options.resident);
     this.publisher = new Publisher(options.agentSocket, judgeIn(this.pool));
+    this.#roster = new Roster(this.pool, this.publisher);
     const { jail = true, tied: outlivesEngine = false } = options;
     this.#jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
   }
@@ -361,22 +359,17 @@ export class Engine {
       origin,
       tied: this.options.tied ?? false,
       ...(make ? { makeJail: make } : {}),
-      onEnd: (sandbox) => this.#forget(sandbox),
+      onEnd: (sandbox) => this.#roster.forget(sandbox),
       ...(signal ? { signal } : {}),
       ...(onReady ? { onReady } : {}),
       ...(onFallback ? { onFallback } : {}),
     });
     const ready = performance.now();
-    for (const sandbox of fanOut.sandboxes) this.#sandboxes.set(sandbox.id, sandbox);
-    if (!unlimited) this.#join(fanOut.sandboxes);
-    this.#closeWithLast(fanOut.sandboxes, () => workDir.close(keepWorkDir));
+    for (const sandbox of fanOut.sandboxes) this.#roster.add(sandbox);
+    if (!unlimited) this.#roster.join(fanOut.sandboxes);
+    this.#roster.closeWithLast(fanOut.sandboxes, () => workDir.close(keepWorkDir));
     const { tag, isolation, mechanism } = plan;
     return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
-  }
-
-  #join(sandboxes: Sandbox[]): void {
-    const joining = joinGroups(this.pool, sandboxes).finally(() => this.#joining.delete(joining));
-    this.#joining.add(joining);
   }
 
   /** The template of a tag: the one that is there, or a new one. It stays until the engine closes or memory runs short. */
@@ -521,7 +514,7 @@ export class Engine {
       resources: hostResources(),
       netns: networkNamespaces(),
       makesNetworks: canMakeNetworks(),
-      netnsTaken: new Set([...this.namespaces.takenBy(this.#sandboxes.values(), netns), ...givenNames()]),
+      netnsTaken: new Set([...this.namespaces.takenBy(this.sandboxes, netns), ...givenNames()]),
       hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
       hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
       newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),
@@ -545,63 +538,18 @@ export class Engine {
   }
 
   /** Takes back sandboxes of an engine that was killed; they are published again, where that can be done. What came of each is returned. */
-  async takeOver(claims: Claim[], onProblem: (reason: string) => void): Promise<Taken[]> {
-    const taken = await takeOver(claims, {
-      pool: this.pool,
-      manifestOf: (record) => this.#manifestOf(record),
-      networkOf: (record, pidfd) => {
-        try {
-          return this.networks.takeBack(record, pidfd);
-        } catch (error) {
-          onProblem(`the network of a sandbox on ${record.snapshot_tag} cannot be taken back: ${reasonOf(error)}`);
-          return undefined;
-        }
-      },
-      onEnd: (sandbox) => {
-        sandbox.birth.network?.end();
-        this.#forget(sandbox);
-      },
-    });
-    const folders = new Map<string, { sandboxes: Sandbox[]; workDir: WorkDir }>();
-    for (const one of taken) {
-      if (!('sandbox' in one)) continue;
-      const { sandbox, lock } = one;
-      const path = dirname(sandbox.birth.consolePath);
-      const folder = folders.get(path);
-      if (folder) native.fdClose(lock);
-      const { sandboxes, workDir } = folder ?? { sandboxes: [], workDir: WorkDir.adopt(path, lock) };
-      folders.set(path, { sandboxes: [...sandboxes, sandbox], workDir });
-      if (sandbox.state !== 'dead') this.#sandboxes.set(sandbox.id, sandbox);
-    }
-    for (const { sandboxes, workDir } of folders.values()) {
-      this.#closeWithLast(sandboxes, () => workDir.close());
-      // Their directory may have been cleared away: the daemon itself does without.
-      await this.publish(sandboxes).catch((error: unknown) =>
-        onProblem(`other commands cannot reach the sandboxes in ${workDir.path}: ${reasonOf(error)}`),
-      );
-    }
-    return taken;
+  takeOver(claims: Claim[], onProblem: (reason: string) => void): Promise<Taken[]> {
+    const { pool, store, networks, publisher } = this;
+    return takeBack(claims, { pool, store, networks, publisher, roster: this.#roster, onProblem });
   }
 
-  /** A tag that was made again is another snapshot: then its sandboxes cannot be branched any more. */
-  #manifestOf({ snapshot_tag: tag, snapshot }: SandboxRecord): SnapshotManifest | undefined {
-    try {
-      const manifest = this.store.manifest(tag);
-      const { created_at_unix: made, memory_root: root } = manifest;
-      return made === snapshot?.created_at_unix && root === snapshot.memory_root ? manifest : undefined;
-    } catch {
-      return undefined;
-    }
-  }
-
+  /** Throws SANDBOX_NOT_FOUND. */
   sandbox(id: string): Sandbox {
-    const sandbox = this.#sandboxes.get(id);
-    if (!sandbox) throw new ForkdError('SANDBOX_NOT_FOUND', { id });
-    return sandbox;
+    return this.#roster.get(id);
   }
 
   get sandboxes(): Sandbox[] {
-    return [...this.#sandboxes.values()];
+    return this.#roster.all;
   }
 
   async ping(id: string, timeoutMs = 3000): Promise<PingReply> {
@@ -660,28 +608,14 @@ export class Engine {
     await end(sandboxes);
   }
 
-  /** A fan-out's work directory goes with the last of its children. */
-  #closeWithLast(sandboxes: Sandbox[], close: () => void): void {
-    const last = Promise.all(sandboxes.map((sandbox) => sandbox.ended)).then(() => {
-      close();
-      this.#closing.delete(last);
-    });
-    this.#closing.add(last);
-  }
-
-  #forget(sandbox: Sandbox): void {
-    this.#sandboxes.delete(sandbox.id);
-    this.publisher.forget(sandbox.id);
-  }
-
   /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
   async close({ leave = false }: { leave?: boolean } = {}): Promise<void> {
-    await Promise.allSettled([...this.#writing, ...this.#joining]);
-    if (!leave) await end(this.#sandboxes.values());
+    await Promise.allSettled([...this.#writing, this.#roster.joined()]);
+    if (!leave) await end(this.sandboxes);
     await Promise.all([...this.#branches].map((template) => this.retire(template)));
     await this.#templates.close();
     Warden.endRest();
-    if (!leave) await Promise.all(this.#closing);
+    if (!leave) await this.#roster.closed();
     await this.networks.close({ leave });
     await this.pool.close();
     await this.publisher.close();
