@@ -12,23 +12,24 @@ import type {
   StreamRequest,
 } from '../contract/guest.js';
 import { parseTag, sandboxId } from '../contract/names.js';
-import type { Patience } from '../contract/patience.js';
 import type { LimitsChange } from '../contract/resources.js';
 import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
 import { shimPath } from '../native/binding.js';
+import type { EngineOptions } from './engine-options.js';
 import { judgeIn } from './agent/judge.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { Jails, type JailTerms } from './host/jails.js';
+import { Jails, termsOf } from './host/jails.js';
+import type { ForkHooks, Hooks } from './hooks.js';
 import { hostResources, networkNamespaces } from './host/resources.js';
 import { requireStrict } from './host/strict.js';
 import { tscKhz } from './host/tsc.js';
 import type { GuestImage, Progress } from './image/index.js';
-import type { LoadProgress } from './memory/image.js';
 import type { LoadedSnapshot } from './memory/loaded.js';
 import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
 import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { bootThroughKvm } from './kvm-boot.js';
+import { type Branch, LiveBranches, type TagBranch } from './live-branches.js';
 import { type LoadOptions, loadSnapshot } from './load-snapshot.js';
 import { hostFile, imagesDir, snapshotsDir } from './paths.js';
 import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
@@ -45,42 +46,24 @@ import { Roster } from './sandbox/roster.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import type { Claim, Taken } from './sandbox/take-over.js';
 import { Warden } from './sandbox/warden.js';
-import { Template } from './template/template.js';
-import { Templates } from './template/templates.js';
-import { HOT_FROM, warmRounds } from './template/warmth.js';
+import { TemplateSupply } from './template/supply.js';
+import type { Template } from './template/template.js';
+import { HOT_FROM } from './template/warmth.js';
 import { takeBack } from './take-back.js';
 import { Undo } from './undo.js';
 import { type Compacted, type CompactRequest, compact } from './store/compact.js';
 import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
-import { reserveTag, type WriteBranchRequest, type WrittenBranch, writeBranch } from './write-branch.js';
 import { findQemu } from './vmm/find.js';
 import type { DiskContext } from './oci/disk-vm.js';
 import { installExtras } from './oci/extras.js';
 import { chooseIsolation, type KvmVerdict, NOT_ASKED, PROBE_SECS, probeKvm } from './vmm/probe.js';
 import type { QemuDriver } from './vmm/qemu.js';
 
-export type { CallResult };
-
-export interface Hooks {
-  signal?: AbortSignal;
-  onStep?: (step: string) => void;
-  /** Steps of building the guest image, with the fraction that is done. */
-  onProgress?: Progress;
-}
+export type { Branch, CallResult, ForkHooks, Hooks, TagBranch };
 
 export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation' | 'tscKhz'> &
   Partial<Pick<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs'>> & { require?: Isolation };
-
-export interface ForkHooks extends Hooks {
-  onLoad?: LoadProgress;
-  onReady?: (ready: number) => void;
-  /** Told the reason when children are restored cold though a hot fork was not ruled out by the request. */
-  onFallback?: (reason: string) => void;
-  /** Told when VMs are held apart by less than before, and why. */
-  onWeaker?: (reason: string) => void;
-  keepWorkDir?: boolean;
-}
 
 export interface ForkResult extends Omit<FanOut, 'workDir'> {
   tag: string;
@@ -91,64 +74,36 @@ export interface ForkResult extends Omit<FanOut, 'workDir'> {
   ready_ms: number;
 }
 
-export interface EngineOptions {
-  /** The engine outlives its requests: templates are warmed in full and kept. */
-  resident?: boolean;
-  /** Children of each template that are forked ahead of requests; 0 when absent. For resident engines. */
-  spares?: number;
-  /** Every memory is loaded whole before anything runs, whatever a request says. */
-  eager?: boolean;
-  /** Sandboxes live as long as somebody holds their descriptors (sandbox/keeper.ts), not as long as this process. */
-  tied?: boolean;
-  /** VMMs go to jail (host/jail.ts), each in a group of its own, unless this is false: only a measurement of what that costs wants it otherwise. */
-  jail?: boolean;
-  /** Nothing is forked where a part of that cannot be enforced. */
-  strict?: boolean;
-  /** As that of a request, which goes before. */
-  onWeaker?: (reason: string) => void;
-  /** With the servers of tags that were pulled lazily. */
-  patience?: Partial<Patience>;
-  /** Where the tags are; the user's own directory when absent. */
-  snapshotRoot?: string;
-  /** Unix socket at which sandboxes are offered to other processes; one in a work directory when absent, or too long. */
-  agentSocket?: string;
-}
-
-export interface Branch {
-  template: Template;
-  /** How long the source stood still, microseconds. */
-  pause_us: number;
-}
-
-export interface TagBranch extends Branch {
-  written: Promise<WrittenBranch>;
-}
-
-/** What a template rehearses when the request names nothing: evaluates a name, and numpy where it is there. */
-const WARM_EVAL = "numpy.zeros(5).tolist() if 'numpy' in globals() else None";
-
 export class Engine {
   readonly store: Store;
   readonly pool = new Pool();
-  readonly #templates = new Templates();
-  readonly #branches = new Set<Template>();
-  /** Branches whose tags are not on disk yet. */
-  readonly #unwritten = new Map<string, Template>();
-  readonly #writing = new Set<Promise<WrittenBranch>>();
   readonly namespaces = new Namespaces();
   readonly networks: Networks;
   readonly publisher: Publisher;
   readonly #roster: Roster;
+  readonly #templates: TemplateSupply;
+  readonly #branches: LiveBranches;
   #driver: Promise<QemuDriver> | undefined;
   readonly #jails: Jails;
 
   constructor(readonly options: EngineOptions = {}) {
-    this.store = new Store(options.snapshotRoot ?? snapshotsDir());
-    this.networks = new Networks(this.pool, options.resident);
-    this.publisher = new Publisher(options.agentSocket, judgeIn(this.pool));
-    this.#roster = new Roster(this.pool, this.publisher);
     const { jail = true, tied: outlivesEngine = false } = options;
-    this.#jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
+    const { pool } = this;
+    const store = new Store(options.snapshotRoot ?? snapshotsDir());
+    const networks = new Networks(pool, options.resident);
+    const publisher = new Publisher(options.agentSocket, judgeIn(pool));
+    const roster = new Roster(pool, publisher);
+    const jails = new Jails({ ...termsOf(options, options), none: !jail, outlivesEngine });
+    const driver = () => this.driver();
+    const load: Engine['load'] = (tag, how) => this.load(tag, how);
+    const templates = new TemplateSupply({ pool, jails, driver, load, options });
+    this.store = store;
+    this.networks = networks;
+    this.publisher = publisher;
+    this.#roster = roster;
+    this.#jails = jails;
+    this.#templates = templates;
+    this.#branches = new LiveBranches({ pool, store, roster, templates });
   }
 
   driver(): Promise<QemuDriver> {
@@ -247,7 +202,7 @@ export class Engine {
   async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
     if (request.strict || this.options.strict) requireStrict();
     const began = performance.now();
-    const branch = this.#unwritten.get(request.tag);
+    const branch = this.#branches.unwritten(request.tag);
     if (branch)
       return this.#forkHot(
         branch,
@@ -275,7 +230,7 @@ export class Engine {
     if (plan.mechanism === 'cold-restore') return this.#forkCold(request, plan, hooks, began);
     let template: Template;
     try {
-      template = await this.#template(manifest, request, hooks);
+      template = await this.#templates.obtain(manifest, request, hooks);
     } catch (error) {
       const failure = ForkdError.from(error);
       if (!failure.code.startsWith('HOTFORK_')) throw failure;
@@ -372,46 +327,6 @@ export class Engine {
     return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
   }
 
-  /** The template of a tag: the one that is there, or a new one. It stays until the engine closes or memory runs short. */
-  async #template(manifest: SnapshotManifest, request: ForkRequest, hooks: ForkHooks): Promise<Template> {
-    await this.relieve();
-    const { signal, onLoad } = hooks;
-    return this.#templates.obtain(manifest, async () => {
-      const snapshot = await this.load(request.tag, {
-        hugePages: request.hugePages ?? false,
-        lazy: !(request.eager || this.options.eager),
-        ...(onLoad ? { onLoad } : {}),
-      });
-      try {
-        const firstEval = request.firstEval ?? WARM_EVAL;
-        const driver = await this.driver();
-        const template = await this.#jails.use(termsOf(request, hooks), (make) =>
-          Template.start({
-            pool: this.pool,
-            driver,
-            snapshot,
-            rounds: warmRounds(request.n, this.options.resident ?? false),
-            width: Math.min(this.pool.width, this.options.resident ? this.pool.width : request.n),
-            firstEval,
-            ...(make ? { jail: make() } : {}),
-            ...(signal ? { signal } : {}),
-          }),
-        );
-        this.#keepSpares(template, firstEval);
-        return template;
-      } catch (error) {
-        snapshot.close();
-        throw error;
-      }
-    });
-  }
-
-  #keepSpares(template: Template, firstEval: string): void {
-    const { spares: count = 0, resident = false, tied = false } = this.options;
-    if (resident && count > 0)
-      template.keepSpares({ count, pool: this.pool, firstEval, tied, unlimited: this.options.jail === false });
-  }
-
   /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */
   relieve(memoryAvailable = hostResources().memoryAvailable): Promise<number> {
     return this.#templates.relieve(memoryAvailable);
@@ -423,7 +338,7 @@ export class Engine {
     options: { firstEval?: string; eager?: boolean } = {},
     hooks: ForkHooks = {},
   ): Promise<Template> {
-    const template = await this.#template(
+    const template = await this.#templates.obtain(
       this.store.open(parseTag(tag)),
       { tag, n: this.pool.width, ...options },
       hooks,
@@ -436,21 +351,8 @@ export class Engine {
    * Forks a running sandbox without stopping it for longer than the fork itself takes. The copy stays frozen and is a
    * template at once: `forkFrom` makes children of it. The caller retires it. Throws BRANCH_UNSUPPORTED.
    */
-  async branch(id: string): Promise<Branch> {
-    const sandbox = this.sandbox(id);
-    const { source } = sandbox;
-    const { snapshot } = sandbox.birth;
-    if (!source)
-      throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
-    if (!snapshot)
-      throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'the snapshot that it comes from is gone' });
-    // Its source's groups are emptied when that ends.
-    await sandbox.joined;
-    const outside = sandbox.birth.cgroup?.outside ?? [];
-    const copy = () => sandbox.lend(() => Template.branch(source, snapshot, this.pool, 1, outside));
-    const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
-    this.#branches.add(template);
-    return { template, pause_us: pauseUs };
+  branch(id: string): Promise<Branch> {
+    return this.#branches.branch(id);
   }
 
   /**
@@ -458,44 +360,13 @@ export class Engine {
    * disk, or with the reason why it is not, and then the tag is as it was. The engine keeps the template, as it does any tag's.
    * Throws SNAPSHOT_EXISTS, SNAPSHOT_BUSY, BRANCH_UNSUPPORTED.
    */
-  async branchInto(id: string, options: { tag: string; force?: boolean }): Promise<TagBranch> {
-    const request = { ...options, branchedFrom: id };
-    const lock = reserveTag(this.store, request);
-    let branch: Branch;
-    try {
-      branch = await this.branch(id);
-    } catch (error) {
-      lock.release();
-      throw error;
-    }
-    this.#unwritten.set(options.tag, branch.template);
-    const written = this.#write(branch.template, request).finally(() => {
-      this.#unwritten.delete(options.tag);
-      lock.release();
-    });
-    this.#writing.add(written);
-    const done = () => this.#writing.delete(written);
-    written.then(done, done);
-    return { ...branch, written };
-  }
-
-  async #write(template: Template, request: WriteBranchRequest): Promise<WrittenBranch> {
-    try {
-      const written = await writeBranch(template, request, { store: this.store, pool: this.pool });
-      this.#branches.delete(template);
-      await this.#templates.adopt(written.manifest, template);
-      this.#keepSpares(template, WARM_EVAL);
-      return written;
-    } catch (error) {
-      await this.retire(template);
-      throw error;
-    }
+  branchInto(id: string, options: { tag: string; force?: boolean }): Promise<TagBranch> {
+    return this.#branches.branchInto(id, options);
   }
 
   /** Ends a template that `branch` made. Its children live on. */
-  async retire(template: Template): Promise<void> {
-    this.#branches.delete(template);
-    await template.retire();
+  retire(template: Template): Promise<void> {
+    return this.#branches.retire(template);
   }
 
   /** Gives up the templates of a tag that is gone, or is to be another one. Children live on. */
@@ -505,8 +376,8 @@ export class Engine {
 
   /** For metrics. */
   state(): { templates: number; spares: number; threads: number; waiting: number } {
-    const { count, spares } = this.#templates;
-    return { templates: count + this.#branches.size, spares, ...this.pool.state };
+    const { templates, spares } = this.#templates.state;
+    return { templates: templates + this.#branches.count, spares, ...this.pool.state };
   }
 
   #hostState(hasTemplate: boolean, { netns }: Pick<ForkRequest, 'netns'>): HostState {
@@ -610,9 +481,9 @@ export class Engine {
 
   /** Ends every sandbox, then the workers, and removes every work directory. `leave`: but for sandboxes, and what is theirs. */
   async close({ leave = false }: { leave?: boolean } = {}): Promise<void> {
-    await Promise.allSettled([...this.#writing, this.#roster.joined()]);
+    await Promise.all([this.#branches.settled(), this.#roster.joined()]);
     if (!leave) await end(this.sandboxes);
-    await Promise.all([...this.#branches].map((template) => this.retire(template)));
+    await this.#branches.close();
     await this.#templates.close();
     Warden.endRest();
     if (!leave) await this.#roster.closed();
@@ -621,12 +492,6 @@ export class Engine {
     await this.publisher.close();
   }
 }
-
-/** What is said of the jail with one request, or with all. */
-const termsOf = ({ strict = false }: { strict?: boolean }, { onWeaker }: Pick<ForkHooks, 'onWeaker'>): JailTerms => ({
-  strict,
-  ...(onWeaker ? { onWeaker } : {}),
-});
 
 /** What the cards of children without a network of their own are connected to. */
 const connectionOf = ({ network, snapshot, children }: Plan, tied = false): HostTap | undefined => {

@@ -13,6 +13,12 @@ export interface JailTerms {
   onWeaker?: (reason: string) => void;
 }
 
+/** What is said of the jail with one request, or with all. */
+export const termsOf = (
+  { strict = false }: { strict?: boolean },
+  { onWeaker }: Pick<JailTerms, 'onWeaker'>,
+): Pick<JailTerms, 'strict' | 'onWeaker'> => ({ strict, ...(onWeaker ? { onWeaker } : {}) });
+
 /** From the whole jail to what needs nobody's leave. */
 const JAILS: { name: string; make?: MakeJail }[] = [
   { name: 'the whole jail', make: makeJail },
