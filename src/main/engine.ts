@@ -1,6 +1,4 @@
 /** The facade that the CLI and the daemon share. It owns everything that lives; `close` ends it all. */
-import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import { ForkdError, reasonOf } from '../contract/errors.js';
 import type {
   EvalReply,
@@ -11,33 +9,30 @@ import type {
   RunOptions,
   StreamRequest,
 } from '../contract/guest.js';
-import { parseTag, sandboxId } from '../contract/names.js';
+import { parseTag } from '../contract/names.js';
 import type { LimitsChange } from '../contract/resources.js';
-import { hasCard, type Isolation, type SnapshotManifest } from '../contract/snapshot.js';
-import { shimPath } from '../native/binding.js';
-import type { EngineOptions } from './engine-options.js';
+import type { Isolation } from '../contract/snapshot.js';
 import { judgeIn } from './agent/judge.js';
 import { serveLine } from './agent/line.js';
 import type { AgentStream } from './agent/stream.js';
-import { Jails, termsOf } from './host/jails.js';
+import type { EngineOptions } from './engine-options.js';
+import { type ForkResult, Forks } from './forks.js';
 import type { ForkHooks, Hooks } from './hooks.js';
-import { hostResources, networkNamespaces } from './host/resources.js';
-import { requireStrict } from './host/strict.js';
+import { Jails, termsOf } from './host/jails.js';
 import { tscKhz } from './host/tsc.js';
 import type { GuestImage, Progress } from './image/index.js';
-import type { LoadedSnapshot } from './memory/loaded.js';
-import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
-import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
 import { bootThroughKvm } from './kvm-boot.js';
 import { type Branch, LiveBranches, type TagBranch } from './live-branches.js';
 import { type LoadOptions, loadSnapshot } from './load-snapshot.js';
+import { makeSnapshot, type SnapshotRequest, type SnapshotResult } from './make-snapshot.js';
+import { completeSnapshot, type CompleteHooks } from './memory/complete.js';
+import type { LoadedSnapshot } from './memory/loaded.js';
+import { Networks } from './network/networks.js';
+import type { DiskContext } from './oci/disk-vm.js';
+import { installExtras } from './oci/extras.js';
 import { hostFile, imagesDir, snapshotsDir } from './paths.js';
-import { deadEnd, type HostTap, hostTap } from './network/host-tap.js';
-import { givenNames } from './network/names.js';
-import { canMakeNetworks, Networks } from './network/networks.js';
 import { Namespaces } from './planner/namespaces.js';
-import { type ForkRequest, type HostState, type Plan, planFork } from './planner/plan.js';
-import { type FanOut, type Origin, type RunContext, runFork } from './planner/run.js';
+import type { ForkRequest } from './planner/plan.js';
 import { Pool } from './pool.js';
 import { CALL_GRACE_MS, callEach, type CallResult } from './sandbox/calls.js';
 import { end } from './sandbox/end.js';
@@ -46,33 +41,20 @@ import { Roster } from './sandbox/roster.js';
 import type { Sandbox } from './sandbox/sandbox.js';
 import type { Claim, Taken } from './sandbox/take-over.js';
 import { Warden } from './sandbox/warden.js';
-import { TemplateSupply } from './template/supply.js';
-import type { Template } from './template/template.js';
-import { HOT_FROM } from './template/warmth.js';
-import { takeBack } from './take-back.js';
-import { Undo } from './undo.js';
 import { type Compacted, type CompactRequest, compact } from './store/compact.js';
 import { type Verification, verify } from './store/inspection.js';
 import { Store } from './store/store.js';
+import { takeBack } from './take-back.js';
+import { TemplateSupply } from './template/supply.js';
+import type { Template } from './template/template.js';
 import { findQemu } from './vmm/find.js';
-import type { DiskContext } from './oci/disk-vm.js';
-import { installExtras } from './oci/extras.js';
 import { chooseIsolation, type KvmVerdict, NOT_ASKED, PROBE_SECS, probeKvm } from './vmm/probe.js';
 import type { QemuDriver } from './vmm/qemu.js';
 
-export type { Branch, CallResult, ForkHooks, Hooks, TagBranch };
+export type { Branch, CallResult, ForkHooks, ForkResult, Hooks, TagBranch };
 
 export type NewSnapshot = Omit<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs' | 'isolation' | 'tscKhz'> &
   Partial<Pick<SnapshotRequest, 'kernel' | 'initrd' | 'rootfs'>> & { require?: Isolation };
-
-export interface ForkResult extends Omit<FanOut, 'workDir'> {
-  tag: string;
-  isolation: Isolation;
-  mechanism: string;
-  /** Milliseconds: memory image made ready; then from the request to the processes, until the last child had answered. */
-  load_ms: number;
-  ready_ms: number;
-}
 
 export class Engine {
   readonly store: Store;
@@ -83,12 +65,13 @@ export class Engine {
   readonly #roster: Roster;
   readonly #templates: TemplateSupply;
   readonly #branches: LiveBranches;
+  readonly #forks: Forks;
   #driver: Promise<QemuDriver> | undefined;
   readonly #jails: Jails;
 
   constructor(readonly options: EngineOptions = {}) {
     const { jail = true, tied: outlivesEngine = false } = options;
-    const { pool } = this;
+    const { pool, namespaces } = this;
     const store = new Store(options.snapshotRoot ?? snapshotsDir());
     const networks = new Networks(pool, options.resident);
     const publisher = new Publisher(options.agentSocket, judgeIn(pool));
@@ -97,13 +80,16 @@ export class Engine {
     const driver = () => this.driver();
     const load: Engine['load'] = (tag, how) => this.load(tag, how);
     const templates = new TemplateSupply({ pool, jails, driver, load, options });
+    const branches = new LiveBranches({ pool, store, roster, templates });
+    const parts = { jails, networks, namespaces, roster, templates, branches };
+    this.#forks = new Forks({ pool, store, ...parts, driver, load, options });
     this.store = store;
     this.networks = networks;
     this.publisher = publisher;
     this.#roster = roster;
     this.#jails = jails;
     this.#templates = templates;
-    this.#branches = new LiveBranches({ pool, store, roster, templates });
+    this.#branches = branches;
   }
 
   driver(): Promise<QemuDriver> {
@@ -199,136 +185,17 @@ export class Engine {
   }
 
   /** Forks `n` children from a tag. Each has taken its own identity and has answered when this settles. */
-  async fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
-    if (request.strict || this.options.strict) requireStrict();
-    const began = performance.now();
-    const branch = this.#branches.unwritten(request.tag);
-    if (branch)
-      return this.#forkHot(
-        branch,
-        request,
-        planFork(request, branch.manifest, this.#hostState(true, request)),
-        hooks,
-        began,
-      );
-    const manifest = this.store.open(parseTag(request.tag));
-    const plan = planFork(request, manifest, this.#hostState(this.#templates.has(manifest), request));
-    return this.namespaces.during(plan, () => this.#forkAs(plan, manifest, request, hooks, began));
-  }
-
-  async #forkAs(
-    plan: Plan,
-    manifest: SnapshotManifest,
-    request: ForkRequest,
-    hooks: ForkHooks,
-    began: number,
-  ): Promise<ForkResult> {
-    const { fallback } = plan;
-    if (fallback !== undefined) hooks.onFallback?.(fallback);
-    // Beside the template: whoever takes them hears what goes wrong.
-    if (plan.network) void this.networks.fill(plan.children.length).catch(() => undefined);
-    if (plan.mechanism === 'cold-restore') return this.#forkCold(request, plan, hooks, began);
-    let template: Template;
-    try {
-      template = await this.#templates.obtain(manifest, request, hooks);
-    } catch (error) {
-      const failure = ForkdError.from(error);
-      if (!failure.code.startsWith('HOTFORK_')) throw failure;
-      hooks.onFallback?.(failure.message);
-      return this.#forkCold(request, { ...plan, mechanism: 'cold-restore', fallback: failure.message }, hooks, began);
-    }
-    return this.#forkHot(template, request, plan, hooks, began);
+  fork(request: ForkRequest, hooks: ForkHooks = {}): Promise<ForkResult> {
+    return this.#forks.fromTag(request, hooks);
   }
 
   /** Forks `n` children from a template that the caller holds, e.g. a branch. */
-  async forkFrom(template: Template, request: Omit<ForkRequest, 'tag'>, hooks: ForkHooks = {}): Promise<ForkResult> {
-    const full = { ...request, tag: template.manifest.tag };
-    const plan = planFork(full, template.manifest, this.#hostState(true, full));
-    return this.#forkHot(template, full, plan, hooks, performance.now());
-  }
-
-  async #forkHot(
-    template: Template,
-    request: ForkRequest,
-    plan: Plan,
-    hooks: ForkHooks,
-    began: number,
-  ): Promise<ForkResult> {
-    const { snapshot } = template;
-    const cold = snapshot ? { driver: await this.driver(), snapshot } : undefined;
-    // A spare was born without these limits, and has used what it has used; nor has it a network.
-    const spares = Object.keys(plan.limits).length === 0 && !plan.network ? template.spares : undefined;
-    const origin = { lanes: template.lanes, ...(spares ? { spares } : {}), ...(cold ? { cold } : {}) };
-    // Who would load what is missing, once this process is gone? It would read as zeros.
-    await (this.options.tied ? snapshot?.memory.complete() : snapshot?.memory.beforeFork());
-    try {
-      return await this.#run(plan, request, origin, hooks, began);
-    } finally {
-      snapshot?.memory.populate();
-      // After this fan-out, not beside it.
-      void template.spares?.fill();
-    }
-  }
-
-  async #forkCold(request: ForkRequest, plan: Plan, hooks: ForkHooks, began: number): Promise<ForkResult> {
-    const snapshot = await this.load(request.tag, {
-      hugePages: request.hugePages ?? false,
-      ...(hooks.onLoad ? { onLoad: hooks.onLoad } : {}),
-    });
-    const undo = new Undo();
-    try {
-      const connection = connectionOf(plan, this.options.tied);
-      if (connection) undo.push(() => connection.close());
-      const origin = { cold: { driver: await this.driver(), snapshot } };
-      const more = connection ? { ...hooks, hostTap: connection.tap } : hooks;
-      const result = await this.#jails.use(termsOf(request, hooks), (make) =>
-        this.#run(plan, request, origin, more, began, make),
-      );
-      if (!connection) return result;
-      undo.push(() => this.kill(result.sandboxes));
-      connection.open();
-      undo.clear();
-      void Promise.all(result.sandboxes.map(({ ended }) => ended)).then(() => connection.close());
-      return result;
-    } finally {
-      await undo.run();
-      snapshot.close();
-    }
-  }
-
-  async #run(
-    plan: Plan,
-    request: ForkRequest,
-    origin: Origin,
-    hooks: ForkHooks & Pick<RunContext, 'hostTap'>,
-    began: number,
-    make = this.#jails.make,
-  ): Promise<ForkResult> {
-    const { signal, onReady, onFallback, keepWorkDir, hostTap } = hooks;
-    const unlimited = this.options.jail === false && Object.keys(plan.limits).length === 0;
-    const forking = performance.now();
-    const { workDir, ...fanOut } = await runFork(plan, request, {
-      pool: this.pool,
-      networks: this.networks,
-      ...(hostTap === undefined ? {} : { hostTap }),
-      origin,
-      tied: this.options.tied ?? false,
-      ...(make ? { makeJail: make } : {}),
-      onEnd: (sandbox) => this.#roster.forget(sandbox),
-      ...(signal ? { signal } : {}),
-      ...(onReady ? { onReady } : {}),
-      ...(onFallback ? { onFallback } : {}),
-    });
-    const ready = performance.now();
-    for (const sandbox of fanOut.sandboxes) this.#roster.add(sandbox);
-    if (!unlimited) this.#roster.join(fanOut.sandboxes);
-    this.#roster.closeWithLast(fanOut.sandboxes, () => workDir.close(keepWorkDir));
-    const { tag, isolation, mechanism } = plan;
-    return { ...fanOut, tag, isolation, mechanism, load_ms: forking - began, ready_ms: ready - forking };
+  forkFrom(template: Template, request: Omit<ForkRequest, 'tag'>, hooks: ForkHooks = {}): Promise<ForkResult> {
+    return this.#forks.fromTemplate(template, { ...request, tag: template.manifest.tag }, hooks);
   }
 
   /** Gives up idle templates when less than the floor is available; returns how many. Each fork asks by itself. */
-  relieve(memoryAvailable = hostResources().memoryAvailable): Promise<number> {
+  relieve(memoryAvailable?: number): Promise<number> {
     return this.#templates.relieve(memoryAvailable);
   }
 
@@ -378,19 +245,6 @@ export class Engine {
   state(): { templates: number; spares: number; threads: number; waiting: number } {
     const { templates, spares } = this.#templates.state;
     return { templates: templates + this.#branches.count, spares, ...this.pool.state };
-  }
-
-  #hostState(hasTemplate: boolean, { netns }: Pick<ForkRequest, 'netns'>): HostState {
-    return {
-      resources: hostResources(),
-      netns: networkNamespaces(),
-      makesNetworks: canMakeNetworks(),
-      netnsTaken: new Set([...this.namespaces.takenBy(this.sandboxes, netns), ...givenNames()]),
-      hotForkProblem: existsSync(shimPath) ? undefined : 'the hot-fork shim has not been built',
-      hotFrom: hasTemplate || this.options.resident ? 1 : HOT_FROM,
-      newId: () => sandboxId(Math.floor(Date.now() / 1000), randomBytes(4).readUInt32LE()),
-      newMachineId: () => randomBytes(16).toString('hex'),
-    };
   }
 
   /** Makes sandboxes reachable for other processes. Throws what the file system throws. */
@@ -492,9 +346,3 @@ export class Engine {
     await this.publisher.close();
   }
 }
-
-/** What the cards of children without a network of their own are connected to. */
-const connectionOf = ({ network, snapshot, children }: Plan, tied = false): HostTap | undefined => {
-  if (network || !hasCard(snapshot) || children.some(({ netns }) => netns !== undefined)) return undefined;
-  return snapshot.tap === undefined ? deadEnd() : hostTap(snapshot.tap, tied);
-};
