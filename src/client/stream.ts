@@ -55,7 +55,9 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
     // Whoever waits for one of them may not wait for the others.
     for (const one of [this.opened, this.ended, this.#asked]) one.catch(() => undefined);
     const fail = (error: Error) => {
-      this.#failure ??= error;
+      // Whoever reads late must not take the close behind a good end for a failure.
+      if (this.#isOver) return;
+      this.#failure = error;
       for (const reject of failures) reject(error);
       this.#over();
     };

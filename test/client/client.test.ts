@@ -133,6 +133,19 @@ client('programs while they run, files and ports, over the socket and over the p
     const { value } = await pieces.next();
     assert.equal([value?.channel, Buffer.from(value?.data ?? []).toString()], [2, 'got something\n']);
     assert.equal(await stream.ended, { exit_code: 7 });
+    // Said in one breath with what is asked for.
+    const echoes = Array.from({ length: 8 }, (_, number) => {
+      const echo = over.runCommand(one.id, ['cat'], { stdin: true });
+      void echo.write(Buffer.from(`${number}`));
+      echo.end();
+      return outputOf(echo);
+    });
+    assert.is((await Promise.all(echoes)).join(''), '01234567');
+    // Heard when the connection is over already.
+    const past = over.runCommand(one.id, ['echo', 'past']);
+    await past.ended;
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    assert.is(await outputOf(past), 'past\n');
   }
   const apart = { env: { WHAT: 'that' }, cwd: '/srv', user: 'nobody', timeoutSecs: 60 };
   assert.is(await outputOf(sandbox.run(['sh', '-c', 'echo $WHAT $PWD; id -un'], apart)), 'that /srv\nnobody\n');

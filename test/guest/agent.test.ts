@@ -126,6 +126,29 @@ test('an exception has its traceback, with the source and without the agent', as
   assert.match((await py('1 +')).error, /^SyntaxError/);
 });
 
+test('evals that fail at once are told of with their own source', async () => {
+  // Between its own lines and those of its cause it waits for the other.
+  const code = (name: string) =>
+    `import time\nclass Slow(Exception):\n    def __str__(self): time.sleep(0.3); return 'slow'\ntry:\n    ${name} = 1 / 0\nexcept Exception as cause:\n    raise Slow from cause`;
+  const replies = await Promise.all(['first', 'second'].map((name) => py(code(name))));
+  assert.match(replies[0]?.traceback, 'first = 1 / 0');
+  assert.match(replies[1]?.traceback, 'second = 1 / 0');
+});
+
+test('threads of one eval may all be the first that prints', async () => {
+  const threads = `import io, threading, time
+real = io.StringIO
+def slow():
+    time.sleep(0.05)
+    return real()
+io.StringIO = slow
+threads = [threading.Thread(target=print, args=(number,)) for number in range(6)]
+for one in threads: one.start()
+for one in threads: one.join()
+io.StringIO = real`;
+  assert.is((await py(threads)).stdout.replace(/\s/g, '').split('').sort().join(''), '012345');
+});
+
 test('exit() ends the code, not the agent', async () => {
   assert.is((await py('exit()')).exit_code, 0);
   const reply = await py('print("before")\nimport sys\nsys.exit(3)');

@@ -18,7 +18,13 @@ import * as assert from 'uvu/assert';
 import { nextCallId } from '../../src/contract/call-ids.js';
 import { encodeRequest, parsePayload } from '../../src/contract/frames.js';
 import { jsonLines } from '../../src/contract/lines.js';
-import { type FileEvent, FrameType, type PlainReply, type RunOptions } from '../../src/contract/guest.js';
+import {
+  type ExecReply,
+  type FileEvent,
+  FrameType,
+  type PlainReply,
+  type RunOptions,
+} from '../../src/contract/guest.js';
 import type { AgentStream } from '../../src/main/agent/stream.js';
 import { Engine } from '../../src/main/engine.js';
 import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
@@ -133,6 +139,17 @@ export const streamSuite = (agent: 'python' | 'c') => {
     assert.is(stdout, '1\n');
   });
 
+  exec('a timeout of years holds up nobody', async () => {
+    const { id } = child;
+    const args = ['sh', '-c', 'sleep 0.3; echo done'];
+    const stream = open({ args, timeout: 1e8 });
+    await stream.opened;
+    const reply = (await engine.sandbox(id).call({ action: 'exec', args, timeout: 1e8 }, 30_000)) as ExecReply;
+    assert.is(reply.stdout, 'done\n');
+    const waited = new Promise((_, reject) => setTimeout(reject, 30_000, new Error('nothing came')).unref());
+    assert.is(((await Promise.race([all(stream), waited])) as { stdout: string }).stdout, 'done\n');
+  });
+
   exec('a program in the background that holds the output does not hold up the end', async () => {
     const began = performance.now();
     const { stdout, exit_code } = await all(open({ args: ['sh', '-c', 'sleep 30 & echo done'] }));
@@ -221,6 +238,29 @@ export const streamSuite = (agent: 'python' | 'c') => {
     const said = (await Promise.all([lane(), lane(), lane(), lane(), heardAtItsEnd(), heardAtItsEnd()])).flat();
     assert.equal(new Set(said), new Set(['first\nsecond\n']));
   });
+
+  // One agent has one thread.
+  if (agent === 'python')
+    exec('a stream is closed though the agent hears of that before it has begun', async () => {
+      // While the first thread evaluates, others take what comes; one of them begins a program slowly.
+      const busy = engine.eval(
+        child.id,
+        `import forkd_agent.programs as programs, time
+real = programs.spawn
+def slow(*given):
+    time.sleep(0.6)
+    return real(*given)
+programs.spawn = slow
+time.sleep(1.2)
+programs.spawn = real`,
+      );
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      const stream = open({ args: ['sleep', '100'] });
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      stream.close();
+      assert.is((await stream.ended).exit_code, -9);
+      await busy;
+    });
 
   exec('a child that is copied while it streams: the copy is clean, the streams go on', async () => {
     const stream = open({ args: ['cat'], stdin: true });
@@ -499,6 +539,20 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     await told('rm -r /root/watched', 'deleted /root/watched/');
     assert.equal(await events.next(), { done: true, value: undefined });
     assert.is((await stream.ended).exit_code, 0);
+  });
+
+  exec('a watch that is left before it is ready leaves nothing behind', async () => {
+    const watched = async () =>
+      Number((await engine.exec(child.id, ['sh', '-c', 'ls -l /proc/1/fd | grep -c inotify'])).stdout);
+    const before = await watched();
+    const left = Array.from({ length: 8 }, async () => {
+      const stream = engine.stream(child.id, { action: 'watch', path: '/usr', recursive: true });
+      stream.close();
+      await stream.ended;
+    });
+    await Promise.all(left);
+    const end = performance.now() + 20_000;
+    while ((await watched()) > before) assert.ok(performance.now() < end, 'descriptors are left');
   });
 
   exec('a watch from the command line; of what is not there; and who does not listen', async () => {

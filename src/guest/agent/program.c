@@ -133,13 +133,18 @@ static void prune(void) {
     if (one->over && !one->removed && !one->listener && ++ended > ENDED_MAX) one->removed = true;
 }
 
+// And the terminal.
+static void close_input(struct program* one) {
+  sink_close(&one->in);
+  if (one->terminal >= 0) close(one->terminal);
+  one->terminal = -1;
+}
+
 static void end(struct program* one) {
   one->deadline = -1;
   one->over = true;
   one->exit_code = WIFSIGNALED(one->status) ? -WTERMSIG(one->status) : WEXITSTATUS(one->status);
-  sink_close(&one->in);
-  if (one->terminal >= 0) close(one->terminal);
-  one->terminal = -1;
+  close_input(one);
   if (!one->detached) one->removed = true;
   tell_end(one);
   prune();
@@ -195,7 +200,10 @@ bool program_exited(pid_t pid, int status) {
   one->status = status;
   one->deadline = now() + LINGER_SECONDS;
   // One that hung was told of already.
-  if (one->over) one->deadline = -1;
+  if (one->over) {
+    one->deadline = -1;
+    close_input(one);
+  }
   end_when_done(one);
   return true;
 }

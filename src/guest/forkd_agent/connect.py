@@ -2,12 +2,15 @@
 import os
 import select
 import socket
+import time
 from typing import Any, Dict
 
 from .ends import Sink, Source
 from .streams import CHUNK, Reply, Stream, Streams
 
 FROM_GUEST = 1
+# Until the next try at a Unix socket whose queue is full: no event tells when it has room.
+RETRY_SECONDS = 0.02
 
 
 class Connection(Stream):
@@ -35,6 +38,8 @@ class Connection(Stream):
         try:
             self._socket.connect(self._address)
         except BlockingIOError:
+            if self._socket.family == socket.AF_UNIX:
+                return self._loop.at(time.monotonic() + RETRY_SECONDS, self, self._connect)
             return self._loop.watch(self._socket.fileno(), select.EPOLLOUT, self._connected)
         except OSError as error:
             return self._fail(error)
@@ -72,6 +77,7 @@ class Connection(Stream):
         for one in (self._source, self._sink):
             if one is not None:
                 one.close()
+        self._loop.cancel(self)
         self._loop.forget(self._socket.fileno())
         self._socket.close()
         self.finish(answer)

@@ -4,12 +4,15 @@ import builtins
 import functools
 import linecache
 import os
+import threading
 import traceback
 from typing import Any, Dict
 
 from . import output
 
 FILENAME = '<eval>'
+# Several may fail at once, and all have that name.
+_lines_lock = threading.RLock()
 
 
 class Evaluator:
@@ -82,16 +85,17 @@ def exited(error: SystemExit) -> Dict[str, Any]:
 
 def failed(error: BaseException, code: str) -> Dict[str, Any]:
     lines = code.splitlines(True)
-    linecache.cache[FILENAME] = (len(code), None, lines, FILENAME)
     # The frames of this file say nothing to the caller.
     inner = error.__traceback__
     while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
         inner = inner.tb_next
-    try:
-        text = ''.join(traceback.format_exception(type(error), error, inner))
-        message = f'{type(error).__name__}: {error}'
-    except BaseException as second:
-        text = message = f'{type(error).__name__}: <{type(second).__name__} in its own message>'
-    finally:
-        linecache.cache.pop(FILENAME, None)
+    with _lines_lock:
+        linecache.cache[FILENAME] = (len(code), None, lines, FILENAME)
+        try:
+            text = ''.join(traceback.format_exception(type(error), error, inner))
+            message = f'{type(error).__name__}: {error}'
+        except BaseException as second:
+            text = message = f'{type(error).__name__}: <{type(second).__name__} in its own message>'
+        finally:
+            linecache.cache.pop(FILENAME, None)
     return {'error': message, 'traceback': text, 'exit_code': 1}

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from . import output
 from .children import Children, parent_of, processes, read_stat
 from .image import Image, cwd_of
+from .loop import WAIT_SECONDS_MAX
 
 Reply = Callable[[Dict[str, Any]], None]
 
@@ -154,12 +155,13 @@ class Executor:
             if self._reap_at is not None:
                 deadlines.append(self._reap_at)
             self._wake_at = min(deadlines) if deadlines else None
-        timeout = -1 if self._wake_at is None else max(0.0, self._wake_at - now)
-        for fd, _ in self._epoll.poll(timeout):
+        timeout = -1 if self._wake_at is None else min(max(0.0, self._wake_at - now), WAIT_SECONDS_MAX)
+        # Whose it was: what is done for one may close another's descriptor, and the next to be opened gets its number.
+        for fd, run in [(fd, self._by_fd.get(fd)) for fd, _ in self._epoll.poll(timeout)]:
             if fd == self._poke_read:
                 self._drain_pokes()
-            else:
-                self._on_event(fd)
+            elif run is not None and run is self._by_fd.get(fd):
+                self._on_event(run, fd)
         self._check_deadlines()
         if self._orphans or (self._reap_at is not None and time.monotonic() >= self._reap_at):
             self._orphans = False
@@ -171,10 +173,7 @@ class Executor:
         except BlockingIOError:
             pass
 
-    def _on_event(self, fd: int) -> None:
-        run = self._by_fd.get(fd)
-        if run is None:
-            return
+    def _on_event(self, run: Running, fd: int) -> None:
         if fd == run.watch_fd:
             self._close(fd)
             self._on_exit(run)

@@ -11,6 +11,9 @@ from typing import Any, Callable, Deque, Dict
 
 from .output import log
 
+# epoll takes no longer one, and whoever waits for a thing that far away may wake up once a day.
+WAIT_SECONDS_MAX = 86400.0
+
 Ready = Callable[[int], None]
 Call = Callable[[], None]
 
@@ -77,15 +80,16 @@ class Loop:
     def _turn(self) -> None:
         timeout = -1.0
         if self._timers:
-            timeout = max(0.0, min(self._timers.values()) - time.monotonic())
-        for fd, events in self._epoll.poll(timeout):
+            timeout = min(max(0.0, min(self._timers.values()) - time.monotonic()), WAIT_SECONDS_MAX)
+        # Who was meant: what is done for one may close another's descriptor, and the next to be opened gets its number.
+        for fd, events, ready in [(fd, events, self._ready.get(fd)) for fd, events in self._epoll.poll(timeout)]:
             if fd == self._poke_read:
                 os.read(fd, 4096)
                 # Before the calls are taken: what comes after this pokes again.
                 self._poked = False
                 while self._calls:
                     guarded(self._calls.popleft())
-            elif fd in self._ready and not guarded(self._ready[fd], events):
+            elif ready is not None and ready == self._ready.get(fd) and not guarded(ready, events):
                 self.forget(fd)
         now = time.monotonic()
         for key in [key for key, when in self._timers.items() if when <= now]:

@@ -3,7 +3,7 @@ import io
 import os
 import sys
 import threading
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 
 def output_limit() -> int:
@@ -26,17 +26,16 @@ def truncation_note(stream: str) -> str:
 class Captured:
     """Text written during one eval. Buffers appear with the first write: most evals print nothing."""
 
-    __slots__ = ('stdout', 'stderr')
+    __slots__ = ('_buffers',)
 
     def __init__(self) -> None:
-        self.stdout: Optional[io.StringIO] = None
-        self.stderr: Optional[io.StringIO] = None
+        self._buffers: Dict[str, io.StringIO] = {}
 
     def write(self, stream: str, text: str) -> None:
-        buffer = getattr(self, stream)
+        buffer = self._buffers.get(stream)
         if buffer is None:
-            buffer = io.StringIO()
-            setattr(self, stream, buffer)
+            # In one step: threads of one eval may both be the first.
+            buffer = self._buffers.setdefault(stream, io.StringIO())
         room = LIMIT - buffer.tell()
         if room > len(text):
             buffer.write(text)
@@ -44,7 +43,7 @@ class Captured:
             buffer.write(text[:room] + truncation_note(stream))
 
     def text(self, stream: str) -> str:
-        buffer = getattr(self, stream)
+        buffer = self._buffers.get(stream)
         return '' if buffer is None else buffer.getvalue()
 
 
@@ -84,7 +83,7 @@ class Stream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f'write() argument must be str, not {type(text).__name__}')
-        captured = getattr(_current, 'captured', None) or (_active[-1] if _active else None)
+        captured = getattr(_current, 'captured', None) or newest()
         if captured is None:
             console(self._fd, text)
         else:
@@ -93,6 +92,13 @@ class Stream(io.TextIOBase):
 
     def fileno(self) -> int:
         return self._fd
+
+
+def newest() -> Optional[Captured]:
+    # A slice: it may end just now, in another thread.
+    for captured in _active[-1:]:
+        return captured
+    return None
 
 
 def console(fd: int, text: str) -> None:

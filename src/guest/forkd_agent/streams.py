@@ -117,7 +117,9 @@ class Streams:
         if self._programs is None:
             from .programs import Programs
 
-            self._programs = Programs(self)
+            # Two threads may ask first at once.
+            with self._lock:
+                self._programs = self._programs or Programs(self)
         return self._programs
 
     def start(self, action: str, request: Dict[str, Any], reply: Reply, ident: int) -> Optional[Dict[str, Any]]:

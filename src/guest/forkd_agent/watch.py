@@ -57,6 +57,8 @@ class Watch(Stream):
         self._out = bytearray()
         self._last = b''
         self._ending = False
+        # Until then the descriptor is the other thread's.
+        self._prepared = False
         self._closed = False
 
     def begin(self, request: Dict[str, Any]) -> None:
@@ -78,11 +80,17 @@ class Watch(Stream):
                 self._add_below(self._root, told=False)
         except Exception as error:
             answer = {'error': f'{type(error).__name__}: {error}', 'exit_code': 1}
-            return self._loop.call(lambda: self._close(answer))
-        self._loop.call(lambda: self._start(found))
+            return self._loop.call(lambda: self._start(found, answer))
+        self._loop.call(lambda: self._start(found, None))
 
-    def _start(self, found: Dict[str, Any]) -> None:
-        if not self._closed:
+    def _start(self, found: Dict[str, Any], failure: Optional[Dict[str, Any]]) -> None:
+        self._prepared = True
+        if self._closed:
+            # The host wanted no more of it before it was ready.
+            self._release()
+        elif failure is not None:
+            self._close(failure)
+        else:
             self.opened(found)
             self._flush()
 
@@ -214,14 +222,19 @@ class Watch(Stream):
             return
         self._closed = True
         self._loop.cancel(self)
+        if self._prepared:
+            self._release()
+        self.finish(answer)
+
+    def _release(self) -> None:
         if self._fd >= 0:
             self._loop.forget(self._fd)
             os.close(self._fd)
-        self.finish(answer)
 
     def _more(self, count: int) -> None:
         self.credit += count
-        self._flush()
+        if self._prepared:
+            self._flush()
 
     def on_data(self, channel: int, data: memoryview) -> None:
         """It has no input."""

@@ -33,6 +33,8 @@ export class AgentClient implements Carrier {
   readonly #decoder = new FrameDecoder(true, (type, id, length) => this.#wants(type, id, length));
   readonly #budget = new FrameBudget();
   readonly #takers = new Map<number, Taker>();
+  /** Streams that were closed, perhaps before the agent had them. */
+  readonly #leaving = new Set<number>();
   /** Settles when the connection is over. */
   readonly closed: Promise<void>;
   #broken: ForkdError | undefined;
@@ -125,6 +127,11 @@ export class AgentClient implements Carrier {
   }
 
   closeStream(id: number): void {
+    if (this.#takers.has(id)) this.#leaving.add(id);
+    this.#tellClosed(id);
+  }
+
+  #tellClosed(id: number): void {
     const taker = this.#takers.get(id);
     const closed = () => {
       // A program that is left to itself tells nobody how it ends.
@@ -132,8 +139,8 @@ export class AgentClient implements Carrier {
       taker.take({ type: FrameType.reply, id, payload: LEFT });
       this.#forget(id);
     };
-    // It may have ended just now, and then there is nothing to close.
-    this.control({ action: 'control', stream: id, close: true }).then(closed, closed);
+    // It may have ended just now, as its reply tells; or not have begun, since an agent has several threads: when it has, it is told again.
+    this.control({ action: 'control', stream: id, close: true }).then(closed, () => undefined);
   }
 
   /** Gives the frames of an id to `taker` until its last. */
@@ -189,7 +196,10 @@ export class AgentClient implements Carrier {
 
   #read(data: Uint8Array): void {
     try {
-      for (const frame of this.#decoder.push(data)) if (this.#takers.get(frame.id)?.take(frame)) this.#forget(frame.id);
+      for (const frame of this.#decoder.push(data)) {
+        if (this.#takers.get(frame.id)?.take(frame)) this.#forget(frame.id);
+        else if (frame.type === FrameType.opened && this.#leaving.delete(frame.id)) this.#tellClosed(frame.id);
+      }
     } catch (error) {
       this.#refuse('not-the-protocol', this.#protocolError(String(error), error));
     }
@@ -227,6 +237,7 @@ export class AgentClient implements Carrier {
   /** An idle sandbox must not keep the process alive. */
   #forget(id: number): void {
     this.#takers.delete(id);
+    this.#leaving.delete(id);
     if (this.#takers.size === 0) this.#socket.unref();
   }
 
@@ -238,6 +249,7 @@ export class AgentClient implements Carrier {
     this.#broken ??= error;
     const takers = [...this.#takers.values()];
     this.#takers.clear();
+    this.#leaving.clear();
     for (const taker of takers) taker.fail(error);
   }
 }

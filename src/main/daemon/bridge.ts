@@ -15,16 +15,40 @@ const CLOSE_FAILED = 1011;
 /** How often it is asked whether a client that is not read is still there. */
 const GONE_MS = 1000;
 
+/** What a client says before the stream listens. */
+export class Behind {
+  readonly #held: [RawData, boolean][] = [];
+  readonly #hold = (...message: [RawData, boolean]): void => {
+    this.#held.push(message);
+  };
+
+  constructor(readonly socket: WebSocket) {
+    socket.on('message', this.#hold);
+  }
+
+  /** Whoever gets these listens from now on. */
+  take(): [RawData, boolean][] {
+    this.socket.off('message', this.#hold);
+    return this.#held;
+  }
+}
+
 /** Until the stream has ended. Does not throw: a failure is told to the client. Resolves to it. */
-export const bridge = async (socket: WebSocket, stream: AgentStream): Promise<ForkdError | undefined> => {
+export const bridge = async (
+  socket: WebSocket,
+  stream: AgentStream,
+  behind: Behind,
+): Promise<ForkdError | undefined> => {
   const tell = (news: StreamNews) => send(socket, JSON.stringify(news));
   const input = new Input(socket, stream);
-  socket.on('message', (data, isBinary) => {
+  const hear = (data: RawData, isBinary: boolean) => {
     if (!isBinary) return void command(stream, input, asBuffer(data)).catch(() => stream.close());
     const bytes = asBuffer(data);
     if (bytes[0] !== Channel.input) return stream.close();
     input.take(bytes.subarray(1));
-  });
+  };
+  for (const message of behind.take()) hear(...message);
+  socket.on('message', hear);
   socket.on('close', () => {
     input.close();
     stream.close();

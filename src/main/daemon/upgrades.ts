@@ -6,7 +6,7 @@ import { ForkdError } from '../../contract/errors.js';
 import type { StreamRequest } from '../../contract/guest.js';
 import { limits } from '../../contract/limits.js';
 import type { Audit } from './audit.js';
-import { asBuffer, bridge } from './bridge.js';
+import { asBuffer, Behind, bridge } from './bridge.js';
 import type { Context } from './context.js';
 import { refuseWith } from './listener.js';
 import { bodyOfError } from './reply.js';
@@ -76,8 +76,8 @@ export class Upgrades {
     socket.on('error', () => socket.terminate());
     const stop = beat(socket);
     try {
-      const request = await firstMessage(socket);
-      return await this.context.registry.active(id, ({ sandbox }) => bridge(socket, sandbox.stream(request)));
+      const { request, behind } = await firstMessage(socket);
+      return await this.context.registry.active(id, ({ sandbox }) => bridge(socket, sandbox.stream(request), behind));
     } catch (error) {
       const failure = ForkdError.from(error);
       socket.send(JSON.stringify({ error: bodyOfError(failure) }));
@@ -101,7 +101,8 @@ const requireOwnOrigin = ({ headers: { origin, host } }: IncomingMessage): void 
   if (!URL.canParse(origin) || new URL(origin).host !== host) throw new ForkdError('ORIGIN_REFUSED', { origin });
 };
 
-const firstMessage = (socket: WebSocket): Promise<StreamRequest> =>
+/** Resolves with what is asked for, and with the messages behind it: they come in the same moment when they came in one packet. */
+const firstMessage = (socket: WebSocket): Promise<{ request: StreamRequest; behind: Behind }> =>
   new Promise((resolve, reject) => {
     const refuse = (reason: string) => reject(new ForkdError('REQUEST_REFUSED', { reason }));
     const late = setTimeout(() => refuse('the first message did not come in time'), FIRST_MESSAGE_MS);
@@ -116,7 +117,7 @@ const firstMessage = (socket: WebSocket): Promise<StreamRequest> =>
         const request = JSON.parse(asBuffer(data).toString('utf8')) as StreamRequest;
         if (!ACTIONS.includes(request?.action)) return refuse(`action must be one of ${ACTIONS.join(', ')}`);
         // How much is held here is up to the daemon.
-        resolve({ ...request, window: limits.streamWindowBytes });
+        resolve({ request: { ...request, window: limits.streamWindowBytes }, behind: new Behind(socket) });
       } catch {
         refuse('the first message is not JSON');
       }
