@@ -498,6 +498,21 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     serving.close();
   });
 
+  // The agent in C says that it must be tried again.
+  if (agent === 'python')
+    exec('a Unix socket of the guest whose queue is full is waited for', async () => {
+      const server =
+        'import socket, time\ns = socket.socket(socket.AF_UNIX)\ns.bind("/tmp/slow")\ns.listen(0)\nprint("up", flush=True)\nwhile True:\n    time.sleep(0.05)\n    c, _ = s.accept()\n    c.sendall(b"hello"); c.close()';
+      const serving = open({ args: ['python3', '-c', server] });
+      await until(serving[Symbol.asyncIterator](), 'up');
+      const heard = Array.from({ length: 8 }, async () => {
+        const stream = engine.stream(child.id, { action: 'connect', path: '/tmp/slow' });
+        return until(stream[Symbol.asyncIterator](), 'hello');
+      });
+      assert.is((await Promise.all(heard)).join(''), 'hello'.repeat(8));
+      serving.close();
+    });
+
   exec('what changes in a directory, told as it happens', async () => {
     await engine.exec(child.id, ['mkdir', '-p', '/root/watched/deep']);
     const stream = engine.stream(child.id, { action: 'watch', path: '/root/watched', recursive: true });

@@ -284,12 +284,14 @@ def spawn(
     args: List[str], env: Optional[Dict[str, str]], cwd: str, user: Dict[str, Any], stdin: bool, ident: Any
 ) -> Tuple[Any, Pipes]:
     """In a session of its own, so that a timeout can end the whole group."""
-    out, out_child = os.pipe2(os.O_CLOEXEC)
-    err, err_child = os.pipe2(os.O_CLOEXEC)
-    feed_child, feed = os.pipe2(os.O_CLOEXEC) if stdin else (subprocess.DEVNULL, -1)
-    theirs = [fd for fd in (feed_child, out_child, err_child) if fd >= 0]
-    ours = [fd for fd in (feed, out, err) if fd >= 0]
+    ours: List[int] = []
+    theirs: List[int] = []
+    feed, feed_child = -1, subprocess.DEVNULL
     try:
+        out, out_child = pipe(ours, theirs)
+        err, err_child = pipe(ours, theirs)
+        if stdin:
+            feed_child, feed = pipe(theirs, ours)
         process = subprocess.Popen(
             args,
             stdin=feed_child,
@@ -310,6 +312,13 @@ def spawn(
     for fd in ours:
         os.set_blocking(fd, False)
     return process, Pipes(feed, out, err)
+
+
+def pipe(readers: List[int], writers: List[int]) -> Tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    readers.append(reader)
+    writers.append(writer)
+    return reader, writer
 
 
 def kill_tree(leader: int, ident: Any) -> None:

@@ -304,7 +304,13 @@ class Programs:
             self._count += 1
             number = self._count
         spawned = spawn(request, f'run-{number}', self.streams.image)
-        program = Program(self, number, request, spawned)
+        try:
+            program = Program(self, number, request, spawned)
+        except BaseException:
+            # No descriptor is left by which it could be watched.
+            spawned.give_up()
+            self.streams.children.forget(spawned.process.pid)
+            raise
         self._all[number] = program
         return program
 
@@ -344,6 +350,13 @@ class Spawned:
         self.stdin = -1
         self.terminal = -1
 
+    def give_up(self) -> None:
+        execute.kill_tree(self.process.pid, self.mark)
+        self.process.wait()
+        for fd in (*self.outputs.values(), self.stdin, self.terminal):
+            if fd >= 0:
+                os.close(fd)
+
 
 def spawn(request: Dict[str, Any], mark: str, image: Any) -> Spawned:
     args = request['args']
@@ -369,7 +382,11 @@ def spawn_on_terminal(
     args: List[str], request: Dict[str, Any], env: Dict[str, str], cwd: str, user: Dict[str, Any], mark: str
 ) -> Spawned:
     master, slave = os.openpty()
+    ours = [master]
     try:
+        # One descriptor for each direction: each is watched by itself.
+        ours += [os.dup(master)]
+        ours += [os.dup(master)]
         set_size(master, request)
         if 'user' in user:
             os.fchown(slave, user['user'], -1)
@@ -386,15 +403,13 @@ def spawn_on_terminal(
             **user,
         )
     except BaseException:
-        os.close(master)
+        for fd in ours:
+            os.close(fd)
         raise
     finally:
         os.close(slave)
     spawned = Spawned(args, process, mark)
-    spawned.terminal = master
-    # One descriptor for each direction: each is watched by itself.
-    spawned.outputs = {STDOUT: os.dup(master)}
-    spawned.stdin = os.dup(master)
+    spawned.terminal, spawned.outputs[STDOUT], spawned.stdin = ours
     return spawned
 
 
