@@ -140,7 +140,8 @@ export class AgentClient implements Carrier {
       this.#forget(id);
     };
     // It may have ended just now, as its reply tells; or not have begun, since an agent has several threads: when it has, it is told again.
-    this.control({ action: 'control', stream: id, close: true }).then(closed, () => undefined);
+    const unknown = ({ code }: ForkdError) => (code === 'AGENT_ERROR' ? undefined : closed());
+    this.control({ action: 'control', stream: id, close: true }).then(closed, unknown);
   }
 
   /** Gives the frames of an id to `taker` until its last. */
