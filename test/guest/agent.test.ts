@@ -135,6 +135,21 @@ test('evals that fail at once are told of with their own source', async () => {
   assert.match(replies[1]?.traceback, 'second = 1 / 0');
 });
 
+test('an eval whose failure cannot say what it is holds up no other that fails', async () => {
+  const waits = `import os, time
+class Slow(Exception):
+    def __str__(self):
+        open('/tmp/slow-begun', 'w').close()
+        while not os.path.exists('/tmp/slow-ends'): time.sleep(0.05)
+        return 'slow'
+raise Slow`;
+  const slow = py(waits);
+  await sh('until [ -e /tmp/slow-begun ]; do sleep 0.05; done');
+  assert.is((await py('1 / 0')).error, 'ZeroDivisionError: division by zero');
+  await sh('touch /tmp/slow-ends');
+  assert.is((await slow).error, 'Slow: slow');
+});
+
 test('threads of one eval may all be the first that prints', async () => {
   const threads = `import io, threading, time
 real = io.StringIO

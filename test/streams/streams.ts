@@ -100,6 +100,16 @@ export const streamSuite = (agent: 'python' | 'c') => {
     assert.ok(Buffer.concat(parts).equals(bytes));
   });
 
+  exec('input may end at once', async () => {
+    const stream = open({ args: ['cat'], stdin: true });
+    stream.end();
+    assert.equal(await all(stream), { stdout: '', stderr: '', exit_code: 0 });
+    const behind = open({ args: ['cat'], stdin: true });
+    void behind.write(Buffer.from('all of it'));
+    behind.end();
+    assert.is((await all(behind)).stdout, 'all of it');
+  });
+
   exec('environment, directory and user', async () => {
     const script = 'echo $WHAT $PWD $HOME; id -un; id -gn';
     const ran = await all(open({ args: ['sh', '-c', script], env: { WHAT: 'this' }, cwd: '/tmp', user: 'nobody' }));

@@ -13,6 +13,7 @@ from . import output
 FILENAME = '<eval>'
 # Several may fail at once, and all have that name.
 _lines_lock = threading.RLock()
+LINES_SECONDS = 1.0
 
 
 class Evaluator:
@@ -89,13 +90,16 @@ def failed(error: BaseException, code: str) -> Dict[str, Any]:
     inner = error.__traceback__
     while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
         inner = inner.tb_next
-    with _lines_lock:
+    # What says the message is the evaluated code's own, and may never come back. Then others share the lines with it.
+    alone = _lines_lock.acquire(timeout=LINES_SECONDS)
+    try:
         linecache.cache[FILENAME] = (len(code), None, lines, FILENAME)
-        try:
-            text = ''.join(traceback.format_exception(type(error), error, inner))
-            message = f'{type(error).__name__}: {error}'
-        except BaseException as second:
-            text = message = f'{type(error).__name__}: <{type(second).__name__} in its own message>'
-        finally:
-            linecache.cache.pop(FILENAME, None)
+        text = ''.join(traceback.format_exception(type(error), error, inner))
+        message = f'{type(error).__name__}: {error}'
+    except BaseException as second:
+        text = message = f'{type(error).__name__}: <{type(second).__name__} in its own message>'
+    finally:
+        linecache.cache.pop(FILENAME, None)
+        if alone:
+            _lines_lock.release()
     return {'error': message, 'traceback': text, 'exit_code': 1}

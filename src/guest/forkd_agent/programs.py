@@ -272,7 +272,7 @@ class RunStream(Stream):
         self._loop.call(lambda: self.program.feed(data))
 
     def on_end(self, channel: int) -> None:
-        self._loop.call(self.program.end_input)
+        self._loop.call(lambda: self.program.end_input())
 
     def on_credit(self, count: int) -> None:
         self._loop.call(lambda: self._more(count))
@@ -351,11 +351,12 @@ class Spawned:
         self.terminal = -1
 
     def give_up(self) -> None:
-        execute.kill_tree(self.process.pid, self.mark)
-        self.process.wait()
+        # First: whoever looks through /proc needs a descriptor.
         for fd in (*self.outputs.values(), self.stdin, self.terminal):
             if fd >= 0:
                 os.close(fd)
+        execute.kill_tree(self.process.pid, self.mark)
+        self.process.wait()
 
 
 def spawn(request: Dict[str, Any], mark: str, image: Any) -> Spawned:

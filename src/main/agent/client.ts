@@ -19,6 +19,8 @@ interface Taker {
   isStream?: boolean;
   /** Closing it leaves a program in the background to itself. */
   isAttach?: boolean;
+  /** The agent has said that it has begun. */
+  isOpen?: boolean;
   /** True when it was the last. */
   take(frame: Frame): boolean;
   fail(error: ForkdError): void;
@@ -33,7 +35,7 @@ export class AgentClient implements Carrier {
   readonly #decoder = new FrameDecoder(true, (type, id, length) => this.#wants(type, id, length));
   readonly #budget = new FrameBudget();
   readonly #takers = new Map<number, Taker>();
-  /** Streams that were closed, perhaps before the agent had them. */
+  /** Streams that were closed before the agent had said that they had begun. */
   readonly #leaving = new Set<number>();
   /** Settles when the connection is over. */
   readonly closed: Promise<void>;
@@ -127,7 +129,8 @@ export class AgentClient implements Carrier {
   }
 
   closeStream(id: number): void {
-    if (this.#takers.has(id)) this.#leaving.add(id);
+    const taker = this.#takers.get(id);
+    if (taker && !taker.isOpen) this.#leaving.add(id);
     this.#tellClosed(id);
   }
 
@@ -135,12 +138,16 @@ export class AgentClient implements Carrier {
     const taker = this.#takers.get(id);
     const closed = () => {
       // A program that is left to itself tells nobody how it ends.
-      if (!taker?.isAttach || this.#takers.get(id) !== taker) return;
+      if (!taker?.isAttach || this.#takers.get(id) !== taker || this.#leaving.has(id)) return;
       taker.take({ type: FrameType.reply, id, payload: LEFT });
       this.#forget(id);
     };
     // It may have ended just now, as its reply tells; or not have begun, since an agent has several threads: when it has, it is told again.
-    const unknown = ({ code }: ForkdError) => (code === 'AGENT_ERROR' ? undefined : closed());
+    const unknown = ({ code }: ForkdError) => {
+      if (code === 'AGENT_ERROR') return;
+      this.#leaving.delete(id);
+      closed();
+    };
     this.control({ action: 'control', stream: id, close: true }).then(closed, unknown);
   }
 

@@ -44,6 +44,8 @@ export class AgentStream implements AsyncIterable<Piece> {
   #isOver = false;
   #failure: ForkdError | undefined;
   #isOpen = false;
+  /** No more input comes, which the guest has yet to hear. */
+  #inputEnds = false;
   #room = 0;
   /** Of what was written, what the port has not taken. */
   #unsent = 0;
@@ -207,11 +209,21 @@ export class AgentStream implements AsyncIterable<Piece> {
       this.#writers.shift();
       writer.resolve();
     }
+    if (!this.#inputEnds || !this.#isOpen || this.#writers.length > 0) return;
+    this.#inputEnds = false;
+    this.carrier.send(encodeEnd(this.id, Channel.input));
   }
 
-  /** No more input. Call it when every `write` has resolved. */
+  /** No more input comes, behind all that was written. */
   end(): void {
-    if (!this.#isOver) this.carrier.send(encodeEnd(this.id, Channel.input));
+    if (this.#isOver) return;
+    this.#inputEnds = true;
+    // An agent that has not begun the stream would take the end for that of one that is over.
+    this.#write();
+  }
+
+  get isOpen(): boolean {
+    return this.#isOpen;
   }
 
   /** A signal, or another size of the terminal. Throws AGENT_ERROR. */

@@ -110,9 +110,10 @@ class Input {
 const command = async (stream: AgentStream, input: Input, data: Buffer): Promise<void> => {
   const said = JSON.parse(data.toString('utf8')) as StreamCommand;
   if ('end' in said) await input.end();
-  // One that came too late is no failure of the stream.
-  else if ('signal' in said || 'rows' in said) await stream.control(said).catch(() => undefined);
-  else throw new TypeError('not a command');
+  else if ('signal' in said || 'rows' in said) {
+    // The agent has to have begun it. One that came too late is no failure of the stream.
+    await stream.opened.then(() => stream.control(said)).catch(() => undefined);
+  } else throw new TypeError('not a command');
 };
 
 /** When it has left this process. A client that is gone takes nothing, and the stream is told by `close`. */
