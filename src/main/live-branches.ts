@@ -54,12 +54,13 @@ export class LiveBranches {
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'it was restored cold, without the hot-fork shim' });
     if (!snapshot)
       throw new ForkdError('BRANCH_UNSUPPORTED', { id, reason: 'the snapshot that it comes from is gone' });
-    // Its source's groups are emptied when that ends.
-    await sandbox.joined;
-    const outside = sandbox.birth.cgroup?.outside ?? [];
-    const { pool } = this.#context;
-    const copy = () => sandbox.lend(() => Template.branch(source, snapshot, pool, 1, outside));
-    const { template, pauseUs } = sandbox.isAttached ? await sandbox.agent.quiet(copy) : await copy();
+    const { template, pauseUs } = await sandbox.lend(async () => {
+      // Its source's groups are emptied when that ends.
+      await sandbox.joined;
+      const outside = sandbox.birth.cgroup?.outside ?? [];
+      const copy = () => Template.branch(source, snapshot, this.#context.pool, 1, outside);
+      return sandbox.inTurn(() => (sandbox.isAttached ? sandbox.agent.quiet(copy) : copy()));
+    });
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
   }

@@ -283,19 +283,24 @@ programs.spawn = real`,
     const writing = stream.write(bytes).then(() => stream.end());
     // What ends the VM ends both: why is told below.
     for (const one of [reading, writing]) one.catch(() => undefined);
-    const { template } = await engine.branch(child.id);
-    const { sandboxes, failures } = await engine.forkFrom(template, { n: 1 });
-    assert.equal(failures, []);
-    const [copy] = sandboxes as [Sandbox];
-    assert.ok(await answers(copy.id));
-    const echoed = await engine.execStream(copy.id, { args: ['echo', 'copy'] });
-    assert.is((await all(echoed)).stdout, 'copy\n');
+    // More than one asks for a copy at once.
+    const branches = await Promise.all(Array.from({ length: 4 }, () => engine.branch(child.id)));
+    const copies: Sandbox[] = [];
+    for (const { template } of branches) {
+      const { sandboxes, failures } = await engine.forkFrom(template, { n: 1 });
+      assert.equal(failures, []);
+      const [copy] = sandboxes as [Sandbox];
+      copies.push(copy);
+      assert.ok(await answers(copy.id));
+      const echoed = await engine.execStream(copy.id, { args: ['echo', 'copy'] });
+      assert.is((await all(echoed)).stdout, 'copy\n');
+    }
     await Promise.all([reading, writing]).catch(async (error) => {
       throw await child.explain(error);
     });
     assert.is(got, bytes.length);
-    await engine.kill([copy]);
-    await engine.retire(template);
+    await engine.kill(copies);
+    for (const { template } of branches) await engine.retire(template);
   });
 
   exec('the command line: output, input, exit code', async () => {

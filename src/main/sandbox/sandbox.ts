@@ -90,6 +90,7 @@ export class Sandbox {
   #agent: AgentClient | undefined;
   /** Workers that use the sockets; at first the one that starts the VM. */
   #borrowers = 1;
+  #lastTurn: Promise<unknown> = Promise.resolve();
   #closed = false;
   #killed = false;
   #joined = Promise.resolve();
@@ -352,6 +353,13 @@ export class Sandbox {
     } finally {
       this.returned();
     }
+  }
+
+  /** Runs `use` after everyone who came before: its control socket holds one conversation at a time. */
+  inTurn<T>(use: () => Promise<T>): Promise<T> {
+    const turn = this.#lastTurn.then(use);
+    this.#lastTurn = turn.catch(() => undefined);
+    return turn;
   }
 
   /** The worker that started it has ended its task. */

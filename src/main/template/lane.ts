@@ -1,11 +1,10 @@
-/** One frozen process of a template. Its control socket holds one conversation at a time: fan-outs take turns. */
+/** One frozen process of a template. Fan-outs take turns at it. */
 import { ForkdError } from '../../contract/errors.js';
 import type { SourcePort } from '../../contract/task.js';
 import { end } from '../sandbox/end.js';
 import type { Sandbox } from '../sandbox/sandbox.js';
 
 export class Lane {
-  #last: Promise<unknown> = Promise.resolve();
   #users = 0;
 
   constructor(
@@ -20,10 +19,8 @@ export class Lane {
   /** Runs `use` after everyone who came before. */
   async take<T>(use: (port: SourcePort) => Promise<T>): Promise<T> {
     this.#users++;
-    const turn = this.#last.then(() => this.vm.lend(() => this.#talk(use)));
-    this.#last = turn.catch(() => undefined);
     try {
-      return await turn;
+      return await this.vm.lend(() => this.vm.inTurn(() => this.#talk(use)));
     } finally {
       this.#users--;
     }
