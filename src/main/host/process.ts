@@ -19,6 +19,12 @@ export const startTime = (pid: number): number | undefined => {
   return !fields || fields[0] === 'Z' ? undefined : Number(fields[19]);
 };
 
+/** Whether it was begun then or later, in clock ticks since boot, and has ended, and nobody has reaped it. */
+export const isUnreaped = (pid: number, since: number): boolean => {
+  const fields = statOf(pid);
+  return fields?.[0] === 'Z' && Number(fields[19]) >= since;
+};
+
 /** The name of a process, at most 15 characters of its program's; undefined when it is gone. */
 export const nameOf = (pid: number): string | undefined => {
   try {

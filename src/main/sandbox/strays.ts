@@ -5,13 +5,16 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parentOf, startTime, threadsOf } from '../host/process.js';
+import { isUnreaped, nameOf, parentOf, startTime, threadsOf } from '../host/process.js';
 import { native } from '../../native/binding.js';
+import { QEMU } from '../vmm/find.js';
 import { buryWardens, isWarden } from './warden.js';
 
 /** A child that has not got its own descriptors yet is looked at again this soon, and for so long; milliseconds. */
 const LOOK_AGAIN_MS = 20;
 const LOOK_FOR_MS = 5000;
+/** As the kernel cuts it. */
+const VMM_NAME = QEMU.slice(0, 15);
 
 /**
  * Ends and reaps them; `owned` are left alone. `since`: when the first may have been born (`ticksNow`). Returns how many there were.
@@ -24,7 +27,7 @@ export const endStrays = async (workDir: string, owned: ReadonlySet<number>, sin
   for (;;) {
     const others = childPids().filter((pid) => !owned.has(pid));
     const unborn = others.some((pid) => isBeingBorn(pid, since));
-    const strays = others.filter((pid) => holdsFileIn(workDir, pid));
+    const strays = others.filter((pid) => holdsFileIn(workDir, pid) || hasEnded(pid, since));
     await Promise.all(strays.map(endOne));
     count += strays.length;
     if (!unborn || performance.now() > end) break;
@@ -38,6 +41,9 @@ export const endStrays = async (workDir: string, owned: ReadonlySet<number>, sin
 /** A fork begins with one thread and the template's console; it gets its own before it gets the other threads. */
 const isBeingBorn = (pid: number, since: number): boolean =>
   threadsOf(pid) === 1 && (startTime(pid) ?? 0) >= since && !isWarden(pid);
+
+/** A VM that ended with its worker holds no file any more, and its first process waits until it is reaped. */
+const hasEnded = (pid: number, since: number): boolean => isUnreaped(pid, since) && nameOf(pid) === VMM_NAME;
 
 const endOne = (pid: number): Promise<void> =>
   new Promise((resolve) => {
