@@ -164,7 +164,17 @@ export const catalogue = {
   PACK_UNREADABLE: row(
     422,
     "pack '{path}' cannot be read by this forkd: {reason}",
-    'Use a pack of version 3, which `forkd pack` of this engine writes.',
+    'Use a pack of versions 1 to 3, as `forkd pack` writes them.',
+  ),
+  PACK_SIDECAR_MISSING: row(
+    404,
+    "the root disk of pack '{path}' is missing: {name} is not beside it",
+    'Nothing was unpacked. Get {name} from where the pack is from, into the same directory: `forkd pack --pack-version` writes both.',
+  ),
+  PACK_OTHER_ENGINE: row(
+    422,
+    "pack '{path}' holds a VM of another engine, whose device state QEMU cannot load",
+    'Its root disk can be booted here: take it out with `--disk disk.ext4`, then `forkd snapshot --tag TAG --rootfs disk.ext4`.',
   ),
   DISK_FULL: row(
     507,

@@ -14,6 +14,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   forkd::RegisterDigest(env, exports);
   forkd::RegisterLayerImage(env, exports);
   forkd::RegisterLayerProcess(env, exports);
+  forkd::RegisterLayerStream(env, exports);
   forkd::RegisterLayerCompact(env, exports);
   forkd::RegisterSource(env, exports);
   forkd::RegisterSourceDiff(env, exports);

@@ -13,6 +13,7 @@ void RegisterLayer(Napi::Env env, Napi::Object exports);
 void RegisterDigest(Napi::Env env, Napi::Object exports);
 void RegisterLayerImage(Napi::Env env, Napi::Object exports);
 void RegisterLayerProcess(Napi::Env env, Napi::Object exports);
+void RegisterLayerStream(Napi::Env env, Napi::Object exports);
 void RegisterLayerCompact(Napi::Env env, Napi::Object exports);
 void RegisterSource(Napi::Env env, Napi::Object exports);
 void RegisterSourceDiff(Napi::Env env, Napi::Object exports);

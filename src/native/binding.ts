@@ -183,6 +183,21 @@ export interface Native {
     options: LayerOptions & { chunkBytes: number; parentRoot?: string },
   ): LayerWritten;
   /**
+   * As layerWriteImage, of an image that arrives in parts: `target` (duplicated) becomes a base, or with `parentRoot` and the handle `parent`, a source of that
+   * image, a layer that owns the pages that differ. Returns a handle. Throws LayerDamaged when the parent is.
+   */
+  layerStreamOpen(
+    target: number,
+    imageBytes: number,
+    options: LayerOptions & { parentRoot?: string; parent?: number },
+  ): number;
+  /** Whole chunks from `chunk` on, or to the image's end. They come in order; what is left out is as in the parent, or zero. */
+  layerStreamAppend(handle: number, chunk: number, bytes: Uint8Array): void;
+  /** Index, header, fsync(2). The handle is none any more. */
+  layerStreamFinish(handle: number): LayerWritten;
+  /** Gives up: the file is emptied. False when there is no such handle. */
+  layerStreamClose(handle: number): boolean;
+  /**
    * Writes what a process has changed: the anonymous pages of its private mappings of `memfd`, which it must not change meanwhile.
    * /proc/PID/maps, ioctl(2) PAGEMAP_SCAN (or /proc/PID/pagemap where the kernel lacks it, or with `scan: false`),
    * process_vm_readv(2). Throws ENXIO when there is no such mapping, EEXIST when two show the same page, ESRCH when the process ended.

@@ -2,10 +2,20 @@
  * Damaged and forged packs: whatever the bytes, a pack is unpacked as it was made, or refused by one of its errors, and nothing is left. Seeded, so that a
  * failure can be repeated.
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
+import { compress, decompress } from 'zstd-napi';
 import { ForkdError } from '../../src/contract/errors.js';
 import { Http } from '../../src/http/client.js';
 import { pack } from '../../src/main/hub/pack.js';
@@ -21,7 +31,8 @@ import { suite } from '../support/suite.js';
 const SEED = 0x9acc;
 const ROUNDS = 40;
 const LAZY_ROUNDS = 20;
-const CODES = /^(PACK_(INVALID|UNREADABLE|NOT_LAZY)|REMOTE_CHANGED|DISK_FULL)$/;
+const PLAIN_ROUNDS = 12;
+const CODES = /^(PACK_(INVALID|UNREADABLE|NOT_LAZY|OTHER_ENGINE|SIDECAR_MISSING)|REMOTE_CHANGED|DISK_FULL)$/;
 
 /** mulberry32. */
 const randoms = (seed: number) => {
@@ -92,7 +103,7 @@ const requireNothing = (where: string): void => {
   const left = existsSync(target.root) ? readdirSync(target.root).filter((name) => name !== '.locks') : [];
   assert.equal(left, [], `${where}: something is left`);
   assert.equal(
-    readdirSync(root).filter((name) => !['from', 'to', 'disk', 'pack', 'good'].includes(name)),
+    readdirSync(root).filter((name) => !['from', 'to', 'disk', 'pack', 'good', 'plain'].includes(name)),
     [],
     where,
   );
@@ -138,6 +149,24 @@ test('unpack', async () => {
     if (await settle(`seed ${SEED}, round ${round}`, unpack(target, { path }))) refused++;
   }
   assert.ok(refused > ROUNDS / 2, `only ${refused} of ${ROUNDS} were refused`);
+});
+
+test('unpack, of versions 1 and 2', async () => {
+  const folder = join(root, 'plain');
+  mkdirSync(folder);
+  const path = join(folder, 'pack');
+  await pack(store, { tag: 'base', out: path, version: 1 });
+  const whole = readFileSync(path);
+  const inside = Buffer.from(decompress(whole));
+  let refused = 0;
+  for (let round = 0; round < PLAIN_ROUNDS; round++) {
+    const kind = round % 3;
+    const bad = kind === 0 ? damaged(whole) : compress(kind === 1 ? forgedManifest(inside) : forgedHeader(inside));
+    writeFileSync(path, bad);
+    if (await settle(`seed ${SEED}, plain round ${round}`, unpack(target, { path }))) refused++;
+  }
+  rmSync(folder, { recursive: true });
+  assert.ok(refused > PLAIN_ROUNDS / 2, `only ${refused} of ${PLAIN_ROUNDS} were refused`);
 });
 
 test('lazily', async () => {

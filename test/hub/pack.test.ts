@@ -15,7 +15,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { generateIdentity, identityToRecipient } from 'age-encryption';
-import * as tar from 'tar-stream';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { compress, decompress } from 'zstd-napi';
@@ -26,20 +25,13 @@ import type { FileDigest } from '../../src/contract/snapshot.js';
 import { FRAME_BYTES } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { unpack } from '../../src/main/hub/unpack.js';
-import { TarReader } from '../../src/main/hub/tar-reader.js';
+import { decodeHeader, TarReader } from '../../src/main/hub/tar-reader.js';
 import { header } from '../../src/main/hub/tar-writer.js';
 import { Store } from '../../src/main/store/store.js';
 import { native } from '../../src/native/binding.js';
 import { CLI, forkd, start, startCli } from '../support/cli.js';
-import { framed, unframed } from '../support/packs.js';
+import { archive, type Entry, framed, listen, unframed } from '../support/packs.js';
 import { PAGE, putBase, putDiff, putImage, Subject } from '../support/layers.js';
-
-interface Entry {
-  name: string;
-  type?: 'file' | 'symlink' | 'link' | 'directory';
-  linkname?: string;
-  body: Buffer;
-}
 
 const root = mkdtempSync(join(tmpdir(), 'packs-'));
 const store = new Store(join(root, 'from'));
@@ -51,34 +43,6 @@ const disk = (name: string, content: string | Buffer): FileDigest => {
   const path = join(root, name);
   writeFileSync(path, content);
   return { path, blake3: native.blake3(Buffer.from(content)), bytes: content.length, mtime_ms: statSync(path).mtimeMs };
-};
-
-const listen = (bytes: Buffer): Promise<Entry[]> =>
-  new Promise((resolve, reject) => {
-    const found: Entry[] = [];
-    const extract = tar.extract();
-    extract.on('entry', ({ name }, stream, next) => {
-      const parts: Buffer[] = [];
-      stream.on('data', (part: unknown) => parts.push(part as Buffer));
-      stream.on('end', () => {
-        found.push({ name, body: Buffer.concat(parts) });
-        next();
-      });
-    });
-    extract.on('finish', () => resolve(found));
-    extract.on('error', reject);
-    extract.end(bytes);
-  });
-
-const build = async (list: Entry[]): Promise<Buffer> => {
-  const archive = tar.pack();
-  for (const { name, type = 'file', linkname, body } of list) {
-    archive.entry({ name, type, ...(linkname === undefined ? {} : { linkname }) }, type === 'file' ? body : '');
-  }
-  archive.finalize();
-  const parts: Buffer[] = [];
-  for await (const part of archive) parts.push(part as Buffer);
-  return Buffer.concat(parts);
 };
 
 /** The code that unpacking these bytes is refused with, or `accepted`; nothing may be there afterwards. */
@@ -101,7 +65,7 @@ const refusal = async (bytes: Buffer): Promise<string> => {
 };
 
 const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
-  refusal(await framed(await build(edit(entries.map((entry) => ({ ...entry }))))));
+  refusal(await framed(await archive(edit(entries.map((entry) => ({ ...entry }))))));
 
 const manifestEdited = (edit: (text: string) => string): Promise<string> =>
   edited(([first, ...rest]) => [
@@ -176,20 +140,15 @@ packs('a manifest that points elsewhere, lies, or is too large', async () => {
   assert.is(await manifestEdited(() => `a = ${'['.repeat(100_000)}`), 'PACK_INVALID', 'deep');
   for (const also of [`["${'0'.repeat(64)}"]`, '[5]', '"x"', '5'])
     assert.is(await manifestEdited((text) => text.replace(/also = \[.*?\]/, `also = ${also}`)), 'PACK_INVALID', also);
-  for (const version of ['1', '2', '4']) {
-    assert.is(
-      await manifestEdited((text) => text.replace('pack_version = 3', `pack_version = ${version}`)),
-      'PACK_UNREADABLE',
-    );
-  }
+  const versioned = (version: string) =>
+    manifestEdited((text) => text.replace('pack_version = 3', `pack_version = ${version}`));
+  assert.is(await versioned('4'), 'PACK_UNREADABLE');
+  // Read as what they say they are, and they are not.
+  for (const version of ['1', '2']) assert.is(await versioned(version), 'PACK_INVALID');
 });
 
-packs('a pack of the reference is told from damage', async () => {
-  const [first, ...rest] = entries as [Entry, ...Entry[]];
-  const body = Buffer.from(first.body.toString().replace('pack_version = 3', 'pack_version = 2'));
-  const bytes = compress(Buffer.concat([await build([{ ...first, body }, ...rest]), randomBytes(8 * 2 ** 20)]));
-  assert.is(await refusal(bytes), 'PACK_UNREADABLE');
-  assert.is(await refusal(compress(await build(entries))), 'PACK_INVALID', 'ours, but without a seek table');
+packs('a pack without its seek table is refused', async () => {
+  assert.is(await refusal(compress(await archive(entries))), 'PACK_INVALID');
 });
 
 packs('any zstd and tar read a pack; a seek table that lies is refused', async () => {
@@ -223,7 +182,7 @@ packs('frames come back whole, in order', async () => {
 
 packs('a header says any size', async () => {
   for (const size of [0, 1, 8 ** 11 - 1, 8 ** 11, 2 ** 40]) {
-    const reader = new TarReader(Readable.from([header('a name', size)]));
+    const reader = new TarReader(Readable.from([header('a name', size)]), decodeHeader);
     assert.equal(await reader.next(), { name: 'a name', size });
   }
   assert.throws(() => header('x'.repeat(101), 1), /too long/);
@@ -332,7 +291,7 @@ packs('a signature is held to what it signs, and to the keys that are trusted', 
   const changed = async (i: number, edit: (body: Buffer) => Buffer, trusted: KeyObject[]): Promise<string> => {
     const path = join(root, 'changed.tar.zst');
     const list = signed.map((one, j) => (i === j ? { ...one, body: edit(Buffer.from(one.body)) } : one));
-    writeFileSync(path, await framed(await build(list)));
+    writeFileSync(path, await framed(await archive(list)));
     return open(path, trusted);
   };
   const flip = (at: number) => (body: Buffer) => {
@@ -492,7 +451,7 @@ packs('more than any chain can have, or than such a file can hold, is refused be
     [2 ** 33, /unpacks to more than 2000 times its size/],
   ] as const) {
     const body = Buffer.from(first.body.toString().replace(/size = \d+/, `size = ${size}`));
-    writeFileSync(path, await framed(await build([{ ...first, body }, ...rest])));
+    writeFileSync(path, await framed(await archive([{ ...first, body }, ...rest])));
     const error = await unpack(target, { path }).catch((e: ForkdError) => e);
     assert.match(String((error as ForkdError).details['reason']), reason);
   }

@@ -1,9 +1,18 @@
 /** pull and push against web servers on loopback: good ones, and ones that lie, redirect, break off or never end. */
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { framed, unframed } from '../support/packs.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
@@ -140,6 +149,32 @@ transfer('from a URL and from a hub, by name and version, with hash and signatur
     );
     assert.equal(parts(), [], 'what is of no use is not kept');
   });
+});
+
+transfer('packs of versions 1 and 2: the root disk is fetched from beside them', async () => {
+  const folder = join(root, 'plain');
+  mkdirSync(folder);
+  const { sidecar = '' } = await pack(store, { tag: 'base', out: join(folder, 'pack'), version: 1 });
+  const name = basename(sidecar);
+  let hidden = '';
+  const answer: Answerer = (request, response) => {
+    const path = request.path.replace(/\?.*/, '');
+    if (path !== hidden) sendFile(request, response, readFileSync(join(folder, basename(path))));
+    else response.writeHead(404).end('no such thing');
+  };
+  await withServer(answer, async ({ url, heard }) => {
+    assert.is(await tryPull({ url: `${url}/a/pack?secret=1` }), 'pulled');
+    assert.equal([...new Set(heard.map(({ path }) => path))], ['/a/pack?secret=1', `/a/${name}`]);
+    const disk = join(root, 'pulled.ext4');
+    const taken = await withHttp((http) => pull(http, target, { url: new URL(`${url}/pack`), disk }, pool));
+    assert.equal(['disk_bytes' in taken && taken.disk_bytes, statSync(disk).size], [3_000_000, 3_000_000]);
+    const lazily = withHttp((http) => pullLazy(http, target, { url: new URL(`${url}/pack`) }));
+    const refused = await lazily.catch((e: ForkdError) => e);
+    assert.match(`${(refused as ForkdError).code} ${(refused as ForkdError).message}`, /^PACK_NOT_LAZY .*version 1/);
+    hidden = `/${name}`;
+    assert.match(await tryPull({ url: `${url}/pack` }), new RegExp(`^HUB_ANSWERED .*/${name} answered 404`));
+  });
+  assert.ok(parts().length <= 2, 'only the pack may wait for a later try');
 });
 
 transfer('a hub that is not one', async () => {

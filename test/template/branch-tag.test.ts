@@ -1,8 +1,10 @@
 /** A running sandbox written out as a snapshot, while it goes on. Real VMs; the second half in another engine, from disk alone. */
-import { statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { pack } from '../../src/main/hub/pack.js';
+import { unpack } from '../../src/main/hub/unpack.js';
 import { Engine } from '../../src/main/engine.js';
 import { BASE_TAG, makeWorld, type World } from '../support/world.js';
 
@@ -98,6 +100,27 @@ branchTag('a branch of a branch, from disk: a chain of three', async () => {
     assert.is(await kept(last, id, 'more'), "('two', 'two')");
   } finally {
     await last.close();
+  }
+});
+
+branchTag('packed as other tools have it, and unpacked elsewhere, the chain forks as it did', async ({ engine }) => {
+  const path = join(world.root, 'two.tar.zst');
+  const packed = await pack(engine.store, { tag: 'two', out: path, version: 2 });
+  const other = new Engine({ snapshotRoot: join(world.root, 'elsewhere') });
+  try {
+    assert.equal((await unpack(other.store, { path })).made, [BASE_TAG, 'one', 'two']);
+    for (const file of [path, packed.sidecar ?? '']) rmSync(file);
+    for (const cold of [false, true]) {
+      const { sandboxes, failures } = await other.fork({ tag: 'two', n: 2, cold });
+      assert.equal(failures, []);
+      for (const { id } of sandboxes) {
+        assert.is(await kept(other, id, 'state'), "('one', 'one')");
+        assert.is(await kept(other, id, 'more'), "('two', 'two')");
+        assert.is((await other.eval(id, 'len(noise)')).result, String(8 << 20));
+      }
+    }
+  } finally {
+    await other.close();
   }
 });
 

@@ -14,6 +14,7 @@ import type { Command } from '../command.js';
 import type { Options } from '../options.js';
 import { Bar, line, step, warn } from '../progress.js';
 import { printJson } from '../render.js';
+import { diskOf, toldOf } from '../taken.js';
 import { withEngine } from '../with-engine.js';
 
 export const pull: Command = {
@@ -29,6 +30,7 @@ export const pull: Command = {
     ['--sha256 <HEX>', 'What the pack must hash to, when a URL is given; a hub says it itself'],
     ['--trust <KEY>', 'Take it only if it is signed by this public Ed25519 key in PEM (repeatable: by one of them)'],
     ['--identity <FILE>', 'Your age identity (AGE-SECRET-KEY-...), for an encrypted pack (repeatable)'],
+    ['--disk <PATH>', 'Take only the root disk, into this file: also of a pack whose VM only another engine can run'],
     ['--json', 'Print one JSON object'],
   ],
   examples: [
@@ -45,6 +47,8 @@ export const pull: Command = {
     if (reference && lazy) throw options.wrong('--lazy', 'needs a URL or a hub: a registry has a pack in pieces');
     const find = reference ? undefined : finder(options, target);
     const tag = options.string('tag');
+    const disk = diskOf(options);
+    if (disk !== undefined && lazy) throw options.wrong('--disk', 'is fetched whole: leave --lazy out');
     const trusted = options.strings('trust').map(readTrustedKey);
     return withEngine(async (engine, signal) => {
       const identities = await readIdentities(options.strings('identity'));
@@ -56,6 +60,7 @@ export const pull: Command = {
           identities,
           force: options.flag('force'),
           ...(tag === undefined ? {} : { tag }),
+          ...(disk === undefined ? {} : { disk }),
         };
         const hooks = {
           signal,
@@ -80,7 +85,7 @@ export const pull: Command = {
           ? await pullPack(http, engine.store, { ...(await find(http, signal)), ...request }, engine.pool, hooks)
           : await pullArtifact(http, engine.store, { ...request, reference: reference as Reference }, hooks);
         bar.end();
-        line(`✓ snapshot '${pulled.tag}' in ${pulled.dir} (${formatBytes(pulled.bytes)} downloaded)`);
+        line(`✓ ${toldOf(pulled)}, ${formatBytes(pulled.bytes)} downloaded`);
         if (options.flag('json')) printJson(pulled);
         return 0;
       } finally {

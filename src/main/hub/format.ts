@@ -52,15 +52,12 @@ export const readPackManifest = (path: string, text: Buffer): PackManifest => {
     throw invalid(path, `${PACK_MANIFEST}: ${reasonOf(error)}`, error);
   }
   const version = value.forkd_pack_version as unknown;
-  if (version === 1 || version === 2) throw new ForkdError('PACK_UNREADABLE', { path, reason: FIRECRACKER });
   if (version !== PACK_VERSION)
     throw new ForkdError('PACK_UNREADABLE', { path, reason: `its version is ${String(version)}` });
   const wrong = firstWrong(value);
   if (wrong !== undefined) throw invalid(path, `${PACK_MANIFEST}: ${wrong}`);
   return value as PackManifest;
 };
-
-const FIRECRACKER = 'it holds device state of Firecracker, which QEMU cannot load';
 
 const HASH = /^[0-9a-f]{64}$/;
 /** Of each link, in this order: all that is small, then the layer. */

@@ -29,6 +29,7 @@ import {
 } from './format.js';
 import { chunksOf, firstRuns, firstRunsToBytes, HEAD_RUNS, inOrder, notFirst, totalOf } from './first.js';
 import { CUT, type FrameHooks, type Piece, writeFrames } from './frames.js';
+import { writePlainPack } from './plain/pack.js';
 import { runsToBytes, sharedParts } from './shared-pages.js';
 import { PACK_SIGNATURE, signManifest } from './signature.js';
 import { Sink } from './sink.js';
@@ -45,6 +46,8 @@ export interface PackRequest {
   signingKey?: KeyObject;
   /** Public keys of age; given any, the pack is encrypted for them. */
   recipients?: string[];
+  /** 3 unless another is named: 1 and 2 are for other tools, and neither signed nor encrypted. */
+  version?: 1 | 2 | 3;
 }
 
 export interface PackHooks {
@@ -58,6 +61,8 @@ export interface Packed {
   /** Of the pack, and of what is in it. */
   bytes: number;
   content_bytes: number;
+  /** The root disk of a pack of version 1 or 2, which belongs beside it. */
+  sidecar?: string;
 }
 
 type Content =
@@ -76,27 +81,30 @@ interface Part {
  * PACK_UNSUPPORTED, SNAPSHOT_INCOMPATIBLE when a disk is not the one of the snapshot, CANCELLED.
  */
 export const pack = async (store: Store, request: PackRequest, hooks: PackHooks = {}): Promise<Packed> => {
-  const { out } = request;
+  const { out, version = PACK_VERSION } = request;
   const half = HalfFile.of(store.root, out);
   try {
-    const content_bytes = await writePack(store, request, half.path, hooks);
+    const written =
+      version === PACK_VERSION
+        ? { content_bytes: await writePack(store, request, half.path, hooks) }
+        : await ofChain(store, request.tag, hooks, (chain, undo) =>
+            writePlainPack(store.root, chain, { ...request, version }, half.path, undo, hooks),
+          );
     half.publish();
-    return { out, bytes: statSync(out).size, content_bytes };
+    return { out, bytes: statSync(out).size, ...written };
   } finally {
     half.close();
   }
 };
 
-/** Writes a new file and leaves what becomes of it, and of half of it, to the caller. Returns the bytes that are in it. */
-export const writePack = async (
+/** Writes a new file of version 3 and leaves what becomes of it, and of half of it, to the caller. Returns the bytes that are in it. */
+export const writePack = (
   store: Store,
   request: Omit<PackRequest, 'out'>,
   path: string,
   hooks: PackHooks = {},
-): Promise<number> => {
-  const chain = store.hold(parseTag(request.tag));
-  const undo = new Undo();
-  try {
+): Promise<number> =>
+  ofChain(store, request.tag, hooks, async (chain, undo) => {
     const parts = await partsOf(chain);
     const total = parts.reduce((sum, { file }) => sum + file.size, 0);
     const manifest = writePackManifest(manifestOf(chain, request, parts));
@@ -106,6 +114,18 @@ export const writePack = async (
       onProgress: (bytes) => hooks.onProgress?.(Math.min(bytes, total), total),
     });
     return total;
+  });
+
+const ofChain = async <T>(
+  store: Store,
+  tag: string,
+  hooks: PackHooks,
+  work: (chain: OpenChain, undo: Undo) => Promise<T>,
+): Promise<T> => {
+  const chain = store.hold(parseTag(tag));
+  const undo = new Undo();
+  try {
+    return await work(chain, undo);
   } catch (error) {
     throw hooks.signal?.aborted ? new ForkdError('CANCELLED') : error;
   } finally {

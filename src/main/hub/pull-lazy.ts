@@ -2,11 +2,13 @@
  * Makes a tag of a pack that stays where it is: the beginning of the pack, which has all that is small and what the layers hold, and its seek table
  * are fetched; the files get their sizes, with holes. What is in the holes comes when it is needed (memory/remote.ts).
  */
+import { Readable } from 'node:stream';
 import { closeSync, ftruncateSync, linkSync, openSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import type { KeyObject } from 'node:crypto';
 import { ForkdError, reasonOf } from '../../contract/errors.js';
 import { limits } from '../../contract/limits.js';
 import { DISK_BLOCK_BYTES } from '../../contract/remote-role.js';
+import { unzstd } from '../zstd.js';
 import { parseTag } from '../../contract/names.js';
 import {
   ARRIVED_FILE,
@@ -39,11 +41,13 @@ import {
   sharedDisks,
 } from './format.js';
 import { Layout } from './layout.js';
+import { plainVersion } from './plain/version.js';
 import type { PullHooks } from './pull.js';
 import type { PackSource } from './registry.js';
 import { bytesToRuns, sharedPlaces } from './shared-pages.js';
-import { TarReader } from './tar-reader.js';
-import { harmful, readHead, requireSize } from './unpack.js';
+import { decodeHeader, TarReader } from './tar-reader.js';
+import { harmful } from './staged-chain.js';
+import { readHead, requireSize } from './unpack-frames.js';
 
 /** Of the first request: what most packs have in front of their memory. */
 const HEAD_BYTES = 384 * 1024;
@@ -89,7 +93,7 @@ export const pullLazy = async (
     const remote = await Beginning.open(http, url, request.bytes, hooks);
     const content = remote.contents();
     undo.push(async () => void (await content.return(undefined)));
-    return await new Making(store, request, remote, undo).run(new TarReader(content), trusted);
+    return await new Making(store, request, remote, undo).run(new TarReader(content, decodeHeader), trusted);
   } catch (error) {
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
     const isKnown = error instanceof ForkdError || typeof (error as NodeJS.ErrnoException).syscall === 'string';
@@ -142,6 +146,9 @@ class Beginning {
     if (total > limits.transferMaxBytes) throw invalid(shown(url), `it has ${total} bytes, which is too much`);
     const { head } = first;
     if (head.toString('latin1', 0, AGE.length) === AGE) throw notLazy(shown(url), 'it is encrypted');
+    const version = await plainVersion(unzstd(Readable.from([head])));
+    if (version !== undefined)
+      throw notLazy(shown(url), `it is of version ${version}, which is read from front to back`);
     const beginning = new Beginning(http, url, hooks, total, first.etag, head);
     await beginning.#readTable();
     return beginning;

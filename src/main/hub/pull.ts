@@ -9,14 +9,20 @@ import { PartFile } from '../../http/part-file.js';
 import type { Pool } from '../pool.js';
 import type { Store } from '../store/store.js';
 import type { PackSource } from './registry.js';
-import { type Unpacked, unpack } from './unpack.js';
+import type { SidecarSource } from './plain/sidecar.js';
+import { type TakenDisk, takeDisk, type Unpacked, unpack } from './unpack.js';
 
-export interface PullRequest extends PackSource {
+/** What is wanted of a pack that is fetched. */
+export interface TakeRequest {
   tag?: string;
   force?: boolean;
   trusted?: KeyObject[];
   identities?: string[];
+  /** Only the root disk, into this file. */
+  disk?: string;
 }
+
+export type PullRequest = PackSource & TakeRequest;
 
 export interface PullHooks {
   signal?: AbortSignal;
@@ -25,10 +31,10 @@ export interface PullHooks {
   onRetry?: (reason: string, waitMs: number) => void;
 }
 
-export interface Pulled extends Unpacked {
+export type Pulled = (Unpacked | TakenDisk) & {
   url: string;
   bytes: number;
-}
+};
 
 /** Where parts of downloads wait. */
 export const pullsDir = (storeRoot: string): string => join(storeRoot, '.pulls');
@@ -48,7 +54,8 @@ export const pull = async (
     await download(http, downloadOf(request, bytes), partial, more);
     if (sha256 !== undefined) await requireHash(partial, url, sha256, pool);
   };
-  const source = { name: sha256 ?? shown(url), from: shown(url), immutable: sha256 !== undefined, fetch };
+  const sidecar = besideUrl(http, store, url, hooks);
+  const source = { name: sha256 ?? shown(url), from: shown(url), immutable: sha256 !== undefined, fetch, sidecar };
   return pullWith(store, request, source, hooks);
 };
 
@@ -61,16 +68,18 @@ export interface Source {
   immutable: boolean;
   /** Completes the part. */
   fetch: (partial: PartFile, hooks: DownloadHooks) => Promise<void>;
+  /** Where a root disk is that belongs beside the pack. */
+  sidecar?: SidecarSource;
 }
 
 /** As `pull`, from anywhere. */
 export const pullWith = async (
   store: Store,
-  request: Omit<PullRequest, 'url'>,
-  { name, from, immutable, fetch }: Source,
+  request: TakeRequest,
+  { name, from, immutable, fetch, sidecar }: Source,
   hooks: PullHooks = {},
 ): Promise<Pulled> => {
-  const { tag, force = false } = request;
+  const { tag, force = false, disk } = request;
   // Refused now: after the download it would come too late.
   if (tag !== undefined && store.exists(tag) && !force) throw new ForkdError('SNAPSHOT_EXISTS', { tag });
   const partial = PartFile.open(pullsDir(store.root), name);
@@ -79,9 +88,11 @@ export const pullWith = async (
     hooks.onStep?.(`downloading ${from}`);
     await fetch(partial, spaced(store, hooks));
     hooks.onStep?.('unpacking');
-    const unpacked = await unpack(store, { ...request, path: partial.path }, hooks);
+    const open = { ...request, path: partial.path, ...(sidecar ? { sidecar } : {}) };
+    const taken =
+      disk === undefined ? await unpack(store, open, hooks) : await takeDisk(store, { ...open, disk }, hooks);
     keep = false;
-    return { ...unpacked, url: from, bytes: partial.bytes };
+    return { ...taken, url: from, bytes: partial.bytes };
   } catch (error) {
     const { code } = error as { code?: string };
     keep = !['TRANSFER_REFUSED', 'PACK_INVALID', 'PACK_UNREADABLE', 'PACK_UNTRUSTED'].includes(code ?? '');
@@ -90,6 +101,22 @@ export const pullWith = async (
     partial.close(keep && (immutable || partial.validator !== undefined));
   }
 };
+
+/** The same URL with another last segment. */
+const besideUrl =
+  (http: Http, store: Store, url: URL, hooks: PullHooks): SidecarSource =>
+  async (name) => {
+    const from = new URL(name, url);
+    const partial = PartFile.open(pullsDir(store.root), shown(from));
+    try {
+      hooks.onStep?.(`downloading ${shown(from)}`);
+      await download(http, { url: from, maxBytes: limits.transferMaxBytes }, partial, spaced(store, hooks));
+      return { path: partial.path, close: () => partial.close(false) };
+    } catch (error) {
+      partial.close(partial.validator !== undefined);
+      throw error;
+    }
+  };
 
 const downloadOf = ({ url, sha256 }: PullRequest, bytes: number | undefined) => ({
   url,

@@ -1,5 +1,5 @@
 /**
- * Reads the one shape of tar that packs have: plain files, names of at most 100 bytes, no extensions. Extended headers are
+ * Reads the one shape of tar that packs have (those of versions 1 and 2 decode their own headers): plain files, names of at most 100 bytes, no extensions. Extended headers are
  * where a general reader can be made to allocate without end or to follow links; here they are refused like any other type.
  */
 const BLOCK = 512;
@@ -11,22 +11,24 @@ export interface TarHeader {
   size: number;
 }
 
-export class TarReader {
+export class TarReader<Header = TarHeader> {
   readonly #source: AsyncIterator<Buffer>;
+  readonly #decode: (block: Buffer) => Header;
   #rest: Buffer = Buffer.alloc(0);
 
-  constructor(source: AsyncIterable<Buffer>) {
+  constructor(source: AsyncIterable<Buffer>, decode: (block: Buffer) => Header) {
     this.#source = source[Symbol.asyncIterator]();
+    this.#decode = decode;
   }
 
   /** The next header, or undefined at the archive's proper end. Throws an Error with the reason. */
-  async next(): Promise<TarHeader | undefined> {
+  async next(): Promise<Header | undefined> {
     const block = await this.#take(BLOCK);
     if (block.every((byte) => byte === 0)) {
       await this.#end();
       return undefined;
     }
-    return decodeHeader(block);
+    return this.#decode(block);
   }
 
   /** The content behind a header, to be read to its end before the next header. */
@@ -38,6 +40,11 @@ export class TarReader {
     }
     const padding = (BLOCK - (size % BLOCK)) % BLOCK;
     if ((await this.#take(padding)).some((byte) => byte !== 0)) throw new Error('padding is not zero');
+  }
+
+  /** One more block of a header. */
+  block(): Promise<Buffer> {
+    return this.#take(BLOCK);
   }
 
   async #end(): Promise<void> {
@@ -89,8 +96,7 @@ export const requireZeros = (bytes: Buffer, reason: string): void => {
 
 /** Throws an Error unless it is the header of a plain file. */
 export const decodeHeader = (block: Buffer): TarHeader => {
-  const sum = block.reduce((all, byte, i) => all + (i >= 148 && i < 156 ? 0x20 : byte), 0);
-  if (octal(block.subarray(148, 156)) !== sum) throw new Error('the checksum of a header is wrong');
+  verifyHeader(block);
   const name = text(block.subarray(0, 100));
   const type = String.fromCharCode(block[156] as number);
   if (type !== '0') throw new Error(`entry ${JSON.stringify(name)} is not a plain file`);
@@ -98,7 +104,13 @@ export const decodeHeader = (block: Buffer): TarHeader => {
   return { name, size: number(block.subarray(124, 136)) };
 };
 
-const text = (field: Buffer): string => {
+/** Throws an Error unless its checksum is right. */
+export const verifyHeader = (block: Buffer): void => {
+  const sum = block.reduce((all, byte, i) => all + (i >= 148 && i < 156 ? 0x20 : byte), 0);
+  if (octal(block.subarray(148, 156)) !== sum) throw new Error('the checksum of a header is wrong');
+};
+
+export const text = (field: Buffer): string => {
   const end = field.indexOf(0);
   return field.toString('latin1', 0, end < 0 ? field.length : end);
 };
@@ -110,7 +122,7 @@ const octal = (field: Buffer): number => {
 };
 
 /** Sizes from 8 GiB on are binary, marked by the first bit. */
-const number = (field: Buffer): number => {
+export const number = (field: Buffer): number => {
   if (field[0] !== 0x80) return octal(field);
   const value = field.readBigUInt64BE(4);
   if (field.readUIntBE(1, 3) !== 0 || value > BigInt(Number.MAX_SAFE_INTEGER)) throw new Error('a size is wrong');

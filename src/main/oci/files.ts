@@ -5,6 +5,7 @@ import { pipeline } from 'node:stream/promises';
 import { createGunzip } from 'node:zlib';
 import { limits } from '../../contract/limits.js';
 import { fileParts } from '../file-parts.js';
+import { unzstd } from '../zstd.js';
 import { FileBytes, readTar } from './tar.js';
 
 const READ_BYTES = 1024 * 1024;
@@ -173,8 +174,12 @@ export async function* decompressed(source: AsyncIterable<Buffer>): AsyncGenerat
 }
 
 async function* inflated(kind: 'gzip' | 'zstd', source: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-  const { DecompressStream } = await import('zstd-napi');
-  const inflater = kind === 'gzip' ? createGunzip({ chunkSize: READ_BYTES }) : new DecompressStream();
+  if (kind === 'zstd') {
+    // Whoever writes them has several at once.
+    for await (const part of unzstd(source)) yield Buffer.from(part);
+    return;
+  }
+  const inflater = createGunzip({ chunkSize: READ_BYTES });
   const feeding = pipeline(source, inflater);
   // The reader meets the same error.
   feeding.catch(() => undefined);

@@ -1,0 +1,23 @@
+/** Decompresses a stream of zstd frames. zstd-napi's own stream holds all that one of its inputs unpacks to, which a bomb makes gigabytes. */
+import binding from 'zstd-napi/binding.js';
+
+const PART_BYTES = 128 * 1024;
+
+/** Each part is valid until the next is asked for. Throws an Error for what is damaged or cut off. */
+export async function* unzstd(source: AsyncIterable<Uint8Array>): AsyncGenerator<Buffer> {
+  const zstd = new binding.DCtx();
+  const into = Buffer.allocUnsafeSlow(PART_BYTES);
+  let isInFrame = false;
+  for await (const part of source) {
+    let rest = part;
+    for (let more = true; more; ) {
+      const [left, produced, consumed] = zstd.decompressStream(into, rest);
+      rest = rest.subarray(consumed);
+      // A full part may have more behind it, which needs no more input.
+      more = rest.length > 0 || (produced === into.length && left !== 0);
+      isInFrame = left !== 0;
+      if (produced > 0) yield into.subarray(0, produced);
+    }
+  }
+  if (isInFrame) throw new Error('truncated');
+}
