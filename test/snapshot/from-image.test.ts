@@ -1,6 +1,6 @@
 /** Snapshots of container images, and commands in them, end to end. */
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { suite } from '../support/suite.js';
@@ -13,6 +13,7 @@ import { runImage, runTag, snapshotImage, withInstall } from '../../src/main/fro
 import { installPackages } from '../../src/main/host/packages.js';
 import { busyboxImage } from '../support/busybox.js';
 import { CLI, forkd, start } from '../support/cli.js';
+import { openApk } from '../support/apk.js';
 import { DNF_PACKAGES, dnfImage, serveRepository } from '../support/dnf.js';
 import { serve } from '../support/http.js';
 import { ociArchive } from '../support/oci.js';
@@ -214,7 +215,7 @@ const speaker = async (text: string) => {
   return { port: (server.address() as AddressInfo).port, heard: () => heard, close: () => void server.close() };
 };
 
-/** A root of some hundred packages and two minutes. By hand: FORKD_TEST_DNF=1, or the tar of such a root from a time before. Debian has no apk. */
+/** A root of some hundred packages and two minutes. By hand: FORKD_TEST_DNF=1, or the tar of such a root from a time before. */
 const dnf = process.env['FORKD_TEST_DNF'];
 
 (dnf === undefined ? test.skip : test)('extras by a real dnf, from a repository of rpms', async () => {
@@ -231,6 +232,31 @@ const dnf = process.env['FORKD_TEST_DNF'];
     assert.ok(web.heard.some(({ path }) => path.endsWith('.rpm')));
     const missing = buildRootfs(cacheDir, { image: file, extras: ['forkd-nothing'] }, withInstall(engine, {}));
     assert.match(await refusal(missing), /^EXTRAS_FAILED: .*forkd-nothing/);
+  } finally {
+    delete process.env['http_proxy'];
+    await web.close();
+  }
+});
+
+/** Neither Debian nor npm has an apk: FORKD_TEST_APK is the path of one that was built from the source of apk-tools 3. */
+const apkProgram = process.env['FORKD_TEST_APK'];
+
+(apkProgram === undefined ? test.skip : test)('extras by a real apk, from a signed repository', async () => {
+  const dir = join(world.root, 'apk');
+  mkdirSync(dir);
+  const { items, web } = await openApk(dir, apkProgram ?? '');
+  process.env['http_proxy'] = web.url;
+  try {
+    const { initrd } = await buildDefaultImage({ cacheDir: join(world.env.FORKD_RUN_CACHE, 'images') });
+    const file = join(dir, 'apk.tar');
+    writeFileSync(file, await ociArchive(await busyboxImage(initrd, { Env: ['PATH=/usr/bin:/bin:/sbin'] }, items)));
+    const cacheDir = join(dir, 'cache');
+    const script = 'forkd-hello; apk info';
+    const request = { image: file, cacheDir, extras: ['forkd-hello'], args: ['sh', '-c', script], timeoutSecs: 120 };
+    const reply = await runImage(engine, request);
+    assert.is(reply.stdout, 'hello from an apk\nforkd-hello\nforkd-word\n', reply.stderr);
+    const missing = buildRootfs(cacheDir, { image: file, extras: ['forkd-nothing'] }, withInstall(engine, {}));
+    assert.match(await refusal(missing), /^EXTRAS_FAILED: .*forkd-nothing \(no such package\)/);
   } finally {
     delete process.env['http_proxy'];
     await web.close();
