@@ -20,6 +20,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { ForkdError } from '../contract/errors.js';
 import { native } from '../native/binding.js';
+import { isLocked } from '../native/lock-file.js';
 
 const write = promisify(writeCallback);
 const ID = /^[0-9a-f]{32}$/;
@@ -101,21 +102,7 @@ export const abandonedParts = (dir: string): string[] =>
   readdirSync(dir)
     .filter((name) => name.endsWith('.part') && ID.test(name.slice(0, -5)))
     .map((name) => join(dir, name))
-    .filter((path) => !isWorkedOn(`${path.slice(0, -5)}.json`));
-
-const isWorkedOn = (record: string): boolean => {
-  let fd: number;
-  try {
-    fd = openSync(record, 'r');
-  } catch {
-    return false;
-  }
-  try {
-    return !native.flockTry(fd, 'exclusive');
-  } finally {
-    closeSync(fd);
-  }
-};
+    .filter((path) => !isLocked(`${path.slice(0, -5)}.json`));
 
 export const removePart = (path: string): void => {
   rmSync(path, { force: true });

@@ -1,3 +1,4 @@
+import { random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import {
@@ -92,19 +93,10 @@ frames('what nobody wants is skipped, and not held, however it is cut', () => {
   }
 });
 
-/** A generator that gives the same numbers for the same seed (mulberry32). */
-const randomFrom = (seed: number) => () => {
-  seed = (seed + 0x6d2b79f5) | 0;
-  let x = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-  x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x;
-  return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
-};
-
 frames('any bytes: frames within their limits, or RangeError, and nothing else', () => {
   let refused = 0;
   for (let seed = 1; seed <= 300; seed++) {
-    const random = randomFrom(seed);
-    const below = (n: number) => Math.floor(random() * n);
+    const below = random(seed);
     const parts = Array.from({ length: 40 }, () => {
       const payload = Buffer.from(Array.from({ length: below(50) }, () => below(256)));
       const frame = encodeData(below(5), below(256), payload);

@@ -1,5 +1,4 @@
 /** The agent in C, in a guest without Python: one boot for the whole suite. */
-import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +8,7 @@ import { buildDefaultImage } from '../../src/main/image/index.js';
 import { buildRootfs } from '../../src/main/oci/rootfs.js';
 import { busyboxImage } from '../support/busybox.js';
 import { ociArchive } from '../support/oci.js';
-import { bootGuest, type GuestVm, type Reply, request } from './vm.js';
+import { bootGuest, forkRequest, type GuestVm, type Reply, request } from './vm.js';
 
 const test = suite('guest agent in C');
 let vm: GuestVm;
@@ -52,16 +51,6 @@ test.after(async () => {
 const exec = (args: unknown, extra: object = {}): Promise<Reply> => vm.call({ action: 'exec', args, ...extra });
 const sh = (script: string, extra: object = {}, timeoutMs?: number): Promise<Reply> =>
   vm.call({ action: 'exec', args: ['sh', '-c', script], ...extra }, timeoutMs);
-const forkRequest = (over: object = {}) => ({
-  action: 'fork',
-  entropy: randomBytes(64).toString('base64'),
-  clock_ns: `${BigInt(Date.now()) * 1_000_000n}`,
-  hostname: 'child-7',
-  machine_id: randomBytes(16).toString('hex'),
-  index: 7,
-  ...over,
-});
-
 test('hello, ping, and what it does not do', async () => {
   assert.equal([vm.hello.generation, vm.hello.python, vm.hello.numpy_version], [2, '', 'not-installed']);
   assert.ok(vm.hello.uptime_ms > 0);

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { buildDefaultImage, type GuestImage } from '../../src/main/image/index.js';
-import { bootGuest, type GuestVm, type Reply, request } from './vm.js';
+import { bootGuest, forkRequest, type GuestVm, type Reply, request } from './vm.js';
 
 const test = suite('guest agent');
 let image: GuestImage;
@@ -29,16 +29,6 @@ const makeVolume = (path: string, text: string): string => {
   rmSync(tree, { recursive: true });
   return path;
 };
-
-const forkRequest = (over: object = {}) => ({
-  action: 'fork',
-  entropy: randomBytes(64).toString('base64'),
-  clock_ns: `${BigInt(Date.now()) * 1_000_000n}`,
-  hostname: 'child-7',
-  machine_id: randomBytes(16).toString('hex'),
-  index: 7,
-  ...over,
-});
 
 test.before(async () => {
   image = await buildDefaultImage({ cacheDir: join(process.env.FORKD_RUN_CACHE ?? '/var/cache/forkd', 'images') });

@@ -1,5 +1,6 @@
 /** Boots one real guest and speaks the framed protocol to its agent. QEMU is the client of our socket. */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
@@ -154,3 +155,14 @@ export const bootGuest = async (image: GuestImage, volumes: string[] = []): Prom
 };
 
 export const request = (id: number, body: object): Uint8Array => encodeFrame(FrameType.request, id, body);
+
+/** What tells an agent to become a child of its own. */
+export const forkRequest = (over: object = {}) => ({
+  action: 'fork',
+  entropy: randomBytes(64).toString('base64'),
+  clock_ns: `${BigInt(Date.now()) * 1_000_000n}`,
+  hostname: 'child-7',
+  machine_id: randomBytes(16).toString('hex'),
+  index: 7,
+  ...over,
+});

@@ -2,16 +2,7 @@
  * Damaged and forged packs: whatever the bytes, a pack is unpacked as it was made, or refused by one of its errors, and nothing is left. Seeded, so that a
  * failure can be repeated.
  */
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
@@ -22,10 +13,10 @@ import { pack } from '../../src/main/hub/pack.js';
 import { pullLazy } from '../../src/main/hub/pull-lazy.js';
 import { unpack } from '../../src/main/hub/unpack.js';
 import { Store } from '../../src/main/store/store.js';
-import { native } from '../../src/native/binding.js';
 import { sendFile, serve } from '../support/http.js';
-import { putBase } from '../support/layers.js';
+import { putBase, putDisk } from '../support/layers.js';
 import { framed, unframed } from '../support/packs.js';
+import { damaged, forgedAt, random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 
 const SEED = 0x9acc;
@@ -34,33 +25,12 @@ const LAZY_ROUNDS = 20;
 const PLAIN_ROUNDS = 12;
 const CODES = /^(PACK_(INVALID|UNREADABLE|NOT_LAZY|OTHER_ENGINE|SIDECAR_MISSING)|REMOTE_CHANGED|DISK_FULL)$/;
 
-/** mulberry32. */
-const randoms = (seed: number) => {
-  let state = seed;
-  return (below: number): number => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
-};
-
-const next = randoms(SEED);
+const next = random(SEED);
 const root = mkdtempSync(join(tmpdir(), 'fuzz-packs-'));
 const store = new Store(join(root, 'from'));
 const target = new Store(join(root, 'to'));
 let good: Buffer;
 let content: Buffer;
-
-/** Some bytes changed, or the end cut off, or a part of it left out or there twice. */
-const damaged = (bytes: Buffer): Buffer => {
-  const copy = Buffer.from(bytes);
-  const kind = next(8);
-  if (kind === 0) return copy.subarray(0, next(copy.length));
-  if (kind === 1) return Buffer.concat([copy.subarray(0, next(copy.length)), copy.subarray(next(copy.length))]);
-  for (let i = next(6); i >= 0; i--) copy[next(copy.length)] = next(256);
-  return copy;
-};
 
 /** A number, a hash or a name of the manifest is another, at the same length: what comes behind its parser. */
 const forgedManifest = (bytes: Buffer): Buffer => {
@@ -77,26 +47,20 @@ const forgedManifest = (bytes: Buffer): Buffer => {
   return copy;
 };
 
-/** In a header, with the sum put right. */
+/** In any header. */
 const forgedHeader = (bytes: Buffer): Buffer => {
-  const copy = Buffer.from(bytes);
-  const headers = [...Array(Math.floor(copy.length / 512)).keys()].filter(
-    (block) => copy.toString('latin1', block * 512 + 257, block * 512 + 262) === 'ustar',
+  const headers = [...Array(Math.floor(bytes.length / 512)).keys()].filter(
+    (block) => bytes.toString('latin1', block * 512 + 257, block * 512 + 262) === 'ustar',
   );
-  const header = (headers[next(headers.length)] as number) * 512;
-  for (let i = next(4); i >= 0; i--) copy[header + next(512)] = next(256);
-  let sum = 8 * 0x20;
-  for (let i = 0; i < 512; i++) if (i < 148 || i >= 156) sum += copy[header + i] as number;
-  copy.write(`${sum.toString(8).padStart(6, '0')}\0 `, header + 148, 'latin1');
-  return copy;
+  return forgedAt(bytes, (headers[next(headers.length)] as number) * 512, next);
 };
 
 const sample = async (round: number): Promise<Buffer> => {
   const kind = round % 4;
-  if (kind === 0) return damaged(good);
+  if (kind === 0) return damaged(good, next);
   if (kind === 1) return framed(forgedManifest(content));
   if (kind === 2) return framed(forgedHeader(content));
-  return framed(damaged(content));
+  return framed(damaged(content, next));
 };
 
 const requireNothing = (where: string): void => {
@@ -129,8 +93,7 @@ const test = suite('fuzz of packs');
 
 test.before(async () => {
   const path = join(root, 'disk');
-  writeFileSync(path, Buffer.alloc(70_000, 'disk'));
-  const disk = { path, blake3: native.blake3(readFileSync(path)), bytes: 70_000, mtime_ms: statSync(path).mtimeMs };
+  const disk = putDisk(path, Buffer.alloc(70_000, 'disk'));
   putBase(store, 'base', { 0: 1, 20: 2, 400: 3 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
   const out = join(root, 'good');
   await pack(store, { tag: 'base', out });
@@ -161,7 +124,8 @@ test('unpack, of versions 1 and 2', async () => {
   let refused = 0;
   for (let round = 0; round < PLAIN_ROUNDS; round++) {
     const kind = round % 3;
-    const bad = kind === 0 ? damaged(whole) : compress(kind === 1 ? forgedManifest(inside) : forgedHeader(inside));
+    const bad =
+      kind === 0 ? damaged(whole, next) : compress(kind === 1 ? forgedManifest(inside) : forgedHeader(inside));
     writeFileSync(path, bad);
     if (await settle(`seed ${SEED}, plain round ${round}`, unpack(target, { path }))) refused++;
   }

@@ -31,7 +31,7 @@ import { Store } from '../../src/main/store/store.js';
 import { native } from '../../src/native/binding.js';
 import { CLI, forkd, start, startCli } from '../support/cli.js';
 import { archive, type Entry, framed, listen, unframed } from '../support/packs.js';
-import { PAGE, putBase, putDiff, putImage, Subject } from '../support/layers.js';
+import { PAGE, putBase, putDiff, putDisk, putImage, Subject } from '../support/layers.js';
 
 const root = mkdtempSync(join(tmpdir(), 'packs-'));
 const store = new Store(join(root, 'from'));
@@ -39,11 +39,7 @@ const target = new Store(join(root, 'to'));
 const good = join(root, 'good.tar.zst');
 let entries: Entry[] = [];
 
-const disk = (name: string, content: string | Buffer): FileDigest => {
-  const path = join(root, name);
-  writeFileSync(path, content);
-  return { path, blake3: native.blake3(Buffer.from(content)), bytes: content.length, mtime_ms: statSync(path).mtimeMs };
-};
+const disk = (name: string, content: string | Buffer): FileDigest => putDisk(join(root, name), content);
 
 /** The code that unpacking these bytes is refused with, or `accepted`; nothing may be there afterwards. */
 const refusal = async (bytes: Buffer): Promise<string> => {

@@ -1,15 +1,6 @@
 /** pull and push against web servers on loopback: good ones, and ones that lie, redirect, break off or never end. */
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -17,7 +8,6 @@ import { framed, unframed } from '../support/packs.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
-import type { FileDigest } from '../../src/contract/snapshot.js';
 import { Http, type Patience, redirectedTo } from '../../src/http/client.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { type LazyPullRequest, pullLazy } from '../../src/main/hub/pull-lazy.js';
@@ -27,10 +17,9 @@ import { completeSnapshot } from '../../src/main/memory/complete.js';
 import { findPackage } from '../../src/main/hub/registry.js';
 import { Pool } from '../../src/main/pool.js';
 import { Store } from '../../src/main/store/store.js';
-import { native } from '../../src/native/binding.js';
 import { forkd, startCli } from '../support/cli.js';
 import { type Answerer, type Heard, sendFile, serve, type WebServer } from '../support/http.js';
-import { putBase } from '../support/layers.js';
+import { putBase, putDisk } from '../support/layers.js';
 
 const root = mkdtempSync(join(tmpdir(), 'transfer-'));
 const pool = new Pool();
@@ -87,13 +76,7 @@ transfer.before(async () => {
   // Noise, so that the pack has some megabytes to break off in.
   const noise = randomBytes(3_000_000);
   const path = join(root, 'disk');
-  writeFileSync(path, noise);
-  const disk: FileDigest = {
-    path,
-    blake3: native.blake3(noise),
-    bytes: noise.length,
-    mtime_ms: statSync(path).mtimeMs,
-  };
+  const disk = putDisk(path, noise);
   putBase(store, 'base', { 1: 1 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });
   const out = join(root, 'good.tar.zst');
   await pack(store, { tag: 'base', out, signingKey: signer.privateKey });

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ABSENT, CHUNK_BYTES, PageMap, PRESENT } from '../../src/contract/page-map.js';
@@ -17,7 +18,6 @@ import {
   PAGE_BYTES,
   packed,
   pageOf,
-  random,
   raw,
 } from './layers.js';
 import { compileSubject, Subject } from './private-subject.js';

@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { CHUNK_BYTES } from '../../src/contract/page-map.js';
@@ -17,7 +18,6 @@ import {
   mixedImage,
   PAGE_BYTES,
   packed,
-  random,
   raw,
   sign,
 } from './layers.js';

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { CHUNK_BYTES } from '../../src/contract/page-map.js';
@@ -17,7 +18,6 @@ import {
   PAGE_BYTES,
   pageOf,
   PAGES_PER_CHUNK,
-  random,
   raw,
 } from './layers.js';
 import { fdCount } from './process.js';

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CHUNK_BYTES, PageMap } from '../../src/contract/page-map.js';
 import { native } from '../../src/native/binding.js';
+import { random } from '../support/random.js';
 
 export const PAGE_BYTES = 4096;
 export const HEADER_BYTES = 4096;
@@ -92,17 +93,6 @@ export function memoryOf(files: Files, layers: number[]): number {
 export function pageOf(seed: number): Buffer {
   const words = Uint32Array.from({ length: PAGE_BYTES / 4 }, (_, i) => seed + Math.imul(i % 64, seed | 1));
   return Buffer.from(words.buffer);
-}
-
-/** A generator of numbers below 2^32 (mulberry32), so that a failure can be repeated. */
-export function random(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
 }
 
 /** An image of `chunks` chunks with every kind of page in it. */

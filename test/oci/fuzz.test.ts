@@ -16,45 +16,17 @@ import { openImage } from '../../src/main/oci/open.js';
 import { readTar, StreamBytes } from '../../src/main/oci/tar.js';
 import { Tree } from '../../src/main/oci/tree.js';
 import { buildImage, layer, ociArchive } from '../support/oci.js';
+import { damaged, forgedAt, random } from '../support/random.js';
 import { suite } from '../support/suite.js';
 
 const SEED = 0x5eed;
 const ROUNDS = 150;
 
-/** mulberry32. */
-const randoms = (seed: number) => {
-  let state = seed;
-  return (below: number): number => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
-};
-
 const root = mkdtempSync(join(tmpdir(), 'fuzz-'));
-const next = randoms(SEED);
+const next = random(SEED);
 
-/** Some bytes changed, or the end cut off, or a part of it twice. */
-const damaged = (bytes: Buffer): Buffer => {
-  const copy = Buffer.from(bytes);
-  const kind = next(8);
-  if (kind === 0) return copy.subarray(0, next(copy.length));
-  if (kind === 1) return Buffer.concat([copy.subarray(0, next(copy.length)), copy.subarray(next(copy.length))]);
-  for (let i = next(6); i >= 0; i--) copy[next(copy.length)] = next(256);
-  return copy;
-};
-
-/** In a header, with the sum put right: what comes behind the first check. */
-const forged = (bytes: Buffer): Buffer => {
-  const copy = Buffer.from(bytes);
-  const header = next(Math.floor(copy.length / 512)) * 512;
-  for (let i = next(4); i >= 0; i--) copy[header + next(512)] = next(256);
-  let sum = 8 * 0x20;
-  for (let i = 0; i < 512; i++) if (i < 148 || i >= 156) sum += copy[header + i] as number;
-  copy.write(`${sum.toString(8).padStart(6, '0')}\0 `, header + 148, 'latin1');
-  return copy;
-};
+/** In what may be a header. */
+const forged = (bytes: Buffer): Buffer => forgedAt(bytes, next(Math.floor(bytes.length / 512)) * 512, next);
 
 const test = suite('fuzz of images');
 test.after(() => rmSync(root, { recursive: true, force: true }));
@@ -114,7 +86,7 @@ test('layers', async () => {
   ]);
   let refused = 0;
   for (let round = 0; round < ROUNDS; round++) {
-    const bytes = round % 2 === 0 ? forged(good) : damaged(round % 4 === 1 ? gzipSync(good) : good);
+    const bytes = round % 2 === 0 ? forged(good) : damaged(round % 4 === 1 ? gzipSync(good) : good, next);
     mkdirSync(join(root, 'outer'), { recursive: true });
     const path = join(root, 'outer', 'disk');
     const disk = new Disk(path);
@@ -148,7 +120,7 @@ test('archives', async () => {
   const path = join(root, 'image.tar');
   const work = join(root, 'work');
   for (let round = 0; round < ROUNDS; round++) {
-    writeFileSync(path, round % 2 === 0 ? forged(good) : damaged(good));
+    writeFileSync(path, round % 2 === 0 ? forged(good) : damaged(good, next));
     mkdirSync(work);
     const error = await openImage(path, work, work).then(
       () => undefined,

@@ -1,12 +1,11 @@
 /** Registries on loopback: images and packs, users and tokens, and registries that lie, break off or never end. */
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
-import type { FileDigest } from '../../src/contract/snapshot.js';
 import { Http } from '../../src/http/client.js';
 import { pullsDir } from '../../src/main/hub/pull.js';
 import { blobsDir, buildRootfs } from '../../src/main/oci/rootfs.js';
@@ -14,9 +13,8 @@ import { parseArtifact, pullArtifact, pushArtifact } from '../../src/main/regist
 import { registryImage } from '../../src/main/registry/image.js';
 import { parseReference, type Reference, showReference } from '../../src/main/registry/reference.js';
 import { Store } from '../../src/main/store/store.js';
-import { native } from '../../src/native/binding.js';
 import { forkd } from '../support/cli.js';
-import { putBase } from '../support/layers.js';
+import { putBase, putDisk } from '../support/layers.js';
 import { type BuiltImage, buildImage, layer, sha } from '../support/oci.js';
 import { type RegistryOptions, startRegistry, type TestRegistry } from '../support/registry.js';
 
@@ -258,13 +256,7 @@ test('registries that lie, or never end', async () => {
 test('snapshots: pushed in pieces, what is there is not sent again, pulled by tag and by digest', async () => {
   const noise = randomBytes(3_000_000);
   const path = join(root, 'disk');
-  writeFileSync(path, noise);
-  const disk: FileDigest = {
-    path,
-    blake3: native.blake3(noise),
-    bytes: noise.length,
-    mtime_ms: statSync(path).mtimeMs,
-  };
+  const disk = putDisk(path, noise);
   const from = new Store(join(root, 'data/forkd/snapshots'));
   const to = new Store(join(root, 'to'));
   putBase(from, 'base', { 1: 1 }, { kernel: disk, initrd: disk, rootfs: path, rootfs_digest: disk });

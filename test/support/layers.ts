@@ -1,8 +1,8 @@
 /** Small snapshots with real layers, made without a VM: what is tested is the store, not what is in the guest. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, writeFileSync } from 'node:fs';
-import { MEMORY_FILE, type SnapshotManifest, STATE_FILE } from '../../src/contract/snapshot.js';
+import { closeSync, openSync, statSync, writeFileSync } from 'node:fs';
+import { type FileDigest, MEMORY_FILE, type SnapshotManifest, STATE_FILE } from '../../src/contract/snapshot.js';
 import { CHUNK_BYTES } from '../../src/contract/page-map.js';
 import { MiB } from '../../src/contract/units.js';
 import { MemorySource } from '../../src/main/memory/source.js';
@@ -36,6 +36,12 @@ const writeLayer = (staging: Staging, write: (fd: number) => { root: string }): 
   } finally {
     closeSync(fd);
   }
+};
+
+/** A file that a manifest can name as its kernel, initramfs or root disk. */
+export const putDisk = (path: string, content: string | Buffer): FileDigest => {
+  writeFileSync(path, content);
+  return { path, blake3: native.blake3(Buffer.from(content)), bytes: content.length, mtime_ms: statSync(path).mtimeMs };
 };
 
 /** A tag whose image has these pages. */

@@ -1,9 +1,9 @@
 /** Debian packages on the host: what the engine needs, whether it is there, and its installation with apt-get. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { accessSync, constants, readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { readdirSync } from 'node:fs';
 import { ForkdError } from '../../contract/errors.js';
 import { commandEnv, lastLines, toolMissing } from '../image/command.js';
+import { onPath } from '../vmm/find.js';
 
 export const QEMU_PACKAGE = 'qemu-system-x86';
 
@@ -17,19 +17,7 @@ export const missingImageTools = (): { tool: string; package: string }[] =>
     package: String(toolMissing(tool).details['package']),
   }));
 
-export const findTool = (tool: string): string | undefined =>
-  (commandEnv().PATH ?? '')
-    .split(':')
-    .filter((dir) => dir !== '')
-    .map((dir) => join(dir, tool))
-    .find((path) => {
-      try {
-        accessSync(path, constants.X_OK);
-        return true;
-      } catch {
-        return false;
-      }
-    });
+export const findTool = (tool: string): string | undefined => onPath(tool, commandEnv().PATH);
 
 /** Only root may install, and only where there is an apt-get. */
 export const canInstall = (): boolean => process.getuid?.() === 0 && findTool('apt-get') !== undefined;

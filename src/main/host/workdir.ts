@@ -5,6 +5,7 @@
 import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { native } from '../../native/binding.js';
+import { isLocked } from '../../native/lock-file.js';
 import { tempDir, WORK_DIR_PREFIX } from '../paths.js';
 
 export const LOCK_FILE = '.lock';
@@ -56,16 +57,4 @@ export class WorkDir {
 }
 
 /** True when a live process holds the directory. */
-export const isHeld = (dir: string): boolean => {
-  let fd: number;
-  try {
-    fd = openSync(join(dir, LOCK_FILE), 'r+');
-  } catch {
-    return false;
-  }
-  try {
-    return !native.flockTry(fd, 'exclusive');
-  } finally {
-    closeSync(fd);
-  }
-};
+export const isHeld = (dir: string): boolean => isLocked(join(dir, LOCK_FILE));

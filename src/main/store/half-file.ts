@@ -17,6 +17,7 @@ import {
 import { dirname, join, resolve } from 'node:path';
 import { errnoOf } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
+import { isLocked } from '../../native/lock-file.js';
 import { syncDir } from './staging.js';
 
 const HALF = /\.[0-9a-f]{12}\.part$/;
@@ -72,7 +73,7 @@ export const abandonedHalves = (storeRoot: string): AbandonedHalf[] => {
     .filter((name) => RECORD.test(name))
     .flatMap((name) => {
       const record = join(dir, name);
-      const path = isHeld(record) ? undefined : recorded(record);
+      const path = isLocked(record) ? undefined : recorded(record);
       return path === undefined ? [] : [{ path, record }];
     });
 };
@@ -82,15 +83,6 @@ export const removeHalf = ({ path, record }: AbandonedHalf): void => {
   if (!isHalf(path)) throw new Error('its name is not one that forkd gives');
   rmSync(path, { force: true });
   rmSync(record, { force: true });
-};
-
-const isHeld = (record: string): boolean => {
-  const fd = openSync(record, 'r');
-  try {
-    return !native.flockTry(fd, 'exclusive');
-  } finally {
-    closeSync(fd);
-  }
 };
 
 /** What a record says, if it can be true: an absolute name of the form that `of` gives, with the record's own id. */

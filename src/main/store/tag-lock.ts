@@ -3,6 +3,7 @@ import { closeSync, mkdirSync, openSync, readFileSync, truncateSync, writeSync }
 import { join } from 'node:path';
 import { ForkdError } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
+import { isLocked } from '../../native/lock-file.js';
 
 const lockPath = (root: string, tag: string): string => join(root, '.locks', `${tag}.lock`);
 
@@ -24,17 +25,7 @@ export class TagLock {
   }
 
   static isHeld(root: string, tag: string): boolean {
-    let fd: number;
-    try {
-      fd = openSync(lockPath(root, tag), 'r');
-    } catch {
-      return false;
-    }
-    try {
-      return !native.flockTry(fd, 'exclusive');
-    } finally {
-      closeSync(fd);
-    }
+    return isLocked(lockPath(root, tag));
   }
 
   release(): void {

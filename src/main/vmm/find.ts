@@ -8,10 +8,11 @@ import { QemuDriver } from './qemu.js';
 
 export const QEMU = 'qemu-system-x86_64';
 
-/** First executable of that name on PATH, or undefined. */
-export const onPath = (name: string): string | undefined =>
-  (process.env['PATH'] ?? '/usr/bin:/bin')
+/** First executable of that name on PATH, or on another such list, or undefined. */
+export const onPath = (name: string, path = process.env['PATH'] ?? '/usr/bin:/bin'): string | undefined =>
+  path
     .split(delimiter)
+    .filter((dir) => dir !== '')
     .map((dir) => join(dir, name))
     .find((path) => {
       try {

@@ -5,7 +5,8 @@
 import { ftruncateSync } from 'node:fs';
 import { CHUNK_BYTES } from '../../../src/contract/page-map.js';
 import { native } from '../../../src/native/binding.js';
-import { contents, ENTRY_BYTES, entryAt, Files, HEADER, mixedImage, packed, random, raw, sign } from '../layers.js';
+import { contents, ENTRY_BYTES, entryAt, Files, HEADER, mixedImage, packed, raw, sign } from '../layers.js';
+import { random } from '../../support/random.js';
 
 const ROUNDS = 4000;
 const READ_MAX = 40;
