@@ -15,7 +15,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { Engine } from '../../src/main/engine.js';
 import { findTool, installPackages } from '../../src/main/host/packages.js';
@@ -28,7 +28,14 @@ import { median, round } from '../stats.js';
 
 const MIB = 1024 * 1024;
 
-interface Trial {
+interface PlainTrial {
+  v1_pack_ms: number;
+  v1_unpack_ms: number;
+  v1_bytes: number;
+  failed: number;
+}
+
+interface Trial extends PlainTrial {
   pack_ms: number;
   unpack_ms: number;
   tar_pack_ms: number;
@@ -37,7 +44,6 @@ interface Trial {
   bytes: number;
   tar_bytes: number;
   content_bytes: number;
-  failed: number;
 }
 
 const timed = async (work: () => Promise<unknown>): Promise<number> => {
@@ -141,12 +147,40 @@ const trial = async (): Promise<Trial> => {
     const write_ms = (before_ms + after_ms) / 2;
     const content_bytes = files.reduce((sum, path) => sum + statSync(path).size, 0);
     const [bytes, tar_bytes] = [statSync(out).size, statSync(theirs).size];
-    const failed = made.length === 1 ? 0 : 1;
-    return { pack_ms, unpack_ms, tar_pack_ms, tar_unpack_ms, write_ms, bytes, tar_bytes, content_bytes, failed };
+    const versionOne = await plainPack(engine.store, folder);
+    const failed = (made.length === 1 ? 0 : 1) + versionOne.failed;
+    return {
+      pack_ms,
+      unpack_ms,
+      tar_pack_ms,
+      tar_unpack_ms,
+      write_ms,
+      bytes,
+      tar_bytes,
+      content_bytes,
+      ...versionOne,
+      failed,
+    };
   } finally {
     await engine.close();
     rmSync(folder, { recursive: true });
   }
+};
+
+/** The same in version 1, of which the root disk is a file beside the pack: whole memory, one stream. */
+const plainPack = async (from: Store, folder: string): Promise<PlainTrial> => {
+  const out = join(folder, 'v1', 'pack.tar.zst');
+  mkdirSync(dirname(out));
+  let sidecar = '';
+  const v1_pack_ms = await timed(async () => {
+    sidecar = (await pack(from, { tag: BENCH_TAG, out, version: 1 })).sidecar ?? '';
+  });
+  let made: string[] = [];
+  const v1_unpack_ms = await timed(async () => {
+    made = (await unpack(new Store(join(folder, 'v1-store')), { path: out })).made;
+  });
+  const v1_bytes = statSync(out).size + statSync(sidecar).size;
+  return { v1_pack_ms, v1_unpack_ms, v1_bytes, failed: made.length === 1 ? 0 : 1 };
 };
 
 export const packBench: Bench<Trial> = {
@@ -156,6 +190,7 @@ export const packBench: Bench<Trial> = {
     'data is on the disk, sources in the page cache. pack_speedup and unpack_speedup are theirs over ours, size_ratio ours over theirs; ' +
     'write_ms is how long the bytes that unpacking writes take from memory to the disk, with its syncs, and unpack_over_write ours over it: before and ' +
     'after it in each trial. Unpacking checks every byte, tar none. ' +
+    'v1_*: a pack of version 1 with its root disk, into an empty store too. ' +
     'Neither has a cache; each unpack is the first of its process, into an empty store.',
   full: { n: 1, trials: 5 },
   smoke: { n: 1, trials: 1 },
@@ -172,6 +207,10 @@ export const packBench: Bench<Trial> = {
       unpack_over_write: round(median(trials.map((t) => t.unpack_ms / t.write_ms))),
       pack_speedup: round(median(trials.map((t) => t.tar_pack_ms / t.pack_ms))),
       unpack_speedup: round(median(trials.map((t) => t.tar_unpack_ms / t.unpack_ms))),
+      v1_pack_ms: round(of('v1_pack_ms')),
+      v1_unpack_ms: round(of('v1_unpack_ms')),
+      pack_mib: round(of('bytes') / MIB),
+      v1_mib: round(of('v1_bytes') / MIB),
       size_ratio: round(median(trials.map((t) => t.bytes / t.tar_bytes))),
       failed: trials.reduce((sum, t) => sum + t.failed, 0),
     };
