@@ -1,5 +1,6 @@
 #include "frame_writer.h"
 
+#include <poll.h>
 #include <unistd.h>
 #include <zstd.h>
 
@@ -22,12 +23,21 @@ constexpr int kLevel = -1;
 constexpr int kMinMatch = 5;
 constexpr int kHashLog = 13;
 
+// Settles when a socket that does not block takes more, or never will.
+SysError AwaitRoom(int fd) {
+  pollfd wanted = {fd, POLLOUT, 0};
+  if (poll(&wanted, 1, -1) < 0 && errno != EINTR) return SysError::Last("poll");
+  return {};
+}
+
 // write(2) in order, for what has no positions.
 SysError WriteOn(int fd, const uint8_t* from, size_t bytes) {
   for (size_t done = 0; done < bytes;) {
     ssize_t n = write(fd, from + done, bytes - done);
     if (n >= 0) {
       done += static_cast<size_t>(n);
+    } else if (errno == EAGAIN) {
+      if (SysError error = AwaitRoom(fd)) return error;
     } else if (errno != EINTR) {
       return SysError::Last("write");
     }

@@ -14,7 +14,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
-import { generateIdentity, identityToRecipient } from 'age-encryption';
+import { Encrypter, generateIdentity, identityToRecipient } from 'age-encryption';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { compress, decompress } from 'zstd-napi';
@@ -61,6 +61,12 @@ const refusal = async (bytes: Buffer): Promise<string> => {
 };
 
 const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
+const encryptedFor = (recipients: string[], content: Buffer): Promise<Uint8Array> => {
+  const encrypter = new Encrypter();
+  for (const recipient of recipients) encrypter.addRecipient(recipient);
+  return encrypter.encrypt(content);
+};
+
   refusal(await framed(await archive(edit(entries.map((entry) => ({ ...entry }))))));
 
 const manifestEdited = (edit: (text: string) => string): Promise<string> =>
@@ -388,6 +394,25 @@ packs('--encrypt and --identity take keys as age-keygen writes them, and no othe
     const { code, stderr } = await forkd(args, { env, cwd: data });
     return `${code} ${stderr}`;
   };
+packs('an encrypted pack of more than a socket and a cipher hold at once', async () => {
+  const identity = await generateIdentity();
+  const recipients = [await identityToRecipient(identity)];
+  const large = new Store(join(root, 'large'));
+  const noise = disk('noise', randomBytes(6_000_000));
+  const disks = { kernel: noise, initrd: noise, rootfs: noise.path, rootfs_digest: noise };
+  putBase(large, 'base', { 0: 1 }, { volumes: [], volume_digests: [], ...disks });
+  for (const version of [3, 1] as const) {
+    const out = join(root, `large-${version}`);
+    await pack(large, { tag: 'base', out, version, ...(version === 3 ? { recipients } : {}) });
+    // Ours never are: others may be.
+    if (version === 1) writeFileSync(out, await encryptedFor(recipients, readFileSync(out)));
+    const world = new Store(join(root, 'secrets'));
+    assert.equal((await unpack(world, { path: out, identities: [identity] })).made, ['base']);
+    assert.ok(readFileSync(world.manifest('base').rootfs).equals(readFileSync(noise.path)));
+    rmSync(world.root, { recursive: true });
+  }
+});
+
   for (const bad of [key, 'age1xyz', '/nowhere'])
     assert.match(await run('pack', '--tag', 'small', '--encrypt', bad), /^1 .*no age key/s, bad);
   assert.match(await run('pack', '--tag', 'small', '--encrypt', file('pub', `${recipient}\n`)), /^0 /);

@@ -74,7 +74,7 @@ const withPack = async <T>(store: Store, request: OpenRequest, hooks: PackHooks,
   if (!statSync(path, { throwIfNoEntry: false })?.isFile()) throw invalid(path, 'there is no such file');
   const undo = new Undo();
   try {
-    const fd = isEncrypted(path) ? await openDecrypted(store, request) : openSync(path, 'r');
+    const fd = isEncrypted(path) ? await openDecrypted(store, request, hooks.signal) : openSync(path, 'r');
     undo.push(() => closeSync(fd));
     const version = await plainVersion(contentOf(fd));
     if (version !== undefined && trusted.length > 0)
@@ -89,20 +89,32 @@ const withPack = async <T>(store: Store, request: OpenRequest, hooks: PackHooks,
 };
 
 /** The content of an encrypted pack, in a file without a name: what is read here and there must be somewhere. */
-const openDecrypted = async (store: Store, { path, identities = [] }: OpenRequest): Promise<number> => {
-  const content = await decrypted(path, fileParts(path), identities);
+const openDecrypted = async (
+  store: Store,
+  { path, identities = [] }: OpenRequest,
+  signal: AbortSignal | undefined,
+): Promise<number> => {
+  const content = await decrypted(path, ownParts(path), identities);
   mkdirSync(store.root, { recursive: true });
   const name = join(store.root, `.decrypted-${randomBytes(6).toString('hex')}`);
   const fd = openSync(name, 'wx+', 0o600);
   rmSync(name);
   try {
     let at = 0;
-    for await (const part of content) at += native.fdWrite(fd, part, at);
+    for await (const part of content) {
+      signal?.throwIfAborted();
+      at += native.fdWrite(fd, part, at);
+    }
     return fd;
   } catch (error) {
     closeSync(fd);
     throw error;
   }
 };
+
+/** The cipher asks for several before it has come to the first. */
+async function* ownParts(path: string): AsyncGenerator<Buffer> {
+  for await (const part of fileParts(path)) yield Buffer.from(part);
+}
 
 const isOfTheSystem = (error: unknown): boolean => typeof (error as NodeJS.ErrnoException).syscall === 'string';
