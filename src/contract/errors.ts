@@ -44,6 +44,11 @@ export const catalogue = {
     'Use HOST:GUEST or HOST:GUEST:ro; make an image with `truncate -s 1G data.ext4 && mkfs.ext4 data.ext4`.',
   ),
   FILE_MISSING: row(400, "{what} '{path}' does not exist", 'Check the path.'),
+  FILE_EXPECTED: row(
+    400,
+    "'{path}' is not a file, and nothing is written in its place",
+    'Give the path of a file: one that is there is replaced.',
+  ),
 
   // Snapshots
   SNAPSHOT_NOT_FOUND: row(
@@ -583,7 +588,7 @@ export class ForkdError extends Error {
       return new ForkdError('DISK_FULL', { path: pathOf(thrown), needed: 'more', free: 'too little' }, thrown);
     }
     if (code === 'ENOMEM') return new ForkdError('MEMORY_SHORT', { reason: reasonOf(thrown) }, thrown);
-    if (code === 'EACCES' || code === 'EPERM')
+    if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
       return new ForkdError('PERMISSION_DENIED', { reason: reasonOf(thrown) }, thrown);
     return new ForkdError('INTERNAL', { reason: reasonOf(thrown) }, thrown);
   }

@@ -1,4 +1,5 @@
 /** Packs: there and back, and samples made to harm. Each hostile one must leave the store as it was. */
+import { execFileSync } from 'node:child_process';
 import { generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
 import {
   existsSync,
@@ -60,13 +61,13 @@ const refusal = async (bytes: Buffer): Promise<string> => {
   return code;
 };
 
-const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
 const encryptedFor = (recipients: string[], content: Buffer): Promise<Uint8Array> => {
   const encrypter = new Encrypter();
   for (const recipient of recipients) encrypter.addRecipient(recipient);
   return encrypter.encrypt(content);
 };
 
+const edited = async (edit: (list: Entry[]) => Entry[]): Promise<string> =>
   refusal(await framed(await archive(edit(entries.map((entry) => ({ ...entry }))))));
 
 const manifestEdited = (edit: (text: string) => string): Promise<string> =>
@@ -343,6 +344,22 @@ packs('--sign and --trust take keys as openssl writes them, and no others', asyn
   assert.match(await run('unpack', out, '--tag', 'copy', '--trust', pub), /^0 /);
 });
 
+packs('where a pack cannot be is said before anything is read, and nothing but a file is replaced', async () => {
+  const refused = (out: string) =>
+    pack(store, { tag: 'base', out }).then(
+      () => 'packed',
+      (error: ForkdError) => error.code,
+    );
+  const pipe = join(root, 'pipe');
+  execFileSync('mkfifo', [pipe]);
+  assert.is(await refused(pipe), 'FILE_EXPECTED');
+  assert.ok(statSync(pipe).isFIFO());
+  assert.is(await refused(root), 'FILE_EXPECTED');
+  assert.is(await refused(join(root, 'no', 'pack')), 'FILE_MISSING');
+  assert.is(await refused(join(good, 'pack')), 'FILE_MISSING');
+  assert.equal(readdirSync(join(store.root, '.halves')), []);
+});
+
 packs('an encrypted pack opens for its recipients, and for nobody else', async () => {
   const [mine, theirs, other] = await Promise.all([generateIdentity(), generateIdentity(), generateIdentity()]);
   const recipients = await Promise.all([mine, theirs].map((identity) => identityToRecipient(identity)));
@@ -377,23 +394,6 @@ packs('an encrypted pack opens for its recipients, and for nobody else', async (
   assert.match(await open(endless, [mine]), /^PACK_INVALID .*header/);
 });
 
-packs('--encrypt and --identity take keys as age-keygen writes them, and no others', async () => {
-  const data = join(root, 'age');
-  const initrd = disk('i', 'initrd');
-  const change = { rootfs: initrd.path, kernel: initrd, initrd, rootfs_digest: initrd };
-  putBase(new Store(join(data, 'forkd/snapshots')), 'small', { 1: 1 }, change);
-  const env = { XDG_DATA_HOME: data };
-  const identity = await generateIdentity();
-  const recipient = await identityToRecipient(identity);
-  const file = (name: string, text: string): string => {
-    writeFileSync(join(data, name), text);
-    return join(data, name);
-  };
-  const key = file('key.txt', `# created: today\n# public key: ${recipient}\n${identity}\n`);
-  const run = async (...args: string[]) => {
-    const { code, stderr } = await forkd(args, { env, cwd: data });
-    return `${code} ${stderr}`;
-  };
 packs('an encrypted pack of more than a socket and a cipher hold at once', async () => {
   const identity = await generateIdentity();
   const recipients = [await identityToRecipient(identity)];
@@ -413,6 +413,23 @@ packs('an encrypted pack of more than a socket and a cipher hold at once', async
   }
 });
 
+packs('--encrypt and --identity take keys as age-keygen writes them, and no others', async () => {
+  const data = join(root, 'age');
+  const initrd = disk('i', 'initrd');
+  const change = { rootfs: initrd.path, kernel: initrd, initrd, rootfs_digest: initrd };
+  putBase(new Store(join(data, 'forkd/snapshots')), 'small', { 1: 1 }, change);
+  const env = { XDG_DATA_HOME: data };
+  const identity = await generateIdentity();
+  const recipient = await identityToRecipient(identity);
+  const file = (name: string, text: string): string => {
+    writeFileSync(join(data, name), text);
+    return join(data, name);
+  };
+  const key = file('key.txt', `# created: today\n# public key: ${recipient}\n${identity}\n`);
+  const run = async (...args: string[]) => {
+    const { code, stderr } = await forkd(args, { env, cwd: data });
+    return `${code} ${stderr}`;
+  };
   for (const bad of [key, 'age1xyz', '/nowhere'])
     assert.match(await run('pack', '--tag', 'small', '--encrypt', bad), /^1 .*no age key/s, bad);
   assert.match(await run('pack', '--tag', 'small', '--encrypt', file('pub', `${recipient}\n`)), /^0 /);

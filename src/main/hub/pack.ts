@@ -84,12 +84,13 @@ export const pack = async (store: Store, request: PackRequest, hooks: PackHooks 
   const { out, version = PACK_VERSION } = request;
   const half = HalfFile.of(store.root, out);
   try {
-    const written =
+    const written = await half.during(async () =>
       version === PACK_VERSION
         ? { content_bytes: await writePack(store, request, half.path, hooks) }
-        : await ofChain(store, request.tag, hooks, (chain, undo) =>
+        : ofChain(store, request.tag, hooks, (chain, undo) =>
             writePlainPack(store.root, chain, { ...request, version }, half.path, undo, hooks),
-          );
+          ),
+    );
     half.publish();
     return { out, bytes: statSync(out).size, ...written };
   } finally {

@@ -57,7 +57,7 @@ export const takeDisk = async (
     const disk_bytes = await withPack(store, request, hooks, async (fd, isPlain, undo) => {
       const into = openSync(half.path, 'wx+', 0o644);
       undo.push(() => closeSync(into));
-      return (isPlain ? takePlainDisk : takeFramedDisk)(request, fd, into, undo, hooks);
+      return half.during(() => (isPlain ? takePlainDisk : takeFramedDisk)(request, fd, into, undo, hooks));
     });
     half.publish();
     return { disk: request.disk, disk_bytes };

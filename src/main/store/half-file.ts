@@ -12,10 +12,11 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeSync,
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { errnoOf } from '../../contract/errors.js';
+import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { native } from '../../native/binding.js';
 import { isLocked } from '../../native/lock-file.js';
 import { syncDir } from './staging.js';
@@ -33,10 +34,14 @@ export class HalfFile {
     readonly lockFd: number,
   ) {}
 
-  /** Names the half beside its target: on the same file system, so that the rename is one step. The caller makes it, with `wx`. */
+  /**
+   * Names the half beside its target: on the same file system, so that the rename is one step. The caller makes it, with `wx`.
+   * Throws FILE_MISSING for the directory, FILE_EXPECTED.
+   */
   static of(storeRoot: string, target: string): HalfFile {
     const id = randomBytes(6).toString('hex');
     mkdirSync(recordsDir(storeRoot), { recursive: true });
+    requirePlace(resolve(target));
     const record = join(recordsDir(storeRoot), id);
     const path = `${resolve(target)}.${id}.part`;
     const lockFd = openSync(record, 'wx', 0o600);
@@ -44,6 +49,16 @@ export class HalfFile {
     while (!native.flockTry(lockFd, 'exclusive')) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
     writeSync(lockFd, path);
     return new HalfFile(target, path, record, lockFd);
+  }
+
+  /** Throws DISK_FULL when the file system of the file is: `work` writes only there. */
+  async during<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!['ENOSPC', 'EDQUOT'].includes(errnoOf(error) ?? '')) throw error;
+      throw new ForkdError('DISK_FULL', { path: dirname(this.path), needed: 'more', free: 'too little' }, error);
+    }
   }
 
   publish(): void {
@@ -60,6 +75,15 @@ export class HalfFile {
     closeSync(this.lockFd);
   }
 }
+
+/** Said before anything is done. A device or a pipe would be replaced by a file. */
+const requirePlace = (path: string): void => {
+  const directory = dirname(path);
+  if (!statSync(directory, { throwIfNoEntry: false })?.isDirectory())
+    throw new ForkdError('FILE_MISSING', { what: 'the directory', path: directory });
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat && !stat.isFile()) throw new ForkdError('FILE_EXPECTED', { path });
+};
 
 /** A half whose writer is gone. */
 export interface AbandonedHalf {
