@@ -7,6 +7,7 @@ import { createHash } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { setImmediate as others } from 'node:timers/promises';
 import { ForkdError } from '../../../contract/errors.js';
 import { CHUNK_BYTES } from '../../../contract/page-map.js';
 import { type FileDigest, MANIFEST_FILE, type SnapshotManifest, STATE_FILE } from '../../../contract/snapshot.js';
@@ -71,12 +72,13 @@ export const writePlainPack = async (
     for (const file of [m.kernel, m.initrd, m.rootfs_digest]) await requireFile(m.tag, 'disk', file.path, file);
   const sources: Source[] = [];
   const links: PlainLink[] = [];
-  for (const i of chain.dirs.keys()) addLink(chain, i, links, sources, undo);
+  for (const i of chain.dirs.keys()) addLink(chain, i, links, sources);
   const total = sources.reduce((sum, { file }) => sum + file.size, 0) + disk.bytes;
   const onProgress = (done: number): void => hooks.onProgress?.(Math.min(done, total), total);
-  const sidecar = await writeSidecar(storeRoot, request.out, tag, disk, { signal: hooks.signal, onProgress });
+  const sidecar = await writeSidecar(storeRoot, request.out, tag, disk, undo, { signal: hooks.signal, onProgress });
   const manifest = manifestOf(request, links, { target_path: disk.path, ...sidecar.facts });
   await writeArchive(path, manifest, sources, hooks.signal, (done) => onProgress(disk.bytes + done));
+  sidecar.publish();
   return { content_bytes: total, sidecar: sidecar.path };
 };
 
@@ -93,7 +95,7 @@ const requirePlain = ({ dirs, manifest }: OpenChain, { version }: PlainRequest):
 };
 
 /** The files of one link, in the order of the archive. */
-const addLink = ({ dirs, layers }: OpenChain, i: number, links: PlainLink[], sources: Source[], undo: Undo): void => {
+const addLink = ({ dirs, layers }: OpenChain, i: number, links: PlainLink[], sources: Source[]): void => {
   const dir = dirs[i] as OpenChain['dirs'][number];
   const { manifest: m } = dir;
   const parent = links[i - 1];
@@ -121,9 +123,7 @@ const addLink = ({ dirs, layers }: OpenChain, i: number, links: PlainLink[], sou
   };
   disk('kernel');
   disk('initrd');
-  const memory = MemorySource.open(layers.slice(0, i + 1));
-  undo.push(() => memory.close());
-  add(MEMORY_IMAGE, m.memory_bytes, () => imageOf(memory));
+  add(MEMORY_IMAGE, m.memory_bytes, () => imageOf(layers.slice(0, i + 1)));
 };
 
 /** Its paths are those that its files have where it is, and the parent's hash is that of a whole image. */
@@ -133,18 +133,24 @@ const described = (m: SnapshotManifest, { parent_content_hash }: PlainLink): Sna
   ...(parent_content_hash === undefined ? {} : { parent_content_hash }),
 });
 
-/** All of an image, each chunk verified. Throws SNAPSHOT_CORRUPT. */
-async function* imageOf({ handle, info, layers }: MemorySource): AsyncGenerator<Buffer> {
-  for (let at = 0; at < info.imageBytes; at += PART_BYTES) {
-    const part = Buffer.alloc(PART_BYTES);
-    const bytes = Math.min(PART_BYTES, info.imageBytes - at);
-    try {
+/** All of an image, each chunk verified. Open no longer than it is read: each link has a table of all below it. Throws SNAPSHOT_CORRUPT. */
+async function* imageOf(files: OpenChain['layers']): AsyncGenerator<Buffer> {
+  const memory = MemorySource.open(files);
+  const { handle, info, layers } = memory;
+  try {
+    for (let at = 0; at < info.imageBytes; at += PART_BYTES) {
+      const part = Buffer.alloc(PART_BYTES);
+      const bytes = Math.min(PART_BYTES, info.imageBytes - at);
       for (let from = 0; from < bytes; from += CHUNK_BYTES)
         native.sourceRead(handle, (at + from) / CHUNK_BYTES, part.subarray(from, from + CHUNK_BYTES));
-    } catch (error) {
-      throw damageOf(error, layers);
+      // Zeros become so little that nothing waits for the disk: signals get their turn here.
+      await others();
+      yield part.subarray(0, bytes);
     }
-    yield part.subarray(0, bytes);
+  } catch (error) {
+    throw damageOf(error, layers);
+  } finally {
+    memory.close();
   }
 }
 
@@ -181,9 +187,11 @@ const writeArchive = async (
   try {
     await sink.write(Buffer.alloc(room));
     const zstd = new CompressStream({ compressionLevel: LEVEL, nbWorkers: THREADS, checksumFlag: true });
-    await pipeline(Readable.from(contents(manifest, sources, signal, onProgress)), zstd, async (stored) => {
-      for await (const part of stored) await sink.write(part as Buffer);
-    });
+    const feeding = pipeline(Readable.from(contents(manifest, sources, signal, onProgress)), zstd);
+    // Who reads meets the same error; what fails in writing would be hidden by the abort of the feeding.
+    feeding.catch(() => undefined);
+    for await (const part of zstd) await sink.write(part as Buffer);
+    await feeding;
     const head = headOf(manifest);
     if (head.length !== room) throw new Error('the manifest has another size than was left for it');
     writeAt(path, head);

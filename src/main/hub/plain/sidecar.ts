@@ -1,11 +1,12 @@
 /** The root disk of a pack of version 1 or 2: a file of its own, named by its content, so that packs of one image share it. */
 import { createHash } from 'node:crypto';
-import { closeSync, createReadStream, existsSync, openSync, statSync } from 'node:fs';
+import { closeSync, createReadStream, openSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { ForkdError } from '../../../contract/errors.js';
 import type { FileDigest } from '../../../contract/snapshot.js';
 import { fileParts } from '../../file-parts.js';
 import { HalfFile } from '../../store/half-file.js';
+import type { Undo } from '../../undo.js';
 import { unzstd } from '../../zstd.js';
 import { type FrameHooks, writeFrames } from '../frames.js';
 import { SparseFile } from './sparse-file.js';
@@ -30,8 +31,11 @@ export const besidePack =
   (packPath: string): SidecarSource =>
   async (name) => {
     const path = join(dirname(packPath), name);
-    return existsSync(path) ? { path, close: () => undefined } : undefined;
+    return isFile(path) ? { path, close: () => undefined } : undefined;
   };
+
+/** A pipe of that name would be waited for without end. */
+const isFile = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isFile() ?? false;
 
 /** The disk in one, part by part. Throws an Error when it is damaged, or at its end when it is not the disk of these facts. */
 async function* contentOf(path: string, { sha256, size }: DiskFacts, signal?: AbortSignal): AsyncGenerator<Buffer> {
@@ -65,8 +69,15 @@ export const readSidecar = async (
   file.end();
 };
 
+/** One that appears when it is published, unless it is there already. */
+export interface WrittenSidecar {
+  path: string;
+  facts: DiskFacts;
+  publish: () => void;
+}
+
 /**
- * Writes the sidecar of a disk beside a pack, unless a right one is there. Returns its path and what the manifest says of it.
+ * Writes the sidecar of a disk beside a pack, unless a right one is there: only with a whole pack it is to appear.
  * Throws SNAPSHOT_INCOMPATIBLE when the disk is another meanwhile.
  */
 export const writeSidecar = async (
@@ -74,8 +85,9 @@ export const writeSidecar = async (
   packPath: string,
   tag: string,
   disk: FileDigest,
+  undo: Undo,
   hooks: FrameHooks,
-): Promise<{ path: string; facts: DiskFacts }> => {
+): Promise<WrittenSidecar> => {
   const hash = createHash('sha256');
   for await (const part of fileParts(disk.path)) {
     hooks.signal?.throwIfAborted();
@@ -85,13 +97,16 @@ export const writeSidecar = async (
   if (facts.size !== disk.bytes)
     throw new ForkdError('SNAPSHOT_INCOMPATIBLE', { tag, reason: `its disk ${disk.path} is another` });
   const path = join(dirname(packPath), sidecarName(facts.sha256));
-  if (!(await isRight(path, facts, hooks.signal))) await compressTo(storeRoot, path, disk, hooks);
-  return { path, facts };
+  if (await isRight(path, facts, hooks.signal)) return { path, facts, publish: () => undefined };
+  const half = HalfFile.of(storeRoot, path);
+  undo.push(() => half.close());
+  await compressTo(half.path, disk, hooks);
+  return { path, facts, publish: () => half.publish() };
 };
 
 /** One of an earlier pack may be there; half of one would not do. */
 const isRight = async (path: string, facts: DiskFacts, signal: AbortSignal | undefined): Promise<boolean> => {
-  if (!existsSync(path)) return false;
+  if (!isFile(path)) return false;
   try {
     for await (const _ of contentOf(path, facts, signal));
     return true;
@@ -101,20 +116,17 @@ const isRight = async (path: string, facts: DiskFacts, signal: AbortSignal | und
   }
 };
 
-const compressTo = async (storeRoot: string, path: string, disk: FileDigest, hooks: FrameHooks): Promise<void> => {
-  const half = HalfFile.of(storeRoot, path);
+const compressTo = async (path: string, disk: FileDigest, hooks: FrameHooks): Promise<void> => {
   const from = openSync(disk.path, 'r');
   try {
-    const into = openSync(half.path, 'wx');
+    const into = openSync(path, 'wx');
     try {
       // The table that lets a reader seek is left out: nobody seeks here.
       await writeFrames([{ fd: from, size: disk.bytes }], into, hooks);
     } finally {
       closeSync(into);
     }
-    half.publish();
   } finally {
     closeSync(from);
-    half.close();
   }
 };
