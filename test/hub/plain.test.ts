@@ -18,6 +18,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
 import { parse, stringify } from 'smol-toml';
@@ -28,8 +29,12 @@ import type { FileDigest } from '../../src/contract/snapshot.js';
 import { MiB } from '../../src/contract/units.js';
 import { pack } from '../../src/main/hub/pack.js';
 import type { PlainManifest } from '../../src/main/hub/plain/manifest.js';
+import { decodePlainHeader, placesOf } from '../../src/main/hub/plain/tar.js';
+import { TarReader } from '../../src/main/hub/tar-reader.js';
+import { header } from '../../src/main/hub/tar-writer.js';
 import { takeDisk, unpack, type UnpackRequest } from '../../src/main/hub/unpack.js';
 import { Store } from '../../src/main/store/store.js';
+import { unzstd } from '../../src/main/zstd.js';
 import { native } from '../../src/native/binding.js';
 import { forkd } from '../support/cli.js';
 import { IMAGE_MIB, PAGE, putBase, putDiff, readPages, Subject } from '../support/layers.js';
@@ -293,6 +298,31 @@ plain('hostile entries are refused', async () => {
   assert.is(await sparse((header) => void header.write('77777777777', 386)), 'PACK_INVALID', 'a run outside');
   assert.is(await sparse((header) => void header.write('77777777777', 398)), 'PACK_INVALID', 'a run too long');
   assert.is(await sparse((header) => void header.write('x', 398)), 'PACK_INVALID', 'no number');
+  const endless = async function* () {
+    for (const block = Buffer.alloc(512, 0, 'latin1').fill(1, 504, 505); ; ) yield block;
+  };
+  const places = placesOf(new TarReader(endless(), decodePlainHeader), {
+    name: 'memory.bin',
+    size: 0,
+    sparse: { size: MiB, runs: [], goesOn: true },
+  });
+  assert.match(await code(places), /too many holes/);
+});
+
+plain('what unpacks to much from little can be interrupted', async () => {
+  const zeros = compress(Buffer.alloc(256 * MiB));
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  for await (const _ of unzstd(Readable.from([zeros])));
+  clearInterval(timer);
+  assert.ok(turns > 1, `${turns} turns`);
+  const abort = new AbortController();
+  const out = join(root, 'half', 'pack');
+  mkdirSync(join(root, 'half'));
+  const onProgress = (done: number): void => void (done > rootfs.length + 64 * MiB && abort.abort());
+  const packing = pack(store, { tag: 'base', out, version: 1 }, { signal: abort.signal, onProgress });
+  assert.is(await code(packing), 'CANCELLED');
+  assert.equal(readdirSync(join(root, 'half')), [], 'nor a root disk without a pack');
 });
 
 plain('every file is held to its hash and size', async () => {
@@ -329,6 +359,12 @@ plain('a manifest that points elsewhere, lies, or is too large', async () => {
   await refusedOne('more than the pack can hold', (m) => set(m.files[4], { size: 1e9 }));
   await refusedOne('negative', (m) => set(m.files[4], { size: -1 }));
   await refusedOne('no image', (m) => set(m.files[4], { size: 4097 }));
+  for (const size of [4097, MiB + 4096])
+    await refusedOne(`an image of ${size} bytes`, (m, sample) => {
+      const body = randomBytes(size);
+      set(m.files[4], { size, sha256: sha256(body) });
+      set(entryOf(sample, 'memory.bin'), { header: header('memory.bin', size), body });
+    });
   await refusedOne('a chain in version 1', (m) => set(m, { chain: [{ tag: 'base', files: m.files }] }));
   await refusedOne('no chain in version 2', (m) => set(m, { forkd_pack_version: 2 }));
   await refusedOne(
@@ -441,6 +477,10 @@ plain('a root disk that is missing, another, cut off or a bomb', async () => {
     Buffer.alloc(0),
   ])
     assert.equal(await withDisk(bad), ['PACK_INVALID', 'PACK_INVALID'], `${bad.length} bytes`);
+  rmSync(join(folder, sidecar));
+  execFileSync('mkfifo', [join(folder, sidecar)]);
+  assert.equal(await withDisk(undefined), ['PACK_SIDECAR_MISSING', 'PACK_SIDECAR_MISSING'], 'a pipe');
+  rmSync(join(folder, sidecar));
   // `pack` leaves a right one as it is, and replaces any other.
   const own = new Store(join(root, 'from'));
   await pack(own, { tag: 'base', out: path, version: 1 });

@@ -41,6 +41,8 @@ const RUNS_IN_HEADER = 4;
 const RUNS_IN_BLOCK = 21;
 /** Held in memory; of a file system with blocks of 4 KiB the worst case of 8 GiB. */
 const RUNS_MAX = 1024 * 1024;
+/** Blocks without a run would go on for ever, outside of any size that the manifest names. */
+const BLOCKS_MAX = RUNS_MAX / RUNS_IN_BLOCK;
 
 const sparseHead = (block: Buffer): SparseHead => ({
   size: number(block.subarray(483, 495)),
@@ -62,8 +64,9 @@ export const placesOf = async (
 ): Promise<{ bytes: number; runs: [number, number][] }> => {
   if (!sparse) return { bytes: size, runs: [[0, size]] };
   const runs = [...sparse.runs];
-  for (let { goesOn } = sparse; goesOn; ) {
-    if (runs.length > RUNS_MAX) throw new Error('a file has too many holes');
+  let { goesOn } = sparse;
+  for (let blocks = 0; goesOn; blocks++) {
+    if (blocks > BLOCKS_MAX) throw new Error('a file has too many holes');
     const block = await tar.block();
     runs.push(...runsOf(block, 0, RUNS_IN_BLOCK));
     goesOn = block[504] !== 0;

@@ -2,11 +2,13 @@
  * Unpacks a pack of version 1 or 2: one stream, read once, from which each memory image becomes a layer as it arrives. Only what the manifest names is
  * taken, each file to its size and SHA-256. What runs here is what QEMU saved; of any other engine's packs the root disk can be had.
  */
-import { createHash } from 'node:crypto';
+import { createHash, type Hash } from 'node:crypto';
 import { rmSync } from 'node:fs';
+import { setImmediate as others } from 'node:timers/promises';
 import { ForkdError } from '../../../contract/errors.js';
 import { limits } from '../../../contract/limits.js';
 import { MANIFEST_FILE, MEMORY_FILE, STATE_FILE } from '../../../contract/snapshot.js';
+import { MiB } from '../../../contract/units.js';
 import { native } from '../../../native/binding.js';
 import { whileAtWork } from '../../native-threads.js';
 import type { Store } from '../../store/store.js';
@@ -169,15 +171,16 @@ class Archive {
     const { signal, onProgress } = this.hooks;
     const hash = createHash('sha256');
     let at = 0;
-    const skip = (to: number): void => {
-      for (; at < to; at += Math.min(ZEROS.length, to - at)) hash.update(ZEROS.subarray(0, to - at));
+    const skip = async (to: number): Promise<void> => {
+      await hashZeros(hash, to - at, signal);
+      at = to;
     };
     const places = runs[Symbol.iterator]();
     let [begin, left] = places.next().value ?? [0, 0];
     for await (let part of this.tar.body(size)) {
       signal?.throwIfAborted();
       while (part.length > 0) {
-        skip(begin);
+        if (at < begin) await skip(begin);
         const piece = part.subarray(0, left);
         hash.update(piece);
         yield { at, part: piece };
@@ -188,12 +191,22 @@ class Archive {
       }
       onProgress?.(done + at, this.total);
     }
-    skip(file.size);
+    await skip(file.size);
     if (hash.digest('hex') !== file.sha256) throw new Error(`${name} has another hash than its manifest says`);
   }
 }
 
 const ZEROS = Buffer.alloc(1024 * 1024);
+
+/** A hole may be of gigabytes: signals get their turn. */
+const hashZeros = async (hash: Hash, bytes: number, signal: AbortSignal | undefined): Promise<void> => {
+  for (let left = bytes; left > 0; left -= ZEROS.length) {
+    hash.update(ZEROS.subarray(0, left));
+    if (left <= ZEROS.length) return;
+    await others();
+    signal?.throwIfAborted();
+  }
+};
 
 const bytesOf = (files: PlainFile[]): number => files.reduce((sum, { size }) => sum + size, 0);
 
@@ -208,6 +221,14 @@ const requireSize = (path: string, manifest: PlainManifest, total: number, packB
     if ((fileOf(link, MANIFEST_FILE)?.size ?? 0) > limits.snapshotJsonMaxBytes)
       throw invalid(path, `${MANIFEST_FILE} is too large`);
   }
+};
+
+/** Of a chain, all have the size of its guest. Throws PACK_INVALID. */
+const requireImages = (path: string, links: PlainLink[]): void => {
+  const sizes = links.map((link) => (fileOf(link, MEMORY_IMAGE) as PlainFile).size);
+  const isGuest = (size: number) => size % MiB === 0 && size <= limits.memoryMaxMib * MiB;
+  if (!sizes.every((size) => isGuest(size) && size === sizes[0]))
+    throw invalid(path, `${MEMORY_IMAGE} has a size that no guest has`);
 };
 
 /** At most, but for memory that is the parent's. */
@@ -234,6 +255,7 @@ class Unpacking {
     readonly hooks: PackHooks,
   ) {
     const { manifest } = archive;
+    requireImages(request.path, archive.links);
     const tags = archive.links.map(({ tag }) => tag);
     this.chain = new StagedChain(store, request, tags, neededBytes(manifest), undo);
   }
@@ -285,6 +307,8 @@ class Unpacking {
       this.#layers.push(fd);
       const source = native.sourceOpen(this.#layers);
       this.undo.push(() => void native.sourceClose(source));
+      // That was its only child; of a long chain of large guests all would be gigabytes.
+      if (below) native.sourceClose(below.source);
       return { source, root };
     } finally {
       layer.close();
