@@ -70,7 +70,10 @@ export class Http {
 
   /** Loaded on first use: most commands need none of it. */
   async #client() {
-    const { EnvHttpProxyAgent, request } = await import('undici');
+    const [{ EnvHttpProxyAgent, request }, { neverHeldAtItsEnd }] = await Promise.all([
+      import('undici'),
+      import('./last-part.js'),
+    ]);
     const { connectMs, headersMs, idleMs } = this.patience;
     this.#agent ??= new EnvHttpProxyAgent({
       connect: { timeout: connectMs },
@@ -78,7 +81,7 @@ export class Http {
       bodyTimeout: idleMs,
       maxHeaderSize: limits.httpHeadersMaxBytes,
     });
-    return { dispatcher: this.#agent, request };
+    return { dispatcher: this.#agent.compose(neverHeldAtItsEnd), request };
   }
 
   /**

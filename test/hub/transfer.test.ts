@@ -1,14 +1,17 @@
 /** pull and push against web servers on loopback: good ones, and ones that lie, redirect, break off or never end. */
+import { once } from 'node:events';
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { framed, unframed } from '../support/packs.js';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { ForkdError } from '../../src/contract/errors.js';
-import { Http, type Patience, redirectedTo } from '../../src/http/client.js';
+import { bodyOf, Http, type Patience, redirectedTo } from '../../src/http/client.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { type LazyPullRequest, pullLazy } from '../../src/main/hub/pull-lazy.js';
 import { type PullHooks, type PullRequest, pull, pullsDir } from '../../src/main/hub/pull.js';
@@ -158,6 +161,34 @@ transfer('packs of versions 1 and 2: the root disk is fetched from beside them',
     assert.match(await tryPull({ url: `${url}/pack` }), new RegExp(`^HUB_ANSWERED .*/${name} answered 404`));
   });
   assert.ok(parts().length <= 2, 'only the pack may wait for a later try');
+});
+
+transfer('a server that closes its connection, as HTTP/1.0 does, while the reader is behind', async () => {
+  const content = randomBytes(3_000_000);
+  const server = createServer((socket) => {
+    socket.on('error', () => undefined);
+    socket.once('data', () => {
+      socket.write(`HTTP/1.0 200 OK\r\nContent-Length: ${content.length}\r\n\r\n`);
+      socket.end(content);
+    });
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  try {
+    for (let i = 0; i < 5; i++) {
+      const hash = createHash('sha256');
+      await withHttp(async (http) => {
+        for await (const part of bodyOf(await http.send(new URL(`http://127.0.0.1:${port}/`)), http.patience)) {
+          await pause(1);
+          hash.update(part);
+        }
+      });
+      assert.is(hash.digest('hex'), createHash('sha256').update(content).digest('hex'));
+    }
+  } finally {
+    server.close();
+  }
 });
 
 transfer('a hub that is not one', async () => {
