@@ -234,35 +234,13 @@ plain('there and back: images are the same, and of a link only what differs is s
   rmSync(join(root, 'first'), { recursive: true });
 });
 
-plain('files with holes: zeros in a base, and in a link what its parent has', async () => {
+plain('files with holes: where something made holes of zeros, they are zeros', async () => {
   assert.is(await refusal(small), 'accepted');
-  const folder = join(root, 'holes');
-  await extract(two, folder);
-  // What a chain was meant to be: the child's memory has only what differs.
-  const image = join(folder, 'child/memory.bin');
-  const page = readFileSync(image).subarray(3 * PAGE, 4 * PAGE);
-  rmSync(image);
-  const fd = native.memfdCreate('diff');
-  native.fdResize(fd, IMAGE_MIB * MiB);
-  native.fdWrite(fd, page, 3 * PAGE);
-  // A page of zeros that are data, at the image's end.
-  execFileSync('cp', ['--sparse=always', `/proc/${process.pid}/fd/${fd}`, image]);
-  native.fdClose(fd);
-  execFileSync('fallocate', ['--dig-holes', join(folder, 'base/memory.bin')]);
-  const text = readFileSync(join(folder, 'manifest.toml'), 'utf8');
-  const whole = /sha256 = "(\w+)"\n\n\[rootfs\]/.exec(text)?.[1] as string;
-  writeFileSync(join(folder, 'manifest.toml'), text.replace(whole, sha256(readFileSync(image))));
-  const order = [
-    'manifest.toml',
-    ...['base', 'child'].flatMap((tag) => readdirSync(join(folder, tag)).map((name) => `${tag}/${name}`)),
-  ];
-  const bytes = packed(folder, order);
   const path = join(root, 'two', 'holes.tar.zst');
-  writeFileSync(path, compress(bytes));
+  writeFileSync(path, sampleTo(await thinned(two)));
   await unpack(target, { path });
-  assert.equal(readPages(target, 'child'), { ...readPages(store, 'base'), 3: 7 });
+  for (const tag of ['base', 'child']) assert.equal(readPages(target, tag), readPages(store, tag), tag);
   for (const tag of ['child', 'base']) target.remove(tag);
-  rmSync(folder, { recursive: true });
 });
 
 plain('hostile entries are refused', async () => {

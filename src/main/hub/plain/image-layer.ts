@@ -22,14 +22,13 @@ export class ImageLayer {
   constructor(
     fd: number,
     readonly imageBytes: number,
-    readonly parent: ParentImage | undefined,
-    readonly hasHoles: boolean,
+    readonly parent?: ParentImage,
   ) {
     const below = parent ? { parent: parent.source, parentRoot: parent.root } : {};
     this.#stream = native.layerStreamOpen(fd, imageBytes, { zstdLevel: LAYER_ZSTD_LEVEL, ...below });
   }
 
-  /** Bytes of the image from `at` on, which do not lie before those that came already. What never comes is the parent's, or zero. */
+  /** Bytes of the image from `at` on, which do not lie before those that came already. What never comes is zero. */
   write(at: number, part: Buffer): void {
     for (let done = 0; done < part.length; ) {
       const window = Math.floor((at + done) / WINDOW_BYTES);
@@ -43,7 +42,7 @@ export class ImageLayer {
 
   /** Returns the root. */
   finish(): string {
-    this.#flush();
+    this.#hold(Math.ceil(this.imageBytes / WINDOW_BYTES));
     return native.layerStreamFinish(this.#stream).root;
   }
 
@@ -52,18 +51,16 @@ export class ImageLayer {
     native.layerStreamClose(this.#stream);
   }
 
+  /** Zeros are of no use in a base, and in a link hide what its parent has. */
   #hold(window: number): void {
+    while (this.parent && this.#held + 1 < window) this.#next(this.#held + 1);
+    this.#next(window);
+  }
+
+  #next(window: number): void {
     this.#flush();
     this.#held = window;
     this.#window.fill(0);
-    // Without holes all of it comes.
-    if (!this.parent || !this.hasHoles) return;
-    for (let at = 0; at < this.#bytes; at += CHUNK_BYTES)
-      native.sourceRead(this.parent.source, (window * WINDOW_BYTES + at) / CHUNK_BYTES, this.#chunk(at));
-  }
-
-  #chunk(at: number): Buffer {
-    return this.#window.subarray(at, at + CHUNK_BYTES);
   }
 
   /** Of the window, inside the image. */
@@ -72,7 +69,7 @@ export class ImageLayer {
   }
 
   #flush(): void {
-    if (this.#held < 0) return;
+    if (this.#held < 0 || this.#held * WINDOW_BYTES >= this.imageBytes) return;
     const chunk = (this.#held * WINDOW_BYTES) / CHUNK_BYTES;
     native.layerStreamAppend(this.#stream, chunk, this.#window.subarray(0, this.#bytes));
   }

@@ -2,9 +2,7 @@
  * Unpacks a pack of version 1 or 2: one stream, read once, from which each memory image becomes a layer as it arrives. Only what the manifest names is
  * taken, each file to its size and SHA-256. What runs here is what QEMU saved; of any other engine's packs the root disk can be had.
  */
-import { createHash, type Hash } from 'node:crypto';
 import { rmSync } from 'node:fs';
-import { setImmediate as others } from 'node:timers/promises';
 import { ForkdError } from '../../../contract/errors.js';
 import { limits } from '../../../contract/limits.js';
 import { MANIFEST_FILE, MEMORY_FILE, STATE_FILE } from '../../../contract/snapshot.js';
@@ -13,28 +11,14 @@ import { native } from '../../../native/binding.js';
 import { whileAtWork } from '../../native-threads.js';
 import type { Store } from '../../store/store.js';
 import type { Undo } from '../../undo.js';
-import { invalid, PACK_MANIFEST } from '../format.js';
+import { invalid } from '../format.js';
 import type { PackHooks } from '../pack.js';
 import { type Arrived, StagedChain, type StagedDisk, type StagedLink } from '../staged-chain.js';
-import { TarReader } from '../tar-reader.js';
 import type { OpenRequest, UnpackRequest } from '../unpack.js';
+import { Archive, type Content, copyEntry, totalBytes } from './archive.js';
 import { ImageLayer, type ParentImage } from './image-layer.js';
-import {
-  entryName,
-  fileOf,
-  linksOf,
-  MEMORY_IMAGE,
-  type PlainFile,
-  type PlainFileName,
-  type PlainLink,
-  type PlainManifest,
-  readPlainManifest,
-  ROOTFS,
-} from './manifest.js';
+import { fileOf, MEMORY_IMAGE, type PlainFile, type PlainFileName, type PlainLink, ROOTFS } from './manifest.js';
 import { besidePack, type DiskFacts, readSidecar, sidecarName } from './sidecar.js';
-import { SparseFile } from './sparse-file.js';
-import { decodePlainHeader, type PlainHeader, placesOf } from './tar.js';
-import { contentOf } from './version.js';
 
 /** Throws PACK_INVALID, PACK_OTHER_ENGINE, SNAPSHOT_EXISTS, SNAPSHOT_BUSY, SNAPSHOT_HAS_DEPENDENTS, DISK_FULL; an Error with the reason for what is damaged. */
 export const unpackPlain = async (
@@ -73,7 +57,7 @@ export const takePlainDisk = async (
       for await (const _ of content.parts);
       continue;
     }
-    await copy(content, into);
+    await copyEntry(content, into);
     return wanted.size;
   }
   throw new Error(`it has no ${ROOTFS}`);
@@ -95,134 +79,6 @@ const fetchSidecar = async (
   }
 };
 
-/** Of a file: how long it is, and what it has, ascending; between that are holes. All parts are to be read. */
-interface Content {
-  bytes: number;
-  hasHoles: boolean;
-  parts: AsyncIterable<{ at: number; part: Buffer }>;
-}
-
-interface Entry {
-  link: PlainLink;
-  name: PlainFileName;
-  content: Content;
-}
-
-/** The stream behind its manifest. */
-class Archive {
-  /** Base first. */
-  readonly links: PlainLink[];
-
-  private constructor(
-    readonly manifest: PlainManifest,
-    readonly tar: TarReader<PlainHeader>,
-    readonly total: number,
-    readonly hooks: PackHooks,
-  ) {
-    this.links = linksOf(manifest);
-  }
-
-  static async open({ path }: OpenRequest, fd: number, undo: Undo, hooks: PackHooks): Promise<Archive> {
-    const content = contentOf(fd);
-    undo.push(async () => void (await content.return(undefined)));
-    const tar = new TarReader(content, decodePlainHeader);
-    const header = await tar.next();
-    if (header?.name !== PACK_MANIFEST || header.size > limits.packManifestMaxBytes)
-      throw new Error(`it does not begin with ${PACK_MANIFEST}`);
-    const text: Buffer[] = [];
-    for await (const part of tar.body(header.size)) text.push(Buffer.from(part));
-    const manifest = readPlainManifest(path, Buffer.concat(text));
-    const total = linksOf(manifest).reduce((sum, { files }) => sum + bytesOf(files), 0);
-    requireSize(path, manifest, total, native.fdSize(fd).bytes);
-    return new Archive(manifest, tar, total, hooks);
-  }
-
-  /** Each entry must be read before the next. Throws an Error for one that the manifest does not name, that is there twice, or missing. */
-  async *entries(): AsyncGenerator<Entry> {
-    const wanted = new Map<string, { link: PlainLink; file: PlainFile }>();
-    for (const link of this.links)
-      for (const file of link.files) wanted.set(entryName(this.manifest, link, file.path), { link, file });
-    let done = 0;
-    for (let header = await this.tar.next(); header; header = await this.tar.next()) {
-      const found = wanted.get(header.name);
-      if (!found) throw new Error(`entry ${JSON.stringify(header.name)} is not in its manifest, or there twice`);
-      wanted.delete(header.name);
-      const { link, file } = found;
-      yield { link, name: file.path, content: await this.#contentOf(header, file, done) };
-      done += file.size;
-    }
-    const [missing] = wanted.keys();
-    if (missing !== undefined) throw new Error(`${missing} is missing`);
-  }
-
-  async #contentOf(header: PlainHeader, file: PlainFile, done: number): Promise<Content> {
-    const { bytes, runs } = await placesOf(this.tar, header);
-    if (bytes !== file.size) throw new Error(`${header.name} has another size than its manifest says`);
-    return { bytes, hasHoles: header.sparse !== undefined, parts: this.#parts(header, file, runs, done) };
-  }
-
-  /** Held to the file's hash, in which holes are zeros. */
-  async *#parts(
-    { name, size }: PlainHeader,
-    file: PlainFile,
-    runs: [number, number][],
-    done: number,
-  ): AsyncGenerator<{ at: number; part: Buffer }> {
-    const { signal, onProgress } = this.hooks;
-    const hash = createHash('sha256');
-    let at = 0;
-    const skip = async (to: number): Promise<void> => {
-      await hashZeros(hash, to - at, signal);
-      at = to;
-    };
-    const places = runs[Symbol.iterator]();
-    let [begin, left] = places.next().value ?? [0, 0];
-    for await (let part of this.tar.body(size)) {
-      signal?.throwIfAborted();
-      while (part.length > 0) {
-        if (at < begin) await skip(begin);
-        const piece = part.subarray(0, left);
-        hash.update(piece);
-        yield { at, part: piece };
-        at += piece.length;
-        left -= piece.length;
-        part = part.subarray(piece.length);
-        if (left === 0) [begin, left] = places.next().value ?? [file.size, 0];
-      }
-      onProgress?.(done + at, this.total);
-    }
-    await skip(file.size);
-    if (hash.digest('hex') !== file.sha256) throw new Error(`${name} has another hash than its manifest says`);
-  }
-}
-
-const ZEROS = Buffer.alloc(1024 * 1024);
-
-/** A hole may be of gigabytes: signals get their turn. */
-const hashZeros = async (hash: Hash, bytes: number, signal: AbortSignal | undefined): Promise<void> => {
-  for (let left = bytes; left > 0; left -= ZEROS.length) {
-    hash.update(ZEROS.subarray(0, left));
-    if (left <= ZEROS.length) return;
-    await others();
-    signal?.throwIfAborted();
-  }
-};
-
-const bytesOf = (files: PlainFile[]): number => files.reduce((sum, { size }) => sum + size, 0);
-
-const requireSize = (path: string, manifest: PlainManifest, total: number, packBytes: number): void => {
-  if (total + (manifest.rootfs?.size ?? 0) > limits.packTotalMaxBytes)
-    throw invalid(path, `it unpacks to ${total} bytes, which is too much`);
-  if (total > packBytes * limits.packRatioMax)
-    throw invalid(path, `it unpacks to more than ${limits.packRatioMax} times its size`);
-  for (const link of linksOf(manifest)) {
-    const { size: state } = fileOf(link, STATE_FILE) as PlainFile;
-    if (state > limits.packStateMaxBytes) throw invalid(path, `${STATE_FILE} is too large`);
-    if ((fileOf(link, MANIFEST_FILE)?.size ?? 0) > limits.snapshotJsonMaxBytes)
-      throw invalid(path, `${MANIFEST_FILE} is too large`);
-  }
-};
-
 /** Of a chain, all have the size of its guest. Throws PACK_INVALID. */
 const requireImages = (path: string, links: PlainLink[]): void => {
   const sizes = links.map((link) => (fileOf(link, MEMORY_IMAGE) as PlainFile).size);
@@ -231,10 +87,10 @@ const requireImages = (path: string, links: PlainLink[]): void => {
     throw invalid(path, `${MEMORY_IMAGE} has a size that no guest has`);
 };
 
-/** At most, but for memory that is the parent's. */
-const neededBytes = (manifest: PlainManifest): number =>
-  linksOf(manifest).reduce(
-    (sum, link, i) => sum + bytesOf(link.files.filter(({ path }) => i === 0 || path !== MEMORY_IMAGE)),
+/** At least: of memory only so much is written as is not zero, nor the parent's. */
+const neededBytes = ({ links, manifest }: Archive): number =>
+  links.reduce(
+    (sum, { files }) => sum + totalBytes(files.filter(({ path }) => path !== MEMORY_IMAGE)),
     manifest.rootfs?.size ?? 0,
   );
 
@@ -254,10 +110,9 @@ class Unpacking {
     readonly undo: Undo,
     readonly hooks: PackHooks,
   ) {
-    const { manifest } = archive;
     requireImages(request.path, archive.links);
     const tags = archive.links.map(({ tag }) => tag);
-    this.chain = new StagedChain(store, request, tags, neededBytes(manifest), undo);
+    this.chain = new StagedChain(store, request, tags, neededBytes(archive), undo);
   }
 
   async run(): Promise<Arrived> {
@@ -278,8 +133,8 @@ class Unpacking {
     if (name === MANIFEST_FILE) this.#said.set(link.tag, await this.#readSaid(link, content));
     else if (name === MEMORY_IMAGE)
       this.#images.set(link.tag, await this.#takeImage(content, parent, staging.file(MEMORY_FILE)));
-    else if (name === STATE_FILE) await copy(content, this.chain.create(staging.file(STATE_FILE)));
-    else await this.#takeDisk((fd) => copy(content, fd));
+    else if (name === STATE_FILE) await copyEntry(content, this.chain.create(staging.file(STATE_FILE)));
+    else await this.#takeDisk((fd) => copyEntry(content, fd));
   }
 
   /** Of what QEMU saved, snapshot.json says so; without that nothing here can run it, and the rest need not be read. */
@@ -300,7 +155,7 @@ class Unpacking {
     const below = parent && this.#images.get(parent.tag);
     if (parent && !below) throw new Error(`the memory of '${parent.tag}' does not come before its child's`);
     const fd = this.chain.create(path);
-    const layer = new ImageLayer(fd, content.bytes, below, content.hasHoles);
+    const layer = new ImageLayer(fd, content.bytes, below);
     try {
       for await (const { at, part } of content.parts) layer.write(at, part);
       const root = layer.finish();
@@ -344,13 +199,3 @@ class Unpacking {
     native.fdWrite(fd, Buffer.from(text), 0);
   }
 }
-
-const copy = async ({ bytes, parts }: Content, fd: number): Promise<void> => {
-  const file = new SparseFile(fd);
-  for await (const { at, part } of parts) {
-    file.bytes = at;
-    file.write(part);
-  }
-  file.bytes = bytes;
-  file.end();
-};
