@@ -69,7 +69,7 @@ export class ImageLayer {
   }
 
   #flush(): void {
-    if (this.#held < 0 || this.#held * WINDOW_BYTES >= this.imageBytes) return;
+    if (this.#held < 0) return;
     const chunk = (this.#held * WINDOW_BYTES) / CHUNK_BYTES;
     native.layerStreamAppend(this.#stream, chunk, this.#window.subarray(0, this.#bytes));
   }
