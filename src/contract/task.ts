@@ -7,7 +7,8 @@
  *      |  <-- Outcome                             |   once, ends the task
  *
  * Descriptors cross as numbers: they are process-wide. A worker owns what it opens until it says so in a `spawned`
- * event; from then on the main thread owns it and closes it, after the task has ended.
+ * event; from then on the main thread owns it and closes it, after the task has ended. Those that a shim sends are the main
+ * thread's from the moment they arrive (custody.ts).
  * Errors cross as data (contract/errors).
  */
 import type { AnsweredAction } from './answers.js';

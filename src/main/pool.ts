@@ -2,8 +2,10 @@
 import { availableParallelism } from 'node:os';
 import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
 import { Piscina } from 'piscina';
+import { closeCustody, lastArrived, makeCustody } from '../contract/custody.js';
 import { ForkdError, reasonOf } from '../contract/errors.js';
 import type { Outcome, TaskEvent, TaskInput, TaskName, TaskOutput } from '../contract/task.js';
+import { native } from '../native/binding.js';
 import type { Job, RoleJob } from '../workers/entry.js';
 
 /** Tasks that wait for a guest hold a thread but no processor, so there are more threads than processors. */
@@ -30,7 +32,8 @@ export class Pool {
 
   /**
    * Runs one task in a worker. Every event is delivered before this settles, so what the worker handed over is known
-   * to its new owner whichever way the task ends. Throws ForkdError; WORKER_DIED when the thread ended before its task.
+   * to its new owner whichever way the task ends; what had arrived there and was not handed over is closed. Throws ForkdError;
+   * WORKER_DIED when the thread ended before its task.
    */
   async run<T extends TaskName>(
     task: T,
@@ -38,9 +41,15 @@ export class Pool {
     onEvent?: (event: TaskEvent) => void,
   ): Promise<TaskOutput<T>> {
     const { port1, port2 } = new MessageChannel();
-    if (onEvent) port1.on('message', onEvent);
+    const custody = makeCustody();
+    let spawned = 0;
+    const deliver = (event: TaskEvent) => {
+      if (event.type === 'spawned') spawned++;
+      onEvent?.(event);
+    };
+    if (onEvent) port1.on('message', deliver);
     try {
-      const job: Job<T> = { task, input, port: port2 };
+      const job: Job<T> = { task, input, port: port2, custody };
       const outcome = (await this.#pool().run(job, { transferList: [port2] })) as Outcome<T>;
       if (!outcome.ok) throw ForkdError.fromData(outcome.error);
       return outcome.value;
@@ -49,9 +58,12 @@ export class Pool {
         ? error
         : new ForkdError('WORKER_DIED', { task, reason: reasonOf(error) }, error);
     } finally {
+      // Before its last words are read: whatever it was to tell of, it tells of before more arrives.
+      const arrived = closeCustody(custody);
       for (let m = receiveMessageOnPort(port1); m !== undefined; m = receiveMessageOnPort(port1))
-        onEvent?.(m.message as TaskEvent);
+        deliver(m.message as TaskEvent);
       port1.close();
+      if (arrived > spawned) for (const fd of lastArrived(custody)) native.fdClose(fd);
     }
   }
 

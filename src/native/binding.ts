@@ -427,8 +427,15 @@ export interface Native {
   /**
    * recvmsg(2) with SCM_RIGHTS (MSG_CMSG_CLOEXEC). Empty data = end of file. Throws ETIMEDOUT when nothing came in time, and
    * EMSGSIZE when the message has more descriptors than maxFds or (seqpacket) more bytes than maxBytes: what arrived is closed.
+   * With `custody` (contract/custody.ts) they are whoever's that is, before this returns; once it is closed it throws ECANCELED.
    */
-  recvFds(socket: number, maxBytes: number, maxFds: number, timeoutMs: number): { data: Uint8Array; fds: number[] };
+  recvFds(
+    socket: number,
+    maxBytes: number,
+    maxFds: number,
+    timeoutMs: number,
+    custody?: Int32Array,
+  ): { data: Uint8Array; fds: number[] };
 
   /** poll(2) for POLLIN: those of `fds` that can be read, or were hung up. Empty after timeoutMs. Blocks: call it from a worker. */
   pollReadable(fds: number[], timeoutMs: number): number[];

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <vector>
@@ -121,6 +122,31 @@ SysError Receive(int socket, std::vector<uint8_t>* data, size_t fds_max, std::ve
   }
 }
 
+// Where descriptors are known as soon as they have arrived, in memory that outlives the worker they came to:
+// src/contract/custody.ts.
+class Custody {
+ public:
+  static constexpr size_t kFirst = 2;
+
+  explicit Custody(std::span<int32_t> words) : words_(words) {}
+
+  // False when it was closed: then they are still the caller's.
+  bool Take(std::vector<UniqueFd>* fds) {
+    std::atomic_ref<int32_t> messages(words_[0]);
+    int32_t before = messages.load(std::memory_order_acquire);
+    if (before == kClosed) return false;
+    words_[1] = static_cast<int32_t>(fds->size());
+    for (size_t i = 0; i < fds->size(); i++) words_[kFirst + i] = (*fds)[i].Get();
+    if (!messages.compare_exchange_strong(before, before + 1, std::memory_order_acq_rel)) return false;
+    for (UniqueFd& fd : *fds) fd.Release();
+    return true;
+  }
+
+ private:
+  static constexpr int32_t kClosed = -1;
+  std::span<int32_t> words_;
+};
+
 Napi::Value SocketPair(const Napi::CallbackInfo& info) {
   Args args(info);
   std::string type = args.Text(0, "type");
@@ -178,6 +204,11 @@ Napi::Value RecvFds(const Napi::CallbackInfo& info) {
   int bytes_max = args.Int(1, "maxBytes", 1, kMessageBytesMax);
   int fds_max = args.Int(2, "maxFds", 0, kFdsMax);
   int timeout_ms = args.Int(3, "timeoutMs", 0, INT32_MAX);
+  bool has_custody = !info[4].IsUndefined();
+  std::span<int32_t> custody = has_custody ? args.Int32s(4, "custody") : std::span<int32_t>();
+  if (has_custody && args.Ok() && custody.size() < Custody::kFirst + static_cast<size_t>(fds_max)) {
+    args.Refuse("custody", "room for maxFds descriptors");
+  }
   if (!args.Ok()) return {};
 
   std::vector<uint8_t> data(static_cast<size_t>(bytes_max));
@@ -186,15 +217,20 @@ Napi::Value RecvFds(const Napi::CallbackInfo& info) {
   if (SysError error = Receive(socket, &data, static_cast<size_t>(fds_max), &fds, deadline)) {
     return ThrowSysError(info.Env(), error);
   }
+  std::vector<int> arrived;
+  for (const UniqueFd& fd : fds) arrived.push_back(fd.Get());
+  if (has_custody && !fds.empty() && !Custody(custody).Take(&fds)) {
+    return ThrowSysError(info.Env(), {"recvmsg", ECANCELED});
+  }
 
   Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), data.size());
   // In a worker that is being terminated nothing can be made any more: the descriptors close with their
   // owners.
   if (bytes.IsEmpty()) return {};
   if (!data.empty()) memcpy(bytes.Data(), data.data(), data.size());
-  Napi::Array numbers = Napi::Array::New(info.Env(), fds.size());
-  for (uint32_t i = 0; i < fds.size(); i++) {
-    if (numbers.Set(i, fds[i].Get())) fds[i].Release();
+  Napi::Array numbers = Napi::Array::New(info.Env(), arrived.size());
+  for (uint32_t i = 0; i < arrived.size(); i++) {
+    if (numbers.Set(i, arrived[i])) fds[i].Release();
   }
   Napi::Object result = Napi::Object::New(info.Env());
   result.Set("data", bytes);

@@ -24,7 +24,11 @@ import { saveCopy } from './tasks/save-copy.js';
 import { template } from './tasks/template.js';
 import { wpBench } from './tasks/wp-bench.js';
 
-type Handler<T extends TaskName> = (input: TaskInput<T>, emit: (event: TaskEvent) => void) => TaskOutput<T>;
+type Handler<T extends TaskName> = (
+  input: TaskInput<T>,
+  emit: (event: TaskEvent) => void,
+  custody: Int32Array,
+) => TaskOutput<T>;
 
 const handlers: { [T in TaskName]: Handler<T> } = {
   answer,
@@ -50,7 +54,9 @@ const handlers: { [T in TaskName]: Handler<T> } = {
 export interface Job<T extends TaskName = TaskName> {
   task: T;
   input: TaskInput<T>;
-  port?: MessagePort;
+  port: MessagePort;
+  /** Of what arrives for it (contract/custody.ts). */
+  custody: Int32Array;
 }
 
 /** A role stays with its port until it is told to stop; a task is one bounded step. */
@@ -71,10 +77,10 @@ export default async <T extends TaskName>(job: Job<T> | RoleJob): Promise<Outcom
     await (job.role === 'memory' ? serveMemory(job.port) : serveRemote(job.port));
     return undefined;
   }
-  const { task, input, port } = job;
+  const { task, input, port, custody } = job;
   if (++tasks % TASKS_A_TURN === 0) await setImmediate();
   try {
-    return { ok: true, value: handlers[task](input, (event) => port?.postMessage(event)) };
+    return { ok: true, value: handlers[task](input, (event) => port.postMessage(event), custody) };
   } catch (error) {
     return { ok: false, error: ForkdError.from(error).toData() };
   }

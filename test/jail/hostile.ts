@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { makeCustody } from '../../src/contract/custody.js';
 import { type ForkEntry, How, Say } from '../../src/contract/hotfork.js';
 import { makeJail } from '../../src/main/host/jail.js';
 import { type ExitStatus, native, shimPath } from '../../src/native/binding.js';
@@ -62,7 +63,7 @@ export class Hostile {
     native.fdClose(controlTheirs);
     this.warden = Warden.of(this.#vmm);
     this.#fds = [control, this.#vmm.qmpFd, this.#vmm.agentFd];
-    this.#shim = new HotforkControl(control, 'hostile');
+    this.#shim = new HotforkControl(control, 'hostile', makeCustody());
     this.#shim.hello(new Deadline(WAIT_MS));
     this.#shim.jail(this.jail.terms, new Deadline(WAIT_MS));
     this.#shim.freeze(false, new Deadline(WAIT_MS));

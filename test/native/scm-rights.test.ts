@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { closeCustody, lastArrived, makeCustody } from '../../src/contract/custody.js';
 import { native } from '../../src/native/binding.js';
 import { fdCount } from './process.js';
 
@@ -83,6 +84,25 @@ test('253 descriptors fit in a message, 254 do not', () => {
   assert.is(fds.length, 253);
   assert.throws(() => native.sendFds(left, bytes('x'), Array(254).fill(left), WAIT_MS), /fds: /);
   closeAll(left, right, ...fds);
+});
+
+test('with custody: they stand there when it returns, and nothing arrives once it is closed', () => {
+  const [left, right] = native.socketPair('seqpacket');
+  const custody = makeCustody();
+  for (const count of [3, 0, 2]) native.sendFds(left, bytes('x'), Array(count).fill(left), WAIT_MS);
+  const received = [0, 1, 2].map(() => native.recvFds(right, 1, 8, WAIT_MS, custody).fds);
+  assert.equal(
+    received.map(({ length }) => length),
+    [3, 0, 2],
+  );
+  assert.is(closeCustody(custody), 2, 'messages with descriptors');
+  assert.equal(lastArrived(custody), received[2]);
+  native.sendFds(left, bytes('x'), [left], WAIT_MS);
+  const before = fdCount();
+  assert.throws(() => native.recvFds(right, 1, 8, WAIT_MS, custody), /ECANCELED.*recvmsg/);
+  assert.is(fdCount(), before);
+  assert.throws(() => native.recvFds(right, 1, 9, WAIT_MS, custody), /custody: /);
+  closeAll(left, right, ...received.flat());
 });
 
 test('received descriptors are closed on exec', () => {

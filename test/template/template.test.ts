@@ -2,6 +2,7 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
+import { makeCustody } from '../../src/contract/custody.js';
 import type { EvalReply, ExecReply } from '../../src/contract/guest.js';
 import type { HotChild } from '../../src/contract/task.js';
 import { Engine } from '../../src/main/engine.js';
@@ -89,7 +90,8 @@ template('a template that is dead before it is asked: all its children are given
   }));
   const port = { controlFd: control, control: 3, qmp: 4, agent: 5, consoles: [], taps: [], others: [] };
   // The patience is longer than the runner has with this suite.
-  const { failures } = hotfork({ port, children, answerMs: 2 ** 31 - 1, cancel: new Int32Array(1) }, () => undefined);
+  const input = { port, children, answerMs: 2 ** 31 - 1, cancel: new Int32Array(1) };
+  const { failures } = hotfork(input, () => undefined, makeCustody());
   native.fdClose(control);
   assert.equal(
     failures.map(({ index, error }) => [index, error.code]),

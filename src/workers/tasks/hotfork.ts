@@ -5,7 +5,7 @@ import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
 import { FirstAnswers } from '../vmm/first-answers.js';
 import { withEntries } from '../vmm/hot-child.js';
-import { childOf, HotforkControl, whoIs } from '../vmm/hotfork.js';
+import { bornOf, childOf, type ForkedChild, HotforkControl } from '../vmm/hotfork.js';
 import { explain } from '../vmm/obituary.js';
 
 /**
@@ -15,8 +15,11 @@ import { explain } from '../vmm/obituary.js';
  */
 const WINDOW = 2;
 
-export const hotfork = (input: TaskInput<'hotfork'>, emit: (event: TaskEvent) => void): TaskOutput<'hotfork'> =>
-  new FanOut(input, emit).run();
+export const hotfork = (
+  input: TaskInput<'hotfork'>,
+  emit: (event: TaskEvent) => void,
+  custody: Int32Array,
+): TaskOutput<'hotfork'> => new FanOut(input, emit, custody).run();
 
 class FanOut {
   readonly #shim: HotforkControl;
@@ -30,8 +33,9 @@ class FanOut {
   constructor(
     readonly input: TaskInput<'hotfork'>,
     readonly emit: (event: TaskEvent) => void,
+    custody: Int32Array,
   ) {
-    this.#shim = new HotforkControl(input.port.controlFd, 'the template');
+    this.#shim = new HotforkControl(input.port.controlFd, 'the template', custody);
     this.#queue = [...input.children];
     const { answerMs, firstEval, seal = false } = input;
     this.#infants = new FirstAnswers({
@@ -88,10 +92,12 @@ class FanOut {
       const message = this.#shim.receive(new Deadline(this.input.answerMs));
       const request = this.#requested.get(message.id);
       if (message.type === Say.done) this.#requested.delete(message.id);
-      if (message.type !== Say.child || !request) return;
-      const { pid, fork_us, fds } = childOf(message);
-      this.#forkUs.push(fork_us);
-      this.#greet(request.child, request.at, pid, fds);
+      if (message.type !== Say.child) return;
+      const born = childOf(message);
+      if (!request)
+        throw new ForkdError('HOTFORK_BROKEN', { vm: 'the template', reason: 'nobody asked for this child' });
+      this.#forkUs.push(born.fork_us);
+      this.#greet(request.child, request.at, born);
     } catch (error) {
       // Requests are answered in order, and a template that cannot make this child cannot make the next.
       const all = [...this.#requested.values()].map(({ child }) => child);
@@ -100,16 +106,10 @@ class FanOut {
     }
   }
 
-  #greet(child: HotChild, requestedAt: number, inner: number, fds: number[]): void {
-    const [pidfd, controlFd, qmpFd, agentFd] = fds;
-    if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined) {
-      for (const fd of fds) native.fdClose(fd);
-      this.#fail(child, new ForkdError('HOTFORK_BROKEN', { vm: child.name, reason: 'descriptors are missing' }));
-      return;
-    }
-    const who = whoIs(pidfd, inner, this.input.port);
-    this.emit({ type: 'spawned', vmm: { index: child.index, ...who, pidfd, qmpFd, agentFd, controlFd } });
-    this.#infants.greet(child, agentFd, requestedAt, performance.now());
+  #greet(child: HotChild, requestedAt: number, forked: ForkedChild): void {
+    const vmm = bornOf(forked, child.index, child.name, this.input.port);
+    this.emit({ type: 'spawned', vmm });
+    this.#infants.greet(child, vmm.agentFd, requestedAt, performance.now());
   }
 
   /** The template is of no more use: this child and those that wait fail for the same reason. */

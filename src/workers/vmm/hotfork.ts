@@ -1,5 +1,6 @@
 /** The control socket of one shim, blocking, for worker threads. */
 import { statSync } from 'node:fs';
+import { CUSTODY_FDS_MAX } from '../../contract/custody.js';
 import { errnoOf, ForkdError, reasonOf } from '../../contract/errors.js';
 import {
   Ask,
@@ -13,14 +14,11 @@ import {
   Say,
   type TemplatePort,
 } from '../../contract/hotfork.js';
-import type { Who } from '../../contract/task.js';
+import type { StartedVmm, Who } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import type { Deadline } from '../deadline.js';
 
 const HEADER_BYTES = 8;
-
-/** pidfd, control, QMP, agent; room for one that a later shim may add. */
-const CHILD_FDS_MAX = 8;
 
 export interface Message {
   type: number;
@@ -43,7 +41,7 @@ export interface ForkedChild {
   pid: number;
   fork_us: number;
   pause_us: number;
-  /** pidfd, then a peer for each pair entry, in the order of the request. */
+  /** pidfd, then a peer for each pair entry, in the order of the request. The main thread's: it closes those that it is not told of. */
   fds: number[];
 }
 
@@ -53,6 +51,8 @@ export class HotforkControl {
   constructor(
     readonly fd: number,
     readonly name: string,
+    /** Without it no descriptor can be received. */
+    readonly custody?: Int32Array,
   ) {}
 
   /** The first packet of a shim that was started, not forked. */
@@ -115,11 +115,11 @@ export class HotforkControl {
 
   #isSign(deadline: Deadline): boolean {
     try {
-      const { type, fds } = this.receive(deadline);
-      for (const fd of fds) native.fdClose(fd);
-      return type === Say.state;
+      return this.receive(deadline).type === Say.state;
     } catch (error) {
-      if (error instanceof ForkdError && error.code === 'HOTFORK_REFUSED') return false;
+      // A refusal, or a child: its descriptors were not taken.
+      if (error instanceof ForkdError && (error.code === 'HOTFORK_REFUSED' || errnoOf(error.cause) === 'EMSGSIZE'))
+        return false;
       throw error;
     }
   }
@@ -128,7 +128,8 @@ export class HotforkControl {
   receive(deadline: Deadline): Message {
     let received: { data: Uint8Array; fds: number[] };
     try {
-      received = native.recvFds(this.fd, HOTFORK_PACKET_MAX, CHILD_FDS_MAX, deadline.leftMs);
+      const most = this.custody ? CUSTODY_FDS_MAX : 0;
+      received = native.recvFds(this.fd, HOTFORK_PACKET_MAX, most, deadline.leftMs, this.custody);
     } catch (error) {
       const late = errnoOf(error) === 'ETIMEDOUT';
       throw this.#broken(late ? `no answer within ${deadline.totalMs / 1000} s` : reasonOf(error), error);
@@ -139,7 +140,8 @@ export class HotforkControl {
     if (
       data.length < HEADER_BYTES ||
       header.getUint16(0, true) !== HOTFORK_MAGIC ||
-      header.getUint8(2) !== HOTFORK_VERSION
+      header.getUint8(2) !== HOTFORK_VERSION ||
+      (fds.length > 0 && header.getUint8(3) !== Say.child)
     ) {
       throw this.#broken('it sent something that is not the protocol');
     }
@@ -206,8 +208,16 @@ export const childOf = ({ body, fds }: Message): ForkedChild => ({
 });
 
 /** A child by our numbers and, where it has a pid namespace of its own, by its own. */
-export const whoIs = (pidfd: number, inner: number, { line }: TemplatePort): Who =>
+const whoIs = (pidfd: number, inner: number, { line }: TemplatePort): Who =>
   line === undefined ? { pid: inner } : { pid: native.pidfdPid(pidfd), inside: { pid: inner, line } };
+
+/** A child as the main thread is told of it. Throws HOTFORK_BROKEN. */
+export const bornOf = ({ pid, fds }: ForkedChild, index: number, name: string, port: TemplatePort) => {
+  const [pidfd, controlFd, qmpFd, agentFd] = fds;
+  if (pidfd === undefined || controlFd === undefined || qmpFd === undefined || agentFd === undefined)
+    throw new ForkdError('HOTFORK_BROKEN', { vm: name, reason: 'descriptors are missing' });
+  return { index, ...whoIs(pidfd, pid, port), pidfd, qmpFd, agentFd, controlFd } satisfies StartedVmm;
+};
 
 /** /dev/net/tun: major 10, minor 200 (Documentation/admin-guide/devices.txt). */
 const TUN_DEVICE = (10 << 8) | 200;
