@@ -1,7 +1,12 @@
 /** Branches of running sandboxes: frozen copies, which are templates at once; and tags, as soon as they are on disk. */
 import { ForkdError } from '../contract/errors.js';
+import type { SnapshotManifest } from '../contract/snapshot.js';
+import type { SourcePort } from '../contract/task.js';
+import { ticksNow } from './host/process.js';
 import type { Pool } from './pool.js';
 import type { Roster } from './sandbox/roster.js';
+import type { Sandbox } from './sandbox/sandbox.js';
+import { endStrays } from './sandbox/strays.js';
 import type { Store } from './store/store.js';
 import type { TemplateSupply } from './template/supply.js';
 import { Template } from './template/template.js';
@@ -31,6 +36,8 @@ export class LiveBranches {
   /** Branches whose tags are not on disk yet. */
   readonly #unwritten = new Map<string, Template>();
   readonly #writing = new Set<Promise<WrittenBranch>>();
+  /** Sandboxes whose conversation with their shim broke off in the middle, and since when: the next answers are to what was asked before. */
+  readonly #brokenOff = new WeakMap<Sandbox, number>();
 
   constructor(context: BranchContext) {
     this.#context = context;
@@ -57,12 +64,39 @@ export class LiveBranches {
     const { template, pauseUs } = await sandbox.lend(async () => {
       // Its source's groups are emptied when that ends.
       await sandbox.joined;
-      const outside = sandbox.birth.cgroup?.outside ?? [];
-      const copy = () => Template.branch(source, snapshot, this.#context.pool, 1, outside);
+      const copy = () => this.#copy(sandbox, source, snapshot);
       return sandbox.inTurn(() => (sandbox.isAttached ? sandbox.agent.quiet(copy) : copy()));
     });
     this.#branches.add(template);
     return { template, pause_us: pauseUs };
+  }
+
+  async #copy(sandbox: Sandbox, source: SourcePort, snapshot: SnapshotManifest) {
+    await this.#regain(sandbox, source);
+    const since = ticksNow();
+    try {
+      return await Template.branch(source, snapshot, this.#context.pool, 1, sandbox.birth.cgroup?.outside ?? []);
+    } catch (error) {
+      const { code } = ForkdError.from(error);
+      if (code === 'WORKER_DIED' || code === 'HOTFORK_BROKEN') this.#brokenOff.set(sandbox, since);
+      // A copy may be on its way. A shim that did not answer in time would not now: it is waited for when it is needed.
+      if (code === 'WORKER_DIED') await this.#regain(sandbox, source).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** Takes up the conversation, where it broke off: a copy that comes of it ends. Throws HOTFORK_BROKEN. */
+  async #regain(sandbox: Sandbox, { name, controlFd }: SourcePort): Promise<void> {
+    const since = this.#brokenOff.get(sandbox);
+    if (since === undefined) return;
+    try {
+      const { lost } = await this.#context.pool.run('regain', { shims: [{ name, controlFd }] });
+      const [silent] = lost;
+      if (silent) throw new ForkdError('HOTFORK_BROKEN', { vm: name, reason: silent.reason });
+      this.#brokenOff.delete(sandbox);
+    } finally {
+      await endStrays(undefined, new Set(), since);
+    }
   }
 
   /** Throws SNAPSHOT_EXISTS, SNAPSHOT_BUSY, BRANCH_UNSUPPORTED. */

@@ -3,10 +3,12 @@ import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import type { Worker } from 'node:worker_threads';
 import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
-import { parentOf, ticksNow } from '../../src/main/host/process.js';
+import { isUnreaped, parentOf, ticksNow } from '../../src/main/host/process.js';
 import { Engine } from '../../src/main/engine.js';
+import type { Sandbox } from '../../src/main/sandbox/sandbox.js';
 import { endStrays } from '../../src/main/sandbox/strays.js';
 import { isWarden } from '../../src/main/sandbox/warden.js';
+import { native } from '../../src/native/binding.js';
 import { BASE_TAG, eventually, qemusOf, sharedData } from '../support/world.js';
 
 process.env['XDG_DATA_HOME'] = sharedData();
@@ -71,19 +73,22 @@ worker(
     for (const at of [1, 3, 5]) {
       let alive = 0;
       let fallback = '';
+      let ended: Promise<unknown> | undefined;
       const { sandboxes, failures, mechanism } = await engine.fork(
         { tag: BASE_TAG, n: N },
         {
           onReady: (count) => {
             if (count !== at) return;
             alive = ownVms().length;
-            void terminateAll();
+            ended = terminateAll();
           },
           onFallback: (reason) => {
             fallback = reason;
           },
         },
       );
+      // Else a worker that is not gone yet, on a busy host, is given what comes next.
+      await ended;
       assert.is(mechanism, 'hot-fork');
       assert.ok(alive >= at, `${alive} VMs when ${at} had answered`);
       fallbacks.push(fallback);
@@ -117,6 +122,39 @@ worker(
     );
   },
 );
+
+worker('a branch: the next one is of the present, and nothing of the first is left', async ({ engine }) => {
+  const { sandboxes } = await engine.fork({ tag: BASE_TAG, n: 1, branchable: true });
+  const [source] = sandboxes as [Sandbox];
+  const keep = (value: string) => engine.eval(source.id, `import builtins; builtins.kept = '${value}'`);
+  await keep('before');
+  const [vms, descriptors] = [ownVms(), ownDescriptors()];
+  const began = ticksNow();
+  const control = native.pidfdGetfd(source.vmm.pidfd, source.birth.numbers?.control ?? -1);
+  process.kill(source.vmm.pid, 'SIGSTOP');
+  const branch = engine.branch(source.id).then(
+    () => undefined,
+    (error: { code: string }) => error.code,
+  );
+  assert.ok(await eventually(() => native.pollReadable([control], 0).length > 0, 20_000), 'it is asked for the branch');
+  native.fdClose(control);
+  const ended = terminateAll();
+  // The worker waits in a system call, which ends with the answer.
+  process.kill(source.vmm.pid, 'SIGCONT');
+  await ended;
+  assert.is(await branch, 'WORKER_DIED');
+  const unreaped = readdirSync('/proc').filter(
+    (name) => parentOf(Number(name)) === process.pid && isUnreaped(Number(name), began),
+  );
+  assert.equal([ownVms(), unreaped], [vms, []]);
+  assert.ok(await eventually(() => ownDescriptors().length <= descriptors.length), ownDescriptors().join('\n'));
+  await keep('after');
+  const { template } = await engine.branch(source.id);
+  const { sandboxes: made } = await engine.forkFrom(template, { n: 1 });
+  assert.is((await engine.eval((made[0] as Sandbox).id, 'kept')).result, "'after'");
+  await engine.retire(template);
+  await engine.kill(engine.sandboxes);
+});
 
 worker('a first process that somebody waits for is not waited for again', async ({ engine }) => {
   const { lanes } = await engine.warm(BASE_TAG);

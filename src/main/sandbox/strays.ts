@@ -17,9 +17,14 @@ const LOOK_FOR_MS = 5000;
 const VMM_NAME = QEMU.slice(0, 15);
 
 /**
- * Ends and reaps them; `owned` are left alone. `since`: when the first may have been born (`ticksNow`). Returns how many there were.
+ * Ends and reaps them; `owned` are left alone. `since`: when the first may have been born (`ticksNow`). Without a work directory, for
+ * copies that hold no file: those that end by themselves, their descriptors being closed. Returns how many there were.
  */
-export const endStrays = async (workDir: string, owned: ReadonlySet<number>, since: number): Promise<number> => {
+export const endStrays = async (
+  workDir: string | undefined,
+  owned: ReadonlySet<number>,
+  since: number,
+): Promise<number> => {
   // A pidfd watch does not keep the process alive; this does until the last one is reaped.
   const hold = setInterval(() => undefined, 60_000);
   const end = performance.now() + LOOK_FOR_MS;
@@ -27,7 +32,7 @@ export const endStrays = async (workDir: string, owned: ReadonlySet<number>, sin
   for (;;) {
     const others = childPids().filter((pid) => !owned.has(pid));
     const unborn = others.some((pid) => isBeingBorn(pid, since));
-    const strays = others.filter((pid) => holdsFileIn(workDir, pid) || hasEnded(pid, since));
+    const strays = others.filter((pid) => (workDir !== undefined && holdsFileIn(workDir, pid)) || hasEnded(pid, since));
     await Promise.all(strays.map(endOne));
     count += strays.length;
     if (!unborn || performance.now() > end) break;
