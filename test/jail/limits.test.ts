@@ -110,11 +110,11 @@ limits(
   },
 );
 
-/** Reads `mib` of the disk, as `at` many at once; nobody has it in memory. */
+/** Reads `mib` of the disk, as `at` many at once, each elsewhere; nobody has it in memory. */
 const readDisk = async (engine: Engine, child: Sandbox, mib: number, at = 1): Promise<number> => {
   execFileSync('dd', [`if=${child.birth.snapshot?.rootfs}`, 'iflag=nocache', 'count=0'], { stdio: 'ignore' });
   const script = `for i in $(seq 0 ${at - 1}); do
-    dd if=/dev/vda of=/dev/null bs=1M skip=$((i * ${mib})) count=${mib} iflag=direct & done; wait`;
+    dd if=/dev/vda of=/dev/null bs=1M skip=$((i * ${3 * mib})) count=${mib} iflag=direct & done; wait`;
   return (await engine.exec(child.id, ['sh', '-c', script], 60)).exit_code;
 };
 
@@ -148,9 +148,10 @@ limits(
   async ({ engine }) => {
     const child = await one(engine);
     await child.joined;
-    // Less than commands accept: a guest cannot make QEMU need so many. Reads that wait need a thread each.
+    // Less than commands accept: a guest cannot make QEMU need so many. Reads that wait need a thread each, and so many wait at once,
+    // however slowly they are begun: a second each at this rate.
     await engine.limit(child.id, { pids: (await child.usage()).pids ?? 0, ioMibPerS: 1 });
-    const failure = await readDisk(engine, child, 1, 8).catch((error: unknown) => ForkdError.from(error));
+    const failure = await readDisk(engine, child, 1, 32).catch((error: unknown) => ForkdError.from(error));
     assert.instance(failure, ForkdError, `${failure}`);
     assert.ok(await eventually(() => child.state === 'dead'));
     const { code, message } = failure as ForkdError;
