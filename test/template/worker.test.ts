@@ -49,6 +49,10 @@ const linkOf = (fd: string): string => {
   }
 };
 
+/** Each thread of it: signals are taken when a thread runs. */
+const isStopped = (pid: number): boolean =>
+  readdirSync(`/proc/${pid}/task`).every((tid) => /\) T /.test(readFileSync(`/proc/${pid}/task/${tid}/stat`, 'utf8')));
+
 const worker = suite<{ engine: Engine }>('a worker dies');
 
 worker.before((context) => {
@@ -132,6 +136,7 @@ worker('a branch: the next one is of the present, and nothing of the first is le
   const began = ticksNow();
   const control = native.pidfdGetfd(source.vmm.pidfd, source.birth.numbers?.control ?? -1);
   process.kill(source.vmm.pid, 'SIGSTOP');
+  assert.ok(await eventually(() => isStopped(source.vmm.pid), 20_000), 'it is stopped');
   const branch = engine.branch(source.id).then(
     () => undefined,
     (error: { code: string }) => error.code,
