@@ -7,7 +7,7 @@ import * as assert from 'uvu/assert';
 import { limits } from '../../src/contract/limits.js';
 import { Cgroup } from '../../src/main/host/cgroup/cgroup.js';
 import { eventually } from '../support/world.js';
-import { Hostile, type Outcome } from './hostile.js';
+import { hasOldGate, Hostile, type Outcome } from './hostile.js';
 
 const hostile = suite<{ inside: Hostile }>('hostile');
 
@@ -15,6 +15,8 @@ hostile.before((context) => {
   context.inside = new Hostile();
 });
 hostile.after(({ inside }) => inside.close());
+
+const OLD_GATE = 32;
 
 /** Numbers of hostile.c. */
 const DEADLY: Record<string, number> = {
@@ -41,7 +43,7 @@ const DEADLY: Record<string, number> = {
   keyctl: 29,
   setns: 30,
   'a call of the x32 table': 31,
-  'a call by the gate of 32-bit programs': 32,
+  'a call by the gate of 32-bit programs': OLD_GATE,
   'to be dumpable again': 33,
   'higher limits': 34,
   userfaultfd: 35,
@@ -50,7 +52,9 @@ const DEADLY: Record<string, number> = {
 for (const [title, what] of Object.entries(DEADLY)) {
   hostile(`${title}: ends it with SIGSYS`, async ({ inside }) => {
     const victim = inside.copy();
-    assert.equal(await inside.attempt(what, victim.inside), { signal: 'SIGSYS' });
+    // Some kernels, of virtual machines above all, have no such gate for anybody.
+    const signal = what === OLD_GATE && !hasOldGate() ? 'SIGSEGV' : 'SIGSYS';
+    assert.equal(await inside.attempt(what, victim.inside), { signal });
     victim.kill();
     assert.is((await victim.ended).signal, 9, 'the sibling lived on');
   });

@@ -1,5 +1,5 @@
 /** A program in the place of QEMU, in jail, whose copies each try one thing (hostile.c). */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -140,3 +140,18 @@ const nameIn = (table: Record<string, number>, number: number | null): string | 
 
 const signalName = (signal: number | null) => nameIn(constants.signals, signal);
 const errnoName = (error: number) => (error === 0 ? '' : (nameIn(constants.errno, error) ?? String(error)));
+
+const OLD_GATE =
+  'int main(void) { long r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(20) : "memory"); return r <= 0; }';
+
+/** Can a program outside of the jail call the kernel by the gate of 32-bit programs? */
+export const hasOldGate = (): boolean => {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-'));
+  const program = join(folder, 'gate');
+  try {
+    execFileSync('gcc', ['-x', 'c', '-', '-o', program], { input: OLD_GATE });
+    return spawnSync(program).status === 0;
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+};
