@@ -126,6 +126,14 @@ test('directories of many names, and all that an inode can say', async () => {
   assert.match(debugfs(path, 'stat /lost+found'), /Type: directory/);
 });
 
+test('a directory of more names than a call has arguments', async () => {
+  const names = 150_000;
+  const path = await make(async (tree) => {
+    for (let i = 0; i < names; i++) await tree.add(entry(`many/${i}`), parts());
+  });
+  assert.is(debugfs(path, 'ls -p /many').match(/^\/\d+\/100644\//gm)?.length, names);
+});
+
 test('what a layer removes is not on the disk, and its place is used again', async () => {
   const secret = Buffer.alloc(3 * MIB, 'secret of a lower layer ');
   const other = Buffer.alloc(2 * MIB, 'another ');
@@ -151,6 +159,13 @@ test('what no file system can hold is refused', async () => {
   assert.match(await refusal({ name: 'a\0b' }), /has a zero in it/);
   assert.match(await refusal({ kind: 'symlink', target: 'a\0b' }), /has a zero in it/);
   assert.is(await refusal({ name: 'a\nb' }), 'made');
+  const linked = (links: number): Promise<string> =>
+    make(async (tree) => {
+      await tree.add(entry('a'), parts());
+      for (let i = 0; i < links; i++) await tree.add(entry(`links/${i}`, { kind: 'link', target: 'a' }), parts());
+    }).catch((error: Error) => error.message);
+  assert.match(debugfs(await linked(64_999), 'stat /a'), /Links: 65000 /);
+  assert.is(await linked(65_000), "'/a' has more than 65000 names");
 });
 
 test.run();

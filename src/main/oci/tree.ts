@@ -93,7 +93,8 @@ export class Tree {
       if (seen.has(node)) continue;
       seen.add(node);
       yield node;
-      if (node.children) stack.push(...node.children.values());
+      // One by one: a call has no room for more than some 100,000 arguments.
+      for (const child of node.children?.values() ?? []) stack.push(child);
     }
   }
 

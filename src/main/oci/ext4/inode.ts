@@ -22,8 +22,8 @@ const EXTENT_BYTES = 12;
 const EXTENTS_IN_INODE = 4;
 const EXTENTS_IN_BLOCK = Math.floor(BLOCK / EXTENT_BYTES) - 1;
 const EXTRA_BYTES = 32;
-/** More are not counted: 1 stands for any number. */
-const LINKS_MAX = 65_000;
+/** No file has more. Of a directory more are not counted: 1 stands for any number. */
+export const LINKS_MAX = 65_000;
 /** Of a symbolic link, in the inode. */
 const INLINE_TARGET_MAX = 59;
 

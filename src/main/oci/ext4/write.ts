@@ -1,7 +1,7 @@
 /** Makes a file system of a tree whose contents are on the disk already. Nothing but this process writes to it, so nobody needs to be root. */
 import type { Node, Tree } from '../tree.js';
 import type { Disk } from './disk.js';
-import { mapDevice, mapExtents, type Mapped, mapTarget, type Name, nameBlocks, writeInode } from './inode.js';
+import { LINKS_MAX, mapDevice, mapExtents, type Mapped, mapTarget, type Name, nameBlocks, writeInode } from './inode.js';
 import {
   BLOCK,
   descriptorBlocks,
@@ -137,6 +137,7 @@ const isStored = (inodes: Buffer, inode: number): boolean => inodes.readUInt16LE
 
 const storeNode = async (node: Node, inode: number, inodes: Buffer, disk: Disk): Promise<void> => {
   const links = node.paths.length;
+  if (links > LINKS_MAX) throw new Error(`'${node.paths[0]}' has more than ${LINKS_MAX} names`);
   if (node.kind === 'file') {
     const dataBlocks = node.extents.reduce((sum, { count }) => sum + count, 0);
     const mapped = await mapExtents(node.extents, disk);
