@@ -113,6 +113,8 @@ export const limits = {
   packRatioMax: 2000,
   /** A pack's list of shared pages, bytes: 12 for each run; every second page of a guest of 8 GiB. */
   packPagesMaxBytes: 12 * 1024 * 1024,
+  /** A pack's hashes of its root disk, bytes: 32 for each 64 KiB of 128 GiB, as large as disks are made here. */
+  packBlocksMaxBytes: 64 * 1024 * 1024,
   /** Content of one zstd frame of a pack, bytes: twice what is written. A reader holds one for each processor. */
   packFrameMaxBytes: 4 * 1024 * 1024,
   /** A pack's seek table, bytes: 8 for each frame, of all that a pack may unpack to. */

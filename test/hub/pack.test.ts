@@ -22,10 +22,13 @@ import { compress, decompress } from 'zstd-napi';
 
 import { ForkdError } from '../../src/contract/errors.js';
 import { limits } from '../../src/contract/limits.js';
-import type { FileDigest } from '../../src/contract/snapshot.js';
+import { DISK_BLOCK_BYTES } from '../../src/contract/remote-role.js';
+import { BLOCKS_FILE, type FileDigest } from '../../src/contract/snapshot.js';
 import { FRAME_BYTES } from '../../src/main/hub/frames.js';
 import { pack } from '../../src/main/hub/pack.js';
 import { unpack } from '../../src/main/hub/unpack.js';
+import { requireSize } from '../../src/main/hub/unpack-frames.js';
+import { type PackFile, readPackManifest } from '../../src/main/hub/format.js';
 import { decodeHeader, TarReader } from '../../src/main/hub/tar-reader.js';
 import { header } from '../../src/main/hub/tar-writer.js';
 import { Store } from '../../src/main/store/store.js';
@@ -493,6 +496,18 @@ packs('more than any chain can have, or than such a file can hold, is refused be
     const error = await unpack(target, { path }).catch((e: ForkdError) => e);
     assert.match(String((error as ForkdError).details['reason']), reason);
   }
+});
+
+packs('a pack may have the hashes of as large a disk as is made here', () => {
+  const hashesOf = (diskBytes: number): number => (diskBytes / DISK_BLOCK_BYTES) * 32;
+  const manifest = readPackManifest('a pack', (entries[0] as Entry).body);
+  const blocks = manifest.files.find(({ path }) => path.endsWith(`/${BLOCKS_FILE}`)) as PackFile;
+  const withDisk = (bytes: number) => ({ ...manifest, files: [{ ...blocks, size: hashesOf(bytes) }] });
+  requireSize('a pack', withDisk(128 * 2 ** 30), 2 ** 30);
+  assert.throws(
+    () => requireSize('a pack', withDisk(129 * 2 ** 30), 2 ** 30),
+    (error: ForkdError) => error.code === 'PACK_INVALID',
+  );
 });
 
 packs('half a chain is taken back when its head cannot appear', async () => {

@@ -200,9 +200,10 @@ const searchDisks = async (
   const disks: number[] = [];
   try {
     for (const path of paths) disks.push(openSync(path, 'r'));
-    const count = withBlocks ? Math.ceil(native.fdSize(disks[0] as number).bytes / DISK_BLOCK_BYTES) : 0;
-    const blocks = Buffer.alloc(count * HASH_BYTES);
-    const shared = await whileAtWork(() => native.samePages(layerFd, disks, THREADS, withBlocks ? blocks : undefined));
+    const bytes = Math.ceil(native.fdSize(disks[0] as number).bytes / DISK_BLOCK_BYTES) * HASH_BYTES;
+    const isWanted = withBlocks && bytes <= limits.packBlocksMaxBytes;
+    const blocks = Buffer.alloc(isWanted ? bytes : 0);
+    const shared = await whileAtWork(() => native.samePages(layerFd, disks, THREADS, isWanted ? blocks : undefined));
     return { shared, blocks };
   } finally {
     for (const disk of disks) closeSync(disk);

@@ -117,7 +117,7 @@ class Beginning {
     readonly validator: string | undefined,
     private head: Buffer,
     /** Pairs: bytes as they are stored, and unpacked. */
-    readonly frames: number[] = [],
+    public frames: number[] = [],
   ) {
     this.fetched = head.length;
   }
@@ -159,7 +159,7 @@ class Beginning {
     let tail = await this.#range(Math.max(0, bytes - TAIL_BYTES), bytes);
     const tableBytes = tableBytesOf(tail, bytes);
     if (tableBytes > tail.length) tail = await this.#range(bytes - tableBytes, bytes);
-    this.frames.push(...framesOfTable(tail.subarray(tail.length - tableBytes), bytes));
+    this.frames = framesOfTable(tail.subarray(tail.length - tableBytes), bytes);
   }
 
   async #range(from: number, to: number): Promise<Buffer> {
@@ -210,6 +210,8 @@ class Making {
     requireSize(from, manifest, remote.bytes);
     if (manifest.chain.length !== 1)
       throw notLazy(from, `its chain has ${manifest.chain.length} links, and only one without ancestors can`);
+    if (manifest.files.some(({ path, size }) => path === linkPath(manifest.tag, BLOCKS_FILE) && size === 0))
+      throw notLazy(from, 'its root disk is larger than what can be checked in parts');
     const to = request.tag === undefined ? manifest.tag : parseTag(request.tag);
     if (store.exists(to) && !request.force) throw new ForkdError('SNAPSHOT_EXISTS', { tag: to });
     store.requireSpace(manifest.files.reduce((sum, { size }) => sum + size, 0));

@@ -96,11 +96,13 @@ export const requireSize = (path: string, manifest: PackManifest, packBytes: num
     if (name.endsWith(`/${STATE_FILE}`) && size > limits.packStateMaxBytes) throw invalid(path, `${name} is too large`);
     if (LISTS.some((list) => name.endsWith(`/${list}`)) && size > limits.packPagesMaxBytes)
       throw invalid(path, `${name} is too large`);
+    if (name.endsWith(`/${BLOCKS_FILE}`) && size > limits.packBlocksMaxBytes)
+      throw invalid(path, `${name} is too large`);
   }
 };
 
 /** Held in memory. */
-const LISTS = ['memory.pages', BLOCKS_FILE, 'memory.runs', WORKING_SET_FILE];
+const LISTS = ['memory.pages', 'memory.runs', WORKING_SET_FILE];
 /** Of each link, those that are files of a snapshot. */
 const SMALL_FILES = [MANIFEST_FILE, STATE_FILE, WORKING_SET_FILE];
 
