@@ -507,6 +507,11 @@ oci('the command: parent build', async () => {
   assert.is(code, 0, stderr);
   assert.equal((JSON.parse(stdout) as { config: { cmd: string[] } }).config.cmd, ['there']);
   assert.is(cat(out, '/hello'), 'hello');
+  const roomy = await forkd(['parent', 'build', image, '-o', out, '--size-mib', '1024'], { env });
+  assert.is(roomy.code, 0, roomy.stderr);
+  assert.is(cat(out, '/hello'), 'hello');
+  assert.is(statSync(out).size, 1024 * 1024 * 1024);
+  assert.ok(statSync(out).blocks * 512 < 8 * 1024 * 1024, 'room takes no space');
   const again = await forkd(['parent', 'build', image], { env, cwd: root });
   assert.is(again.code, 0, again.stderr);
   assert.match(again.stderr, /nothing has changed/);

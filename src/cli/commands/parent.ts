@@ -1,5 +1,5 @@
-import { copyFileSync, constants } from 'node:fs';
 import { formatBytes, formatMs } from '../../contract/units.js';
+import { copyWithHoles } from '../../main/file-parts.js';
 import { rootfsDir } from '../../main/paths.js';
 import { buildRootfs } from '../../main/oci/rootfs.js';
 import { requirePackages } from '../../main/oci/extras.js';
@@ -50,7 +50,7 @@ export const parent: Command = {
           onProgress: (done, total) => bar.update(done, Math.max(done, total)),
         }).finally(() => bar.end());
         if (cached) detail('nothing has changed since it was built');
-        copyFileSync(path, half.path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
+        await copyWithHoles(path, half.path, signal);
         half.publish();
         line(`✓ ${out} (${formatBytes(record.bytes)})`);
         if (options.flag('json')) printJson({ output: out, ...record, cached });

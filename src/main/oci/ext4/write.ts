@@ -1,7 +1,16 @@
 /** Makes a file system of a tree whose contents are on the disk already. Nothing but this process writes to it, so nobody needs to be root. */
 import type { Node, Tree } from '../tree.js';
 import type { Disk } from './disk.js';
-import { LINKS_MAX, mapDevice, mapExtents, type Mapped, mapTarget, type Name, nameBlocks, writeInode } from './inode.js';
+import {
+  LINKS_MAX,
+  mapDevice,
+  mapExtents,
+  type Mapped,
+  mapTarget,
+  type Name,
+  nameBlocks,
+  writeInode,
+} from './inode.js';
 import {
   BLOCK,
   descriptorBlocks,
