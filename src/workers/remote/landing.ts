@@ -8,6 +8,9 @@ import { DISK_BLOCK_BYTES, type RemoteJob } from '../../contract/remote-role.js'
 import { native } from '../../native/binding.js';
 
 const HASH_BYTES = 32;
+const HOLE_BYTES = 64 * 1024;
+const ZEROS = Buffer.alloc(HOLE_BYTES);
+const there = Buffer.alloc(HOLE_BYTES);
 const HERE = 1;
 
 interface Segment {
@@ -133,7 +136,7 @@ export class Landing {
     const content = this.#unpacked(frame, stored, bytes);
     for (const { at, count, file, offset } of this.#segmentsOf[frame] as Segment[]) {
       const [from, to] = [Math.max(at, begin), Math.min(at + count, begin + bytes)];
-      writeAll(job.files[file] as number, content.subarray(from - begin, to - begin), offset + from - at);
+      writeData(job.files[file] as number, content.subarray(from - begin, to - begin), offset + from - at);
     }
     const whole = (this.#itemsOf[frame] as number[]).filter((item) => this.#lacks.get(item) === 1);
     for (const item of whole) this.#verify(item);
@@ -232,6 +235,20 @@ const upperBy = (list: Segment[], offset: number): number => {
     else low = middle + 1;
   }
   return low;
+};
+
+/** Where there are only zeros a hole stays one. Something wrong that was refused before is written over. */
+const writeData = (fd: number, part: Buffer, at: number): void => {
+  for (let begin = 0; begin < part.length; begin += HOLE_BYTES) {
+    const unit = part.subarray(begin, begin + HOLE_BYTES);
+    if (unit.equals(ZEROS.subarray(0, unit.length)) && isZeroAt(fd, unit.length, at + begin)) continue;
+    writeAll(fd, unit, at + begin);
+  }
+};
+
+const isZeroAt = (fd: number, bytes: number, at: number): boolean => {
+  const into = there.subarray(0, bytes);
+  return readSync(fd, into, 0, bytes, at) === bytes && into.equals(ZEROS.subarray(0, bytes));
 };
 
 const writeAll = (fd: number, part: Buffer, at: number): void => {
