@@ -9,6 +9,7 @@ import { suite } from '../support/suite.js';
 import * as assert from 'uvu/assert';
 import { compress } from 'zstd-napi';
 import type { ForkdError } from '../../src/contract/errors.js';
+import { decompressTo } from '../../src/main/oci/files.js';
 import { buildRootfs, type Rootfs } from '../../src/main/oci/rootfs.js';
 import { forkd } from '../support/cli.js';
 import {
@@ -497,6 +498,17 @@ oci('an image of a Docker engine, by its socket', async () => {
     delete process.env['DOCKER_HOST'];
     engine.close();
   }
+});
+
+oci('a compressed archive is unpacked no further than somebody waits for it', async () => {
+  const bytes = 200 * 1024 * 1024;
+  const image = put('large.tar.zst', Buffer.from(compress(Buffer.alloc(bytes, 'x'))));
+  const [out, controller] = [join(root, 'large.tar'), new AbortController()];
+  const unpacking = decompressTo(image, out, controller.signal).catch((error: Error) => error.name);
+  setTimeout(() => controller.abort(), 5);
+  assert.is(await unpacking, 'AbortError');
+  assert.ok((statSync(out, { throwIfNoEntry: false })?.size ?? 0) < bytes);
+  rmSync(out, { force: true });
 });
 
 oci('the command: parent build', async () => {

@@ -192,9 +192,10 @@ async function* inflated(kind: 'gzip' | 'zstd', source: AsyncIterable<Buffer>): 
 }
 
 /** Writes what a compressed archive holds, so that it can be read where it is. */
-export const decompressTo = async (path: string, out: string): Promise<void> => {
+export const decompressTo = async (path: string, out: string, signal?: AbortSignal): Promise<void> => {
   await pipeline(
     decompressed(createReadStream(path, { highWaterMark: READ_BYTES })),
     createWriteStream(out, { flags: 'wx' }),
+    ...(signal ? [{ signal }] : []),
   );
 };

@@ -30,7 +30,7 @@ export const openImage = async (
     const saved = await saveFromDocker(image, work, hooks).catch((error) => {
       throw asInvalid(image, error);
     });
-    return archiveImage(saved, work).catch((error) => {
+    return archiveImage(saved, work, signal).catch((error) => {
       throw asInvalid(image, error);
     });
   }
@@ -46,7 +46,7 @@ export const openImage = async (
   if (!stat) throw new ForkdError('IMAGE_NOT_FOUND', { image, reason: 'there is no such file' });
   try {
     if (stat.isDirectory()) return (await imageIn(image, new DirFiles(image))) ?? (await treeImage(image, signal));
-    return await archiveImage(image, work);
+    return await archiveImage(image, work, signal);
   } catch (error) {
     throw asInvalid(image, error);
   }
@@ -58,25 +58,28 @@ export const asInvalid = (image: string, error: unknown): unknown => {
   return new ForkdError('IMAGE_INVALID', { image, reason: reasonOf(error) }, error);
 };
 
-const archiveImage = async (image: string, work: string): Promise<Image> => {
+const archiveImage = async (image: string, work: string, signal?: AbortSignal): Promise<Image> => {
   const { kind, whole } = await sniff(createReadStream(image));
   await whole.return(undefined);
   let path = image;
   if (kind !== 'plain') {
     // Its files are read in another order than they lie in it.
     path = join(work, 'archive.tar');
-    await decompressTo(image, path);
+    await decompressTo(image, path, signal);
   }
   const files: Files = await TarFiles.read(path);
-  return (await imageIn(image, files)) ?? (await rootImage(path));
+  return (await imageIn(image, files)) ?? (await rootImage(path, signal));
 };
 
 const single = (key: string, layer: Layer): Image => ({ key, config: NO_CONFIG, layers: [layer] });
 
 /** A tar archive of a root file system. */
-const rootImage = async (path: string): Promise<Image> => {
+const rootImage = async (path: string, signal?: AbortSignal): Promise<Image> => {
   const hash = createHash('sha256');
-  for await (const part of fileParts(path)) hash.update(part);
+  for await (const part of fileParts(path)) {
+    signal?.throwIfAborted();
+    hash.update(part);
+  }
   const open = () => fileParts(path);
   return single(`tar ${hash.digest('hex')}`, { size: statSync(path).size, open });
 };
