@@ -2,16 +2,12 @@
  * A file from front to back, in memory that is used again: a fresh buffer for each part costs more than the reading, in page faults. One part is read
  * while the other is looked at.
  */
-import { closeSync, fstatSync, ftruncateSync, openSync, read as readCallback, write as writeCallback } from 'node:fs';
+import { closeSync, fstatSync, openSync, read as readCallback } from 'node:fs';
 import { promisify } from 'node:util';
 
 const PART_BYTES = 1024 * 1024;
 
-/** Zeros become a hole in steps of this size. */
-const HOLE_BYTES = 64 * 1024;
-
 const read = promisify(readCallback);
-const write = promisify(writeCallback);
 
 export interface Range {
   start: number;
@@ -54,26 +50,4 @@ const full = async (fd: number, into: Buffer, at: number): Promise<number> => {
     done += bytesRead;
   }
   return into.length;
-};
-
-/** Copies a file into a new one with holes where there are only zeros. Throws what opening, reading and writing throw, and the reason of `signal`. */
-export const copyWithHoles = async (from: string, to: string, signal?: AbortSignal): Promise<void> => {
-  const zeros = Buffer.alloc(HOLE_BYTES);
-  const fd = openSync(to, 'wx');
-  try {
-    let at = 0;
-    for await (const part of fileParts(from)) {
-      signal?.throwIfAborted();
-      for (let begin = 0; begin < part.length; begin += HOLE_BYTES) {
-        const unit = part.subarray(begin, begin + HOLE_BYTES);
-        if (unit.equals(zeros.subarray(0, unit.length))) continue;
-        for (let done = 0; done < unit.length; )
-          done += (await write(fd, unit, done, unit.length - done, at + begin + done)).bytesWritten;
-      }
-      at += part.length;
-    }
-    ftruncateSync(fd, at);
-  } finally {
-    closeSync(fd);
-  }
 };

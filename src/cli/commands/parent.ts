@@ -1,8 +1,8 @@
 import { formatBytes, formatMs } from '../../contract/units.js';
-import { copyWithHoles } from '../../main/file-parts.js';
 import { rootfsDir } from '../../main/paths.js';
 import { buildRootfs } from '../../main/oci/rootfs.js';
 import { requirePackages } from '../../main/oci/extras.js';
+import { copySparse } from '../../main/sparse-file.js';
 import { slugOf } from '../../main/oci/slug.js';
 import { HalfFile } from '../../main/store/half-file.js';
 import type { Command } from '../command.js';
@@ -50,7 +50,7 @@ export const parent: Command = {
           onProgress: (done, total) => bar.update(done, Math.max(done, total)),
         }).finally(() => bar.end());
         if (cached) detail('nothing has changed since it was built');
-        await copyWithHoles(path, half.path, signal);
+        await copySparse(path, half.path, signal);
         half.publish();
         line(`✓ ${out} (${formatBytes(record.bytes)})`);
         if (options.flag('json')) printJson({ output: out, ...record, cached });

@@ -19,7 +19,7 @@ import {
   type PlainManifest,
   readPlainManifest,
 } from './manifest.js';
-import { SparseFile } from './sparse-file.js';
+import { SparseFile } from '../../sparse-file.js';
 import { decodePlainHeader, type PlainHeader, placesOf } from './tar.js';
 import { contentOf } from './version.js';
 

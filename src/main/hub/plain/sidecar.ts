@@ -9,7 +9,7 @@ import { HalfFile } from '../../store/half-file.js';
 import type { Undo } from '../../undo.js';
 import { unzstd } from '../../zstd.js';
 import { type FrameHooks, writeFrames } from '../frames.js';
-import { SparseFile } from './sparse-file.js';
+import { SparseFile } from '../../sparse-file.js';
 
 /** Finds the file of this name; what is returned must be closed. Undefined when there is none. */
 export type SidecarSource = (name: string) => Promise<Sidecar | undefined>;
