@@ -8,6 +8,7 @@ import type { FileEntry, StreamReply, StreamRequest } from '../../contract/guest
 import type { Command } from '../command.js';
 import { type GuestLink, withLink } from '../guest-link.js';
 import type { Options } from '../options.js';
+import { packTree } from '../pack-tree.js';
 import { writeOut } from '../render.js';
 import { targetOptions } from './target.js';
 
@@ -58,7 +59,7 @@ const into = async (link: GuestLink, from: string, to: string, options: Options)
   const isContent = /(^|\/)\.$/.test(from);
   const isThere = (await typeAt(link, to)) === 'dir';
   const path = isThere && !isContent ? posix.join(to, basename(from)) : to;
-  if (found.isDirectory()) await send(link, { action: 'unpack', path }, tar.pack(from) as unknown as Readable);
+  if (found.isDirectory()) await send(link, { action: 'unpack', path }, packTree(from));
   else {
     const source = createReadStream(from, { highWaterMark: READ_BYTES });
     await send(link, { action: 'write_file', path, mode: found.mode & 0o777 }, source);
@@ -66,7 +67,7 @@ const into = async (link: GuestLink, from: string, to: string, options: Options)
   return 0;
 };
 
-const send = async (link: GuestLink, request: StreamRequest, source: Readable): Promise<StreamReply> => {
+const send = async (link: GuestLink, request: StreamRequest, source: AsyncIterable<unknown>): Promise<StreamReply> => {
   const stream = link.open(request);
   try {
     await stream.opened;
