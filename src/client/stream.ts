@@ -13,6 +13,8 @@ export interface StreamPiece {
 
 /** The socket is not read while so much has not been taken. */
 const HELD_MAX = 512 * 1024;
+/** Input in one message: the daemon takes none of more than 2 MiB. */
+const MESSAGE_BYTES = 256 * 1024;
 /** How long the daemon may take to say goodbye. */
 const CLOSE_MS = 2000;
 const UNIX = 'unix:';
@@ -108,8 +110,12 @@ export class GuestStream implements AsyncIterable<StreamPiece> {
   }
 
   /** Resolves when it has left this process. */
-  write(data: Uint8Array): Promise<void> {
-    return this.#send(Buffer.concat([Buffer.of(Channel.input), data]));
+  async write(data: Uint8Array): Promise<void> {
+    const parts: Promise<void>[] = [];
+    // All at once: what is said behind it, an end say, must not come between.
+    for (let at = 0; at < data.length; at += MESSAGE_BYTES)
+      parts.push(this.#send(Buffer.concat([Buffer.of(Channel.input), data.subarray(at, at + MESSAGE_BYTES)])));
+    await Promise.all(parts);
   }
 
   /** No more input. */
