@@ -289,6 +289,20 @@ client('programs while they run, files and ports, over the socket and over the p
   );
   assert.ok(await eventually(async () => (await sandbox.listFiles('/')).every(({ name }) => !name.startsWith('half'))));
 
+  // More than one message has; and what the guest refuses in the middle leaves nothing unread on a connection that is used again.
+  const large = Buffer.alloc(5_000_000, 'forkd');
+  const counted = sandbox.run(['wc', '-c'], { stdin: true });
+  await counted.write(large);
+  counted.end();
+  assert.is(await outputOf(counted), `${large.length}\n`);
+  const small = 'mkdir /small && mount -t tmpfs -o size=1m none /small';
+  assert.is((await sandbox.exec(['sh', '-c', small])).exit_code, 0);
+  for (let i = 0; i < 3; i++) {
+    const full = await refusal(overPort.writeFile(one.id, '/small/file', large.subarray(0, 3_000_000)));
+    assert.match(full.message, 'No space left');
+    assert.is((await overPort.execCommand(one.id, ['wc', '-c'], { stdin: 'x'.repeat(1_500_000) })).stdout, '1500000\n');
+  }
+
   // A web service inside, at an address of the daemon.
   await controller.startRun(one.id, [
     'python3',

@@ -64,7 +64,8 @@ const CODES: Record<string, ErrorCode> = {
 /** Ends connections on which an answer does not get on. */
 export const endStalled = (app: FastifyInstance, stallMs: number = limits.answerStallMs): void => {
   // Node takes the time off again when the next request comes, and ends what is idle for longer.
-  app.addHook('onSend', async (request) => void request.raw.socket.setTimeout(stallMs));
+  // Of the answer: Node takes it from a request whose body was left in the middle.
+  app.addHook('onSend', async (_, reply) => void reply.raw.socket?.setTimeout(stallMs));
 };
 
 /** Answers on a connection that no response belongs to, and ends it. */

@@ -114,6 +114,8 @@ const answerOf = (
       connection.destroy();
       reject(new ForkdError('GUEST_PORT_CLOSED', { id, port, reason: error.message }, error));
     });
+    // What the service does not take is dropped, or the client's connection would stand still.
+    asked.on('close', () => body?.resume());
     if (body) body.pipe(asked);
     else asked.end();
   });

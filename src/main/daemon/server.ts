@@ -308,7 +308,7 @@ const auditLine = (request: FastifyRequest, reply: FastifyReply): AuditLine => {
     status: reply.statusCode,
     latency_us: Math.round(reply.elapsedTime * 1000),
     ua: request.headers['user-agent'] ?? '',
-    remote: request.socket.remoteAddress ?? 'unix',
+    remote: reply.raw.socket?.remoteAddress ?? 'unix',
     request_id: request.id,
     ...(object === undefined ? {} : { object }),
     outcome: reply.failure ?? 'ok',

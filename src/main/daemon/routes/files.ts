@@ -59,12 +59,14 @@ export const fileRoutes = (app: FastifyInstance, { registry }: Context): void =>
     return reply.header('content-type', type).send(Readable.from(bytesOf(stream)));
   };
 
-  const upload = async (id: string, request: StreamRequest, body: AsyncIterable<Uint8Array>): Promise<StreamReply> => {
+  const upload = async (id: string, request: StreamRequest, body: Readable): Promise<StreamReply> => {
     const { stream } = await open(id, request);
     try {
-      for await (const part of body) await stream.write(part);
+      for await (const part of body.iterator({ destroyOnReturn: false })) await stream.write(part);
       stream.end();
     } catch (error) {
+      // The rest of it is dropped as it comes: on a connection where it waits to be read nothing else would ever be heard.
+      body.resume();
       stream.close();
       await stream.ended.catch(explained);
       throw error;
