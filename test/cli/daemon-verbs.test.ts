@@ -68,8 +68,10 @@ verbs('limit: shown, changed while it runs, lifted; nonsense is refused', async 
   const { id } = limited;
   assert.match(await good('limit', id), /^cpus: +0\.5\nmemory_limit_mib: +none\n/);
   // Told by who keeps it, without being asked.
-  await good('limit', id, '--cpus', '0.02');
-  await good('exec', '--target', id, '--', 'sh', '-c', 'i=0; while [ $i -lt 300 ]; do i=$((i+1)); done');
+  await good('limit', id, '--cpus', '0.05');
+  // Half a second of a processor, more on a slow host: at this limit that takes its time.
+  const busy = 'i=0; while [ $i -lt 300 ]; do i=$((i+1)); done';
+  await good('exec', '--target', id, '--timeout-secs', '300', '--', 'sh', '-c', busy);
   const audit = () => readFileSync(join(world.root, 'audit.log'), 'utf8');
   assert.ok(await eventually(() => audit().includes(`"object":"${id}","kind":"cpu-limit"`), 20_000));
   const listed: SandboxBody[] = JSON.parse(await good('ls', '--json'));
