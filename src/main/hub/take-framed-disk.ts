@@ -1,7 +1,6 @@
 /** The root disk of a pack of version 3, without the rest of it. */
 import { MANIFEST_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
-import type { Undo } from '../undo.js';
 import { diskPath, linkPath, type PackFile } from './format.js';
 import { FrameFile } from './frames.js';
 import { Layout } from './layout.js';
@@ -15,7 +14,6 @@ export const takeFramedDisk = async (
   request: OpenRequest,
   fd: number,
   into: number,
-  _: Undo,
   hooks: PackHooks,
 ): Promise<number> => {
   const frames = FrameFile.of(fd);

@@ -57,7 +57,9 @@ export const takeDisk = async (
     const disk_bytes = await withPack(store, request, hooks, async (fd, isPlain, undo) => {
       const into = openSync(half.path, 'wx+', 0o644);
       undo.push(() => closeSync(into));
-      return half.during(() => (isPlain ? takePlainDisk : takeFramedDisk)(request, fd, into, undo, hooks));
+      return half.during(() =>
+        isPlain ? takePlainDisk(request, fd, into, undo, hooks) : takeFramedDisk(request, fd, into, hooks),
+      );
     });
     half.publish();
     return { disk: request.disk, disk_bytes };
