@@ -15,26 +15,26 @@ export interface Range {
 }
 
 /** Each part is valid until the next is asked for. Throws what opening and reading throw, and an Error when the file has become shorter. */
-export async function* fileParts(path: string, range?: Range): AsyncGenerator<Buffer> {
+export async function* fileParts(path: string, range?: Range, partBytes = PART_BYTES): AsyncGenerator<Buffer> {
   const fd = openSync(path, 'r');
   let ahead: Promise<number> | undefined;
   try {
     const { start, size } = range ?? { start: 0, size: fstatSync(fd).size };
-    const bytes = Math.min(PART_BYTES, size);
+    const bytes = Math.min(partBytes, size);
     const buffers = [Buffer.allocUnsafeSlow(bytes), Buffer.allocUnsafeSlow(bytes)];
     const readAt = (at: number): Promise<number> | undefined => {
       if (at >= size) return undefined;
-      const buffer = buffers[(at / PART_BYTES) % 2] as Buffer;
+      const buffer = buffers[(at / partBytes) % 2] as Buffer;
       const reading = full(fd, buffer.subarray(0, size - at), start + at);
       // Seen when it is waited for; nobody waits for it when the reader stops before.
       reading.catch(() => undefined);
       return reading;
     };
     ahead = readAt(0);
-    for (let at = 0; at < size; at += PART_BYTES) {
+    for (let at = 0; at < size; at += partBytes) {
       const length = (await ahead) as number;
-      const part = (buffers[(at / PART_BYTES) % 2] as Buffer).subarray(0, length);
-      ahead = readAt(at + PART_BYTES);
+      const part = (buffers[(at / partBytes) % 2] as Buffer).subarray(0, length);
+      ahead = readAt(at + partBytes);
       yield part;
     }
   } finally {

@@ -84,6 +84,7 @@ LayerError ChunkSource::Open(std::span<const int> layer_fds, std::shared_ptr<Chu
   // Every index is sorted: the newest owner of each page is found by going through all of them side by side.
   std::vector<size_t> next(indexes.size(), 0);
   source->first_part_.reserve(source->chunks_ + 1);
+  source->parts_.reserve(indexes.back().entries.size());
   for (uint64_t chunk = 0; chunk < source->chunks_; chunk++) {
     source->first_part_.push_back(static_cast<uint32_t>(source->parts_.size()));
     uint32_t owned = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "io.h"
 
@@ -64,7 +65,7 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
       check_(std::move(check)),
       progress_(progress),
       wanted_(frames_.size()),
-      halves_{{0, split}, {split, frames_.size()}},
+      split_(split),
       hashes_(hashed_.size()),
       turn_(split) {
   uint64_t at = 0, begin = 0;
@@ -73,8 +74,6 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
     begins_.push_back(begin);
     at += frame.stored;
     begin += frame.bytes;
-    stored_max_ = std::max<size_t>(stored_max_, frame.stored);
-    bytes_max_ = std::max<size_t>(bytes_max_, frame.bytes);
   }
   for (uint32_t i = 0; i < segments_.size(); i++) {
     const Segment& segment = segments_[i];
@@ -86,8 +85,24 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
 }
 
 FrameError FrameReader::Run(unsigned threads) {
-  InThreads(threads, [this](unsigned thread) { Work(thread); });
-  writeback_.Stop();
+  const uint64_t split = split_ < frames_.size() ? begins_[split_] : UINT64_MAX;
+  std::set<int> before;
+  for (const Segment& segment : segments_) {
+    if (segment.begin < split) before.insert(segment.fd);
+  }
+  for (const Segment& segment : segments_) {
+    in_turn_.push_back(segment.begin < split || !before.contains(segment.fd));
+  }
+  unsigned wanted = 0;
+  for (size_t i = 0; i < frames_.size(); i++) {
+    if (wanted_[i].empty()) continue;
+    wanted++;
+    stored_max_ = std::max<size_t>(stored_max_, frames_[i].stored);
+    bytes_max_ = std::max<size_t>(bytes_max_, frames_[i].bytes);
+  }
+  threads = std::clamp(wanted, 1u, threads);
+  InThreads(threads, [this](unsigned) { Work(); });
+  if (SysError error = writeback_.Stop(); error && !error_) error_ = {error};
   return error_;
 }
 
@@ -97,20 +112,17 @@ std::vector<Digest> FrameReader::Digests() {
   return digests;
 }
 
-bool FrameReader::Next(unsigned thread, size_t* frame) {
-  for (unsigned i = 0; i < 2; i++) {
-    Half& half = halves_[(thread + i) % 2];
-    *frame = half.next.fetch_add(1);
-    if (*frame < half.end) return true;
-  }
-  return false;
+bool FrameReader::Next(size_t* frame) {
+  const size_t taken = next_.fetch_add(1), behind = frames_.size() - split_;
+  *frame = taken < behind ? split_ + taken : taken - behind;
+  return taken < frames_.size();
 }
 
-void FrameReader::Work(unsigned thread) {
+void FrameReader::Work() {
   Buffers buffers(stored_max_, bytes_max_);
   FrameError error;
   if (!buffers.zstd) error = {{"ZSTD_createDCtx", ENOMEM}};
-  for (size_t frame; !error && !failed_ && Next(thread, &frame);) {
+  for (size_t frame; !error && !failed_ && Next(&frame);) {
     error = progress_.stopped() ? FrameError{{"frames", ECANCELED}} : Take(frame, &buffers);
   }
   if (!error) return;
@@ -143,7 +155,7 @@ FrameError FrameReader::Take(size_t frame, Buffers* buffers) {
 }
 
 void FrameReader::Hash(size_t frame, std::span<const uint8_t> content) {
-  if (hashed_.empty() || frame < halves_[1].begin) return;
+  if (hashed_.empty() || frame < split_) return;
   {
     std::unique_lock lock(mutex_);
     moved_.wait(lock, [&] { return failed_ || turn_ == frame; });
@@ -177,7 +189,7 @@ FrameError FrameReader::Place(size_t frame, const uint8_t* content) {
       continue;
     }
     if (SysError error = WriteSparse(segment.fd, from, end - begin, offset)) return {error};
-    writeback_.Wrote(segment.fd, offset, end - begin);
+    if (in_turn_[i]) writeback_.Wrote(segment.fd, offset, end - begin);
     if (check_ && segment.fd == check_->fd()) check_->Note(from, end - begin, offset);
   }
   return {};

@@ -32,9 +32,9 @@ class FrameReader {
     uint64_t bytes;
   };
 
-  // `split`: frames before it and those from it on are begun at once. They hold different files, and writers
-  // of one file wait for each other. `hashed`: gets BLAKE3 of these parts, which lie behind `split`, while
-  // they are in memory. `check` (may be null) hears of what goes into its file.
+  // `split`: frames from it on come first, those before it after them. `hashed`: gets BLAKE3 of these parts,
+  // which lie behind `split`, while they are in memory. `check` (may be null) hears of what goes into its
+  // file.
   FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
               size_t split, std::vector<Part> hashed, std::unique_ptr<FrameCheck> check,
               FrameProgress progress);
@@ -46,8 +46,8 @@ class FrameReader {
  private:
   struct Buffers;
 
-  void Work(unsigned thread);
-  bool Next(unsigned thread, size_t* frame);
+  void Work();
+  bool Next(size_t* frame);
   FrameError Take(size_t frame, Buffers* buffers);
   // Waits for its turn: a hash takes bytes in their order.
   void Hash(size_t frame, std::span<const uint8_t> content);
@@ -62,14 +62,12 @@ class FrameReader {
   const FrameProgress progress_;
   std::vector<uint64_t> ats_, begins_;
   std::vector<std::vector<uint32_t>> wanted_;  // segments of each frame
+  // Of each segment: its file is written from front to back about now, and not here and there.
+  std::vector<bool> in_turn_;
   size_t stored_max_ = 0, bytes_max_ = 0;
 
-  struct Half {
-    Half(size_t first, size_t behind) : begin(first), end(behind), next(first) {}
-    const size_t begin, end;
-    std::atomic<size_t> next;
-  };
-  Half halves_[2];
+  const size_t split_;
+  std::atomic<size_t> next_{0};  // counted from `split_`
   Writeback writeback_;
   std::vector<DigestStream> hashes_;
   size_t turn_;  // the frame that is to be hashed

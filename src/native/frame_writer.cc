@@ -74,7 +74,7 @@ FrameError FrameWriter::Run(unsigned threads) {
   slots_.resize(std::min<size_t>(threads + kSlotsAhead, std::max<size_t>(frames_.size(), 1)));
   stored_.resize(frames_.size());
   InThreads(threads, [this](unsigned) { Work(); });
-  writeback_.Stop();
+  if (SysError error = writeback_.Stop(); error && !error_) error_ = {error};
   return error_;
 }
 

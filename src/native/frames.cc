@@ -1,6 +1,7 @@
 #include "frames.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -9,49 +10,81 @@ namespace forkd {
 namespace {
 
 // More leaves the disk idle.
-constexpr uint64_t kWritebackBytes = 8 * 1024 * 1024;
-constexpr uint64_t kSmallBytes = 256 * 1024;
+constexpr uint64_t kWritebackBytes = 4 * 1024 * 1024;
+// What is in the disk's cache is flushed beside the rest: at the end that would be half of the time.
+constexpr uint64_t kFlushBytes = 16 * 1024 * 1024;
+// A file goes on here, or with something of this size.
+constexpr uint64_t kNearBytes = 1024 * 1024;
+constexpr uint64_t kLargeBytes = 256 * 1024;
 
 }  // namespace
 
 void Writeback::Wrote(int fd, uint64_t offset, uint64_t bytes) {
-  if (bytes < kSmallBytes) return;
   std::lock_guard lock(mutex_);
   auto part = std::find_if(parts_.begin(), parts_.end(), [fd](const Part& one) { return one.fd == fd; });
-  if (part == parts_.end()) part = parts_.insert(part, {fd, offset, offset});
+  const bool is_near =
+      part != parts_.end() && offset <= part->end + kNearBytes && offset + bytes + kNearBytes >= part->begin;
+  if (!is_near && bytes < kLargeBytes) return;
+  if (part == parts_.end()) part = parts_.insert(part, {fd, offset, offset, 0});
   part->begin = std::min(part->begin, offset);
   part->end = std::max(part->end, offset + bytes);
-  if (part->end - part->begin < kWritebackBytes) return;
+  part->bytes += bytes;
+  if (part->bytes < kWritebackBytes) return;
   full_.push_back(*part);
-  part->begin = part->end;
-  // Without a thread it is left to the fsync.
-  if (!is_started_) (void)thread_.Start([this] { Work(); });
+  *part = {fd, part->end, part->end, 0};
+  // Without threads it is left to the fsync.
+  if (!is_started_) {
+    (void)begins_.Start([this] { Begin(); });
+    (void)flushes_.Start([this] { Flush(); });
+  }
   is_started_ = true;
-  moved_.notify_one();
+  filled_.notify_one();
 }
 
-void Writeback::Work() {
+void Writeback::Begin() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    moved_.wait(lock, [this] { return is_stopped_ || !full_.empty(); });
+    filled_.wait(lock, [this] { return is_stopped_ || !full_.empty(); });
     if (is_stopped_) return;
-    Part part = full_.front();
+    const Part part = full_.front();
     full_.pop_front();
     lock.unlock();
-    // Only a beginning: what fails here fails at the fsync. It is refused for a socket.
+    // Only a beginning: what fails here fails at the fsync.
     sync_file_range(part.fd, static_cast<off64_t>(part.begin), static_cast<off64_t>(part.end - part.begin),
                     SYNC_FILE_RANGE_WRITE);
     lock.lock();
+    unflushed_ += part.bytes;
+    last_ = part.fd;
+    if (unflushed_ >= kFlushBytes) begun_.notify_one();
   }
 }
 
-void Writeback::Stop() {
+void Writeback::Flush() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    begun_.wait(lock, [this] { return is_stopped_ || unflushed_ >= kFlushBytes; });
+    if (is_stopped_) return;
+    unflushed_ = 0;
+    const int fd = last_;
+    lock.unlock();
+    SysError error;
+    if (fdatasync(fd) != 0) error = SysError::Last("fdatasync");
+    lock.lock();
+    // It is told once, fsync(2): the last fsync would not hear of it.
+    if (error && !error_) error_ = error;
+  }
+}
+
+SysError Writeback::Stop() {
   {
     std::lock_guard lock(mutex_);
     is_stopped_ = true;
-    moved_.notify_one();
+    filled_.notify_one();
+    begun_.notify_one();
   }
-  thread_.Join();
+  begins_.Join();
+  flushes_.Join();
+  return error_;
 }
 
 void InThreads(unsigned threads, const std::function<void(unsigned)>& work) {

@@ -45,31 +45,36 @@ class FrameProgress {
   std::span<int64_t> slots_;
 };
 
-// What was just written, by any thread: the disk begins with it while the processors go on, so that little is
-// left to wait for at the end. Files are written from front to back, more or less; small pieces here and
-// there are left for later, when they may lie together.
+// What was just written, by any thread: the disk begins with it while the processors go on, and its cache is
+// flushed as it fills, so that little is left to wait for at the end. Files are written from front to back,
+// more or less; small pieces elsewhere are left for later, when they may lie together.
 class Writeback {
  public:
-  ~Writeback() { Stop(); }
+  ~Writeback() { (void)Stop(); }
   void Wrote(int fd, uint64_t offset, uint64_t bytes);
-  // What has not been begun is left to an fsync. From here on no file is touched.
-  void Stop();
+  // What has not been begun is left to an fsync. From here on no file is touched. Returns what a flush met.
+  SysError Stop();
 
  private:
   struct Part {
     int fd;
     uint64_t begin;
     uint64_t end;
+    uint64_t bytes;  // written between these
   };
 
-  void Work();
+  void Begin();
+  void Flush();
 
   std::mutex mutex_;
-  std::condition_variable moved_;
+  std::condition_variable filled_, begun_;
   std::vector<Part> parts_;  // one for each file
   std::deque<Part> full_;
-  // The disk's queue may be full, and nobody else is to wait for that.
-  NativeThread thread_;
+  uint64_t unflushed_ = 0;
+  int last_ = -1;  // of what was begun
+  SysError error_;
+  // The disk's queue may be full, and nobody else is to wait for that; nor for its cache.
+  NativeThread begins_, flushes_;
   bool is_started_ = false;
   bool is_stopped_ = false;
 };

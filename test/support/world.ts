@@ -50,14 +50,20 @@ export const qemusOf = (text: string): number[] =>
       try {
         const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
         if (!command.includes('qemu-system')) return false;
-        return (
-          command.includes(text) ||
-          readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).includes(text))
-        );
+        return command.includes(text) || readdirSync(`/proc/${pid}/fd`).some((fd) => targetOf(pid, fd).includes(text));
       } catch {
         return false;
       }
     });
+
+/** Empty when it was closed after it had been listed: that is no news of the process. */
+const targetOf = (pid: number, fd: string): string => {
+  try {
+    return readlinkSync(`/proc/${pid}/fd/${fd}`);
+  } catch {
+    return '';
+  }
+};
 
 /** Waits until `done`, looking often: for what the operating system does in its own time after we have asked. */
 export const eventually = async (done: () => boolean, ms = 5000): Promise<boolean> => {

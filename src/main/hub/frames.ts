@@ -179,6 +179,9 @@ export const framesOfTable = (table: Buffer, bytes: number): number[] => {
   return frames;
 };
 
+/** Of the content: as much as is held in memory. */
+const HEAD_BYTES = 2 * FRAME_BYTES;
+
 /** More than zstd can add to what it cannot compress. */
 const GROWTH_BYTES = 64 * 1024;
 
@@ -202,6 +205,7 @@ export interface LayerCheck {
 /** A file of frames. Every method throws an Error with the reason, or what the system throws. */
 export class FrameFile {
   readonly #begins: number[] = [];
+  #head: Buffer | undefined;
 
   private constructor(
     readonly fd: number,
@@ -229,9 +233,19 @@ export class FrameFile {
     );
   }
 
-  /** The content from its beginning, frame by frame, as far as they are asked for. */
+  /** The content from its beginning, as far as it is asked for. */
   async *contents(): AsyncGenerator<Buffer> {
-    for (const [frame, begin] of this.#begins.entries()) yield this.read(begin, this.frames[frame * 2 + 1] as number);
+    const head = await this.#beginning();
+    yield head;
+    for (const [frame, begin] of this.#begins.entries())
+      if (begin >= head.length) yield this.read(begin, this.frames[frame * 2 + 1] as number);
+  }
+
+  /** The first frames. They hold nearly all that is small: it is decompressed once. */
+  async #beginning(): Promise<Buffer> {
+    const behind = this.#begins.find((begin) => begin >= HEAD_BYTES) ?? this.contentBytes;
+    this.#head ??= await this.read(0, behind);
+    return this.#head;
   }
 
   /** Some of the content, in memory. */
@@ -243,7 +257,11 @@ export class FrameFile {
   /** Several parts, [begin, bytes]: a frame that has more than one of them is decompressed once. */
   async readParts(parts: [number, number][]): Promise<Buffer[]> {
     if (parts.some(([begin, bytes]) => begin + bytes > this.contentBytes)) throw new Error('truncated');
-    const into = Buffer.alloc(parts.reduce((sum, [, bytes]) => sum + bytes, 0));
+    const head = this.#head;
+    if (head && parts.every(([begin, bytes]) => begin + bytes <= head.length))
+      return parts.map(([begin, bytes]) => head.subarray(begin, begin + bytes));
+    // All of it is written, or there is an error.
+    const into = Buffer.allocUnsafeSlow(parts.reduce((sum, [, bytes]) => sum + bytes, 0));
     const segments: Segment[] = [];
     const read: Buffer[] = [];
     let at = 0;

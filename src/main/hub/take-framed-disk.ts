@@ -2,7 +2,7 @@
 import { MANIFEST_FILE, type SnapshotManifest } from '../../contract/snapshot.js';
 import { native } from '../../native/binding.js';
 import { diskPath, linkPath, type PackFile } from './format.js';
-import { FrameFile } from './frames.js';
+import type { FrameFile } from './frames.js';
 import { Layout } from './layout.js';
 import type { PackHooks } from './pack.js';
 import type { OpenRequest } from './unpack.js';
@@ -12,13 +12,12 @@ import { readHead, requireSize } from './unpack-frames.js';
 /** Writes it into a new file, and returns its bytes. Throws PACK_INVALID, PACK_UNREADABLE, PACK_UNTRUSTED; an Error with the reason for what is damaged. */
 export const takeFramedDisk = async (
   request: OpenRequest,
-  fd: number,
+  frames: FrameFile,
   into: number,
   hooks: PackHooks,
 ): Promise<number> => {
-  const frames = FrameFile.of(fd);
   const { manifest, manifestBytes, isSigned } = await readHead(request, new TarReader(frames.contents(), decodeHeader));
-  requireSize(request.path, manifest, native.fdSize(fd).bytes);
+  requireSize(request.path, manifest, native.fdSize(frames.fd).bytes);
   const layout = new Layout(manifest, manifestBytes, isSigned);
   layout.gaps(frames.contentBytes);
   const entryOf = (path: string): PackFile => {

@@ -29,7 +29,7 @@ import {
   SMALL_LINK_FILES,
   sharedDisks,
 } from './format.js';
-import { ASIDE, FrameFile, type LayerCheck, NOTHING, type Segment } from './frames.js';
+import { ASIDE, type FrameFile, type LayerCheck, NOTHING, type Segment } from './frames.js';
 import { Layout } from './layout.js';
 import type { PackHooks } from './pack.js';
 import { bytesToRuns } from './shared-pages.js';
@@ -42,13 +42,12 @@ import type { UnpackRequest } from './unpack.js';
 export const unpackFrames = async (
   store: Store,
   request: UnpackRequest,
-  fd: number,
+  frames: FrameFile,
   undo: Undo,
   hooks: PackHooks,
 ): Promise<Arrived> => {
-  const frames = FrameFile.of(fd);
   const head = await readHead(request, new TarReader(frames.contents(), decodeHeader));
-  requireSize(request.path, head.manifest, native.fdSize(fd).bytes);
+  requireSize(request.path, head.manifest, native.fdSize(frames.fd).bytes);
   return new Unpacking(store, request, head, frames, undo).run(hooks);
 };
 

@@ -10,6 +10,7 @@ import type { Store } from '../store/store.js';
 import { Undo } from '../undo.js';
 import { decrypted, isEncrypted } from './age.js';
 import { invalid } from './format.js';
+import { FrameFile } from './frames.js';
 import type { PackHooks } from './pack.js';
 import { takePlainDisk, unpackPlain } from './plain/unpack.js';
 import type { SidecarSource } from './plain/sidecar.js';
@@ -36,8 +37,10 @@ export type Unpacked = Arrived;
  * DISK_FULL, CANCELLED; then the store is as it was.
  */
 export const unpack = (store: Store, request: UnpackRequest, hooks: PackHooks = {}): Promise<Unpacked> =>
-  withPack(store, request, hooks, (fd, isPlain, undo) =>
-    (isPlain ? unpackPlain : unpackFrames)(store, request, fd, undo, hooks),
+  withPack(store, request, hooks, (pack, undo) =>
+    'plain' in pack
+      ? unpackPlain(store, request, pack.plain, undo, hooks)
+      : unpackFrames(store, request, pack.frames, undo, hooks),
   );
 
 export interface TakenDisk {
@@ -54,11 +57,13 @@ export const takeDisk = async (
 ): Promise<TakenDisk> => {
   const half = HalfFile.of(store.root, request.disk);
   try {
-    const disk_bytes = await withPack(store, request, hooks, async (fd, isPlain, undo) => {
+    const disk_bytes = await withPack(store, request, hooks, async (pack, undo) => {
       const into = openSync(half.path, 'wx+', 0o644);
       undo.push(() => closeSync(into));
       return half.during(() =>
-        isPlain ? takePlainDisk(request, fd, into, undo, hooks) : takeFramedDisk(request, fd, into, hooks),
+        'plain' in pack
+          ? takePlainDisk(request, pack.plain, into, undo, hooks)
+          : takeFramedDisk(request, pack.frames, into, hooks),
       );
     });
     half.publish();
@@ -68,8 +73,9 @@ export const takeDisk = async (
   }
 };
 
-/** `isPlain`: of version 1 or 2. */
-type Work<T> = (fd: number, isPlain: boolean, undo: Undo) => Promise<T>;
+/** Of version 1 or 2, by its descriptor; or in frames. */
+type Pack = { plain: number } | { frames: FrameFile };
+type Work<T> = (pack: Pack, undo: Undo) => Promise<T>;
 
 const withPack = async <T>(store: Store, request: OpenRequest, hooks: PackHooks, work: Work<T>): Promise<T> => {
   const { path, trusted = [] } = request;
@@ -78,15 +84,28 @@ const withPack = async <T>(store: Store, request: OpenRequest, hooks: PackHooks,
   try {
     const fd = isEncrypted(path) ? await openDecrypted(store, request, hooks.signal) : openSync(path, 'r');
     undo.push(() => closeSync(fd));
-    const version = await plainVersion(contentOf(fd));
+    const frames = framesIn(fd);
+    const version = await plainVersion(frames ? frames.contents() : contentOf(fd, LOOK_BYTES));
     if (version !== undefined && trusted.length > 0)
       throw new ForkdError('PACK_UNTRUSTED', { path, reason: `it is of version ${version}, which has no signatures` });
-    return await work(fd, version !== undefined, undo);
+    return await work(version === undefined ? { frames: frames ?? FrameFile.of(fd) } : { plain: fd }, undo);
   } catch (error) {
     if (hooks.signal?.aborted) throw new ForkdError('CANCELLED');
     throw error instanceof ForkdError || isOfTheSystem(error) ? error : invalid(path, reasonOf(error), error);
   } finally {
     await undo.run();
+  }
+};
+
+/** Read at a time for the version, which the first of them tells as a rule. */
+const LOOK_BYTES = 64 * 1024;
+
+/** Undefined when it does not end as frames do: it is of another version, or damaged. */
+const framesIn = (fd: number): FrameFile | undefined => {
+  try {
+    return FrameFile.of(fd);
+  } catch {
+    return undefined;
   }
 };
 
