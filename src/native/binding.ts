@@ -236,9 +236,9 @@ export interface Native {
   /**
    * Decompresses the frames of `pack`, pairs of [bytes in the file, bytes unpacked], and puts `segments` of the content where they belong: quadruples of
    * [begin in the content, bytes, descriptor, offset] (-1: into `aside`; -2: they must be zero). They may overlap; frames without any are not read. Zeros of files become holes:
-   * the files are new, fallocate(2). `split`: frames from it on are begun at once with the first. Returns BLAKE3, in hex, of each part of the content that `hashed` names,
+   * the files are new, fallocate(2). `split`: frames from it on come first. Returns BLAKE3, in hex, of each part of the content that `hashed` names,
    * pairs of [begin, bytes] in frames from `split` on. As framesWrite otherwise. `source`: of one layer, whose file `layer` is; each of its chunks that is right when it is written gets a 1
-   * in `known`; or -1. Throws an Error for a frame that is damaged.
+   * in `known`; or -1. `folder`: a directory of the file system that is written to, by which the disk's cache is flushed meanwhile (fdatasync(2)); or -1. Throws an Error for a frame that is damaged.
    */
   framesRead(
     pack: number,
@@ -252,6 +252,7 @@ export interface Native {
     source: number,
     layer: number,
     known: Uint8Array,
+    folder: number,
   ): Promise<string[]>;
   /** BLAKE3-256 of `data`, in hex. */
   blake3(data: Uint8Array): string;

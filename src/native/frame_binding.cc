@@ -161,10 +161,11 @@ Napi::Value FramesRead(const Napi::CallbackInfo& info) {
   int threads = args.Int(6, "threads", 1, kFrameThreadsMax);
   FrameProgress progress = ProgressOf(args, 7);
   std::unique_ptr<FrameCheck> check = CheckOf(args, 8);
+  int folder = args.Int(11, "folder", -1, INT32_MAX);
   if (!args.Ok()) return {};
 
   auto reader = std::make_shared<FrameReader>(pack, std::move(frames), std::move(segments), aside, split,
-                                              std::move(hashed), std::move(check), progress);
+                                              std::move(hashed), std::move(check), folder, progress);
   auto error = std::make_shared<FrameError>();
   ThreadCall call;
   call.work = [=] { *error = reader->Run(static_cast<unsigned>(threads)); };

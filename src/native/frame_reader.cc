@@ -56,7 +56,7 @@ struct FrameReader::Buffers {
 
 FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments,
                          std::span<uint8_t> aside, size_t split, std::vector<Part> hashed,
-                         std::unique_ptr<FrameCheck> check, FrameProgress progress)
+                         std::unique_ptr<FrameCheck> check, int folder, FrameProgress progress)
     : pack_(pack),
       frames_(std::move(frames)),
       segments_(std::move(segments)),
@@ -66,6 +66,7 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
       progress_(progress),
       wanted_(frames_.size()),
       split_(split),
+      writeback_(folder),
       hashes_(hashed_.size()),
       turn_(split) {
   uint64_t at = 0, begin = 0;
@@ -189,7 +190,11 @@ FrameError FrameReader::Place(size_t frame, const uint8_t* content) {
       continue;
     }
     if (SysError error = WriteSparse(segment.fd, from, end - begin, offset)) return {error};
-    if (in_turn_[i]) writeback_.Wrote(segment.fd, offset, end - begin);
+    if (in_turn_[i]) {
+      writeback_.Wrote(segment.fd, offset, end - begin);
+    } else {
+      writeback_.WroteAhead(segment.fd, offset, end - begin);
+    }
     if (check_ && segment.fd == check_->fd()) check_->Note(from, end - begin, offset);
   }
   return {};

@@ -34,9 +34,9 @@ class FrameReader {
 
   // `split`: frames from it on come first, those before it after them. `hashed`: gets BLAKE3 of these parts,
   // which lie behind `split`, while they are in memory. `check` (may be null) hears of what goes into its
-  // file.
+  // file. `folder`: as Writeback's.
   FrameReader(int pack, std::vector<Frame> frames, std::vector<Segment> segments, std::span<uint8_t> aside,
-              size_t split, std::vector<Part> hashed, std::unique_ptr<FrameCheck> check,
+              size_t split, std::vector<Part> hashed, std::unique_ptr<FrameCheck> check, int folder,
               FrameProgress progress);
 
   FrameError Run(unsigned threads);

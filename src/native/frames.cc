@@ -11,8 +11,6 @@ namespace {
 
 // More leaves the disk idle.
 constexpr uint64_t kWritebackBytes = 4 * 1024 * 1024;
-// What is in the disk's cache is flushed beside the rest: at the end that would be half of the time.
-constexpr uint64_t kFlushBytes = 16 * 1024 * 1024;
 // A file goes on here, or with something of this size.
 constexpr uint64_t kNearBytes = 1024 * 1024;
 constexpr uint64_t kLargeBytes = 256 * 1024;
@@ -30,12 +28,22 @@ void Writeback::Wrote(int fd, uint64_t offset, uint64_t bytes) {
   part->end = std::max(part->end, offset + bytes);
   part->bytes += bytes;
   if (part->bytes < kWritebackBytes) return;
-  full_.push_back(*part);
+  Queue(*part);
   *part = {fd, part->end, part->end, 0};
+}
+
+void Writeback::WroteAhead(int fd, uint64_t offset, uint64_t bytes) {
+  if (bytes < kLargeBytes) return;
+  std::lock_guard lock(mutex_);
+  Queue({fd, offset, offset + bytes, bytes});
+}
+
+void Writeback::Queue(const Part& part) {
+  full_.push_back(part);
   // Without threads it is left to the fsync.
   if (!is_started_) {
     (void)begins_.Start([this] { Begin(); });
-    (void)flushes_.Start([this] { Flush(); });
+    if (folder_ >= 0) (void)flushes_.Start([this] { Flush(); });
   }
   is_started_ = true;
   filled_.notify_one();
@@ -53,24 +61,24 @@ void Writeback::Begin() {
     sync_file_range(part.fd, static_cast<off64_t>(part.begin), static_cast<off64_t>(part.end - part.begin),
                     SYNC_FILE_RANGE_WRITE);
     lock.lock();
-    unflushed_ += part.bytes;
-    last_ = part.fd;
-    if (unflushed_ >= kFlushBytes) begun_.notify_one();
+    has_begun_ = true;
+    begun_.notify_one();
   }
 }
 
 void Writeback::Flush() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    begun_.wait(lock, [this] { return is_stopped_ || unflushed_ >= kFlushBytes; });
+    begun_.wait(lock, [this] { return is_stopped_ || has_begun_; });
     if (is_stopped_) return;
-    unflushed_ = 0;
-    const int fd = last_;
+    has_begun_ = false;
     lock.unlock();
+    // Of a directory that stays as it is: on ext4 that flushes the disk's cache, and nothing else. Of the
+    // files it would commit the journal each time, and whoever writes would wait for that.
     SysError error;
-    if (fdatasync(fd) != 0) error = SysError::Last("fdatasync");
+    if (fdatasync(folder_) != 0) error = SysError::Last("fdatasync");
     lock.lock();
-    // It is told once, fsync(2): the last fsync would not hear of it.
+    // The sync at the end may find a disk that is well again.
     if (error && !error_) error_ = error;
   }
 }

@@ -46,12 +46,16 @@ class FrameProgress {
 };
 
 // What was just written, by any thread: the disk begins with it while the processors go on, and its cache is
-// flushed as it fills, so that little is left to wait for at the end. Files are written from front to back,
+// flushed meanwhile, so that little is left to wait for at the end. Files are written from front to back,
 // more or less; small pieces elsewhere are left for later, when they may lie together.
 class Writeback {
  public:
+  // `folder`: a directory of the same file system, or -1: then nothing is flushed.
+  explicit Writeback(int folder = -1) : folder_(folder) {}
   ~Writeback() { (void)Stop(); }
   void Wrote(int fd, uint64_t offset, uint64_t bytes);
+  // Here and there, before the file's turn.
+  void WroteAhead(int fd, uint64_t offset, uint64_t bytes);
   // What has not been begun is left to an fsync. From here on no file is touched. Returns what a flush met.
   SysError Stop();
 
@@ -63,15 +67,16 @@ class Writeback {
     uint64_t bytes;  // written between these
   };
 
+  void Queue(const Part& part);
   void Begin();
   void Flush();
 
+  const int folder_;
   std::mutex mutex_;
   std::condition_variable filled_, begun_;
   std::vector<Part> parts_;  // one for each file
   std::deque<Part> full_;
-  uint64_t unflushed_ = 0;
-  int last_ = -1;  // of what was begun
+  bool has_begun_ = false;  // since the last flush
   SysError error_;
   // The disk's queue may be full, and nobody else is to wait for that; nor for its cache.
   NativeThread begins_, flushes_;

@@ -63,6 +63,7 @@ test('parts of the content are hashed in their order by many threads, and zeros 
       -1,
       0,
       new Uint8Array(),
+      -1,
     );
     assert.equal(
       digests,
@@ -98,7 +99,7 @@ test('chunks are held to their hashes as they are written, if they are whole and
     [dataBegin, cut - dataBegin, layer, dataBegin],
     [cut, dataBegin + 3 * CHUNK_BYTES + PAGE - cut, layer, cut],
   ];
-  await FrameFile.of(packed).place(parts, Buffer.alloc(0), 0, [], {}, { source, layer, known });
+  await FrameFile.of(packed).place(parts, Buffer.alloc(0), 0, [], {}, { check: { source, layer, known } });
   assert.equal([...known.subarray(0, 5)], [1, 0, 0, 1, 0]);
   const verify = async (given: Uint8Array) =>
     (await native.sourceVerify(source, 10, 2, given)).problems.map(({ chunk }) => chunk);

@@ -286,8 +286,9 @@ export class FrameFile {
   }
 
   /**
-   * Puts parts of the content where they belong. Files from byte `split` on are written beside those before it. Returns BLAKE3 of the parts `hashed` of it,
-   * [begin, bytes], which lie behind that byte. Chunks of the layer of `check` are held to their hashes on their way.
+   * Puts parts of the content where they belong. Files from byte `split` on are written first, those before it then. Returns BLAKE3 of the parts `hashed` of it,
+   * [begin, bytes], which lie behind that byte. Chunks of the layer of `check` are held to their hashes on their way. `folder`: an open directory of the file
+   * system that is written to; the disk's cache is flushed meanwhile then.
    */
   async place(
     segments: Segment[],
@@ -295,7 +296,7 @@ export class FrameFile {
     split: number,
     hashed: [number, number][],
     hooks: FrameHooks,
-    check?: LayerCheck,
+    { check, folder = -1 }: { check?: LayerCheck | undefined; folder?: number } = {},
   ): Promise<string[]> {
     const [flat, parts] = [int64s(segments.flat()), int64s(hashed.flat())];
     const frames = Uint32Array.from(this.frames);
@@ -313,6 +314,7 @@ export class FrameFile {
         source,
         layer,
         known,
+        folder,
       ),
     );
   }

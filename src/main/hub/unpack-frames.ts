@@ -2,7 +2,7 @@
  * Unpacks a pack of version 3. Everything is written into the store's staging directories and checked there; then the links of
  * the chain appear, base first. Names in the pack never become paths: they are compared with those that its manifest must have.
  */
-import { rmSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { limits } from '../../contract/limits.js';
 import {
   BLOCKS_FILE,
@@ -197,7 +197,10 @@ class Unpacking {
     const split = this.layout.body(this.disks[0]?.path as string);
     const onProgress = (bytes: number): void => hooks.onProgress?.(Math.min(bytes, total), total);
     const parts = this.disks.map(({ path, size }): [number, number] => [this.layout.body(path), size]);
-    const placing = this.frames.place(segments, gaps, split, parts, { signal: hooks.signal, onProgress }, base);
+    const progress = { signal: hooks.signal, onProgress };
+    const folder = openSync(this.chain.store.root, 'r');
+    this.undo.push(() => closeSync(folder));
+    const placing = this.frames.place(segments, gaps, split, parts, progress, { check: base, folder });
     // While others are at work: it needs no more than the heads.
     const [digests, chain] = await settled([placing, this.#openChain()]);
     this.layout.checkGaps(gaps);

@@ -40,18 +40,29 @@ const holdersOf = (fd: number): string => {
   const holders = names('/proc')
     .filter((pid) => /^\d+$/.test(pid))
     .filter((pid) => names(`/proc/${pid}/fd`).some((n) => isLocked(pid, n)));
-  return holders.length === 0 ? 'another process' : holders.map(describe).join(', ');
+  const described = holders.flatMap((pid) => describe(pid) ?? []);
+  return described.length === 0 ? 'another process' : described.join(', ');
 };
 
 const COMMAND_CHARS = 100;
 
-const describe = (pid: string): string => {
+/** Undefined when it has ended. */
+const describe = (pid: string): string | undefined => {
   if (Number(pid) === process.pid) return 'this process';
-  const args = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').filter(Boolean);
+  const args = argumentsOf(pid);
+  if (!args) return undefined;
   // `node .../main.js fork ...` is what the system sees of `forkd fork ...`.
   const isOurs = basename(args[0] ?? '').startsWith('node') && /(^|\/)(main\.js|forkd)$/.test(args[1] ?? '');
   const command = (isOurs ? ['forkd', ...args.slice(2)] : args).join(' ');
   return `process ${pid} (${command.length > COMMAND_CHARS ? `${command.slice(0, COMMAND_CHARS)}...` : command})`;
+};
+
+const argumentsOf = (pid: string): string[] | undefined => {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').filter(Boolean);
+  } catch {
+    return undefined;
+  }
 };
 
 const names = (dir: string): string[] => {

@@ -1,5 +1,5 @@
 import { closeSync, openSync, readdirSync, readlinkSync, statSync } from 'node:fs';
-import { ForkdError } from '../../contract/errors.js';
+import { errnoOf, ForkdError } from '../../contract/errors.js';
 import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
 import type { TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
@@ -49,7 +49,12 @@ export const saveCopy = ({ vm, parentRoot, statePath, memoryPath }: TaskInput<'s
 const openGuestMemory = (pid: number): number => {
   for (const fd of readdirSync(`/proc/${pid}/fd`)) {
     const path = `/proc/${pid}/fd/${fd}`;
-    if (readlinkSync(path).startsWith('/memfd:forkd:')) return openSync(path, 'r');
+    try {
+      if (readlinkSync(path).startsWith('/memfd:forkd:')) return openSync(path, 'r');
+    } catch (error) {
+      // Another of its files, closed since they were listed.
+      if (errnoOf(error) !== 'ENOENT') throw error;
+    }
   }
   throw new ForkdError('INTERNAL', { reason: `process ${pid} has no guest memory` });
 };

@@ -25,5 +25,5 @@ export const plainVersion = async (content: AsyncGenerator<Buffer>): Promise<Pla
 };
 
 /** What is in the stream, from its beginning. It has a descriptor of its own, until it is read to its end or returned. */
-export const contentOf = (fd: number, partBytes?: number): AsyncGenerator<Buffer> => 
+export const contentOf = (fd: number, partBytes?: number): AsyncGenerator<Buffer> =>
   unzstd(fileParts(`/proc/self/fd/${fd}`, undefined, partBytes));
