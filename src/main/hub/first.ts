@@ -103,16 +103,12 @@ const WRONG_RUN = 'a first run is wrong';
 
 /** In the order of the layer. Throws an Error when one lies outside, or two overlap. */
 export const inOrder = (runs: [number, number][], layerBytes: number): [number, number][] => {
-  const bytesAt = new Map(runs);
-  if (bytesAt.size !== runs.length) throw new Error(WRONG_RUN);
-  const sorted: [number, number][] = [];
+  const sorted = runs.toSorted((a, b) => a[0] - b[0]);
   let end = 0;
-  // As numbers they are sorted without a call for each pair.
-  for (const offset of Float64Array.from(bytesAt.keys()).sort()) {
-    const bytes = bytesAt.get(offset) as number;
-    if (offset < end || bytes < 1 || offset + bytes > layerBytes) throw new Error(WRONG_RUN);
-    end = offset + bytes;
-    sorted.push([offset, bytes]);
+  for (const run of sorted) {
+    const offset = run[0];
+    if (offset < end || run[1] < 1 || offset + run[1] > layerBytes) throw new Error(WRONG_RUN);
+    end = offset + run[1];
   }
   return sorted;
 };

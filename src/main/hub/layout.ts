@@ -53,14 +53,21 @@ export class Layout {
       places.push([first, count, offset]);
       first += count;
     }
+    const bodies = disks.map((disk) => this.body(disk));
     for (const { disk, from, bytes: count, offset } of sharedPlaces(shared, bytes, disks.map(sizeOf)))
-      places.push([this.body(disks[disk] as string) + from, count, offset]);
-    const elsewhere = places.map(([, count, offset]): [number, number] => [offset, count]);
+      places.push([(bodies[disk] as number) + from, count, offset]);
+    const elsewhere = inOrder(
+      places.map((place): [number, number] => [place[2], place[1]]),
+      bytes,
+    );
+    elsewhere.push([bytes, 0]);
     // The layer itself has what is nowhere else.
+    const body = this.body(layer);
     let end = 0;
-    for (const [offset, count] of [...inOrder(elsewhere, bytes), [bytes, 0] as [number, number]]) {
-      if (offset > end) places.push([this.body(layer) + end, offset - end, end]);
-      end = offset + count;
+    for (const run of elsewhere) {
+      const offset = run[0];
+      if (offset > end) places.push([body + end, offset - end, end]);
+      end = offset + run[1];
     }
     return places;
   }
@@ -68,9 +75,9 @@ export class Layout {
   /** What of a layer's entry has zeros, because its bytes are elsewhere: [begin in the content, bytes]. */
   elsewhere(tag: string, places: [number, number, number][]): [number, number][] {
     const layer = this.body(linkPath(tag, 'memory.layer'));
-    return places.flatMap(([begin, bytes, offset]) =>
-      begin === layer + offset ? [] : [[layer + offset, bytes] as [number, number]],
-    );
+    return places
+      .filter((place) => place[0] !== layer + place[2])
+      .map((place): [number, number] => [layer + place[2], place[1]]);
   }
 
   /** What is between the contents of entries: [begin, bytes], in order. Throws an Error when the content cannot be that of the manifest. */

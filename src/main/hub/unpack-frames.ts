@@ -180,8 +180,8 @@ class Unpacking {
       await this.#writeHead(fd, this.layout.body(linkPath(from, 'memory.first')), moved.slice(0, HEAD_RUNS));
       base ??= this.#openBase(fd);
       // The head is not written again: it is believed from here on.
-      for (const [begin, bytes, offset] of places.slice(HEAD_RUNS)) segments.push([begin, bytes, fd, offset]);
-      for (const [begin, bytes] of this.layout.elsewhere(from, places)) segments.push([begin, bytes, NOTHING, 0]);
+      for (const place of places.slice(HEAD_RUNS)) segments.push([place[0], place[1], fd, place[2]]);
+      for (const zeros of this.layout.elsewhere(from, places)) segments.push([zeros[0], zeros[1], NOTHING, 0]);
     }
     for (const { path, size, blake3 = '' } of this.disks) {
       const fd = this.chain.create(this.#disk(blake3));
