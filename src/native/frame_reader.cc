@@ -83,26 +83,24 @@ FrameReader::FrameReader(int pack, std::vector<Frame> frames, std::vector<Segmen
       wanted_[frame].push_back(i);
     }
   }
-}
-
-FrameError FrameReader::Run(unsigned threads) {
-  const uint64_t split = split_ < frames_.size() ? begins_[split_] : UINT64_MAX;
-  std::set<int> before;
-  for (const Segment& segment : segments_) {
-    if (segment.begin < split) before.insert(segment.fd);
-  }
-  for (const Segment& segment : segments_) {
-    in_turn_.push_back(segment.begin < split || !before.contains(segment.fd));
-  }
-  unsigned wanted = 0;
   for (size_t i = 0; i < frames_.size(); i++) {
     if (wanted_[i].empty()) continue;
-    wanted++;
+    wanted_frames_++;
     stored_max_ = std::max<size_t>(stored_max_, frames_[i].stored);
     bytes_max_ = std::max<size_t>(bytes_max_, frames_[i].bytes);
   }
-  threads = std::clamp(wanted, 1u, threads);
-  InThreads(threads, [this](unsigned) { Work(); });
+  const uint64_t behind = split < frames_.size() ? begins_[split] : begin;
+  std::set<int> files_before;
+  for (const Segment& segment : segments_) {
+    if (segment.begin < behind) files_before.insert(segment.fd);
+  }
+  for (const Segment& segment : segments_) {
+    in_turn_.push_back(segment.begin < behind || !files_before.contains(segment.fd));
+  }
+}
+
+FrameError FrameReader::Run(unsigned threads) {
+  InThreads(std::clamp(wanted_frames_, 1u, threads), [this](unsigned) { Work(); });
   if (SysError error = writeback_.Stop(); error && !error_) error_ = {error};
   return error_;
 }

@@ -64,7 +64,8 @@ class FrameReader {
   std::vector<std::vector<uint32_t>> wanted_;  // segments of each frame
   // Of each segment: its file is written from front to back about now, and not here and there.
   std::vector<bool> in_turn_;
-  size_t stored_max_ = 0, bytes_max_ = 0;
+  unsigned wanted_frames_ = 0;
+  size_t stored_max_ = 0, bytes_max_ = 0;  // of those
 
   const size_t split_;
   std::atomic<size_t> next_{0};  // counted from `split_`

@@ -19,6 +19,9 @@ LayerError Wrong(std::string reason) {
   return {{}, std::move(reason)};
 }
 
+// Of an image of 16 GiB. A file may have holes, and so claim more than there is memory.
+constexpr size_t kEntriesReserved = 1 << 20;
+
 bool AllZero(const Digest& digest) {
   return digest == Digest{};
 }
@@ -113,8 +116,8 @@ LayerError ReadLayerIndex(int fd, LayerIndex* index) {
   DigestStream stream = RootStream(header);
   std::vector<IndexEntry> part(std::min<uint64_t>(header.entry_count, kEntriesAtOnce));
   index->entries.clear();
-  // The file is as long as that says. Growing would touch every page of it several times.
-  index->entries.reserve(header.entry_count);
+  // Growing would touch every page of it several times.
+  index->entries.reserve(std::min<uint64_t>(header.entry_count, kEntriesReserved));
   for (uint64_t done = 0; done < header.entry_count;) {
     size_t count = std::min<uint64_t>(header.entry_count - done, part.size());
     size_t bytes = count * sizeof(IndexEntry);
