@@ -208,7 +208,7 @@ export const packBench: Bench<Trial> = {
     'write_ms is how long the bytes that unpacking writes take from memory to the disk, with its syncs, and unpack_over_write ours over it: before and ' +
     'after it in each trial. Unpacking checks every byte, tar none. ' +
     'v1_*: a pack of version 1 with its root disk, into an empty store too. ' +
-    'Neither has a cache; each unpack is the first of its process, into an empty store.',
+    'Memory that the host may have taken back is touched before each clock starts. Neither has a cache; each unpack is the first of its process, into an empty store.',
   full: { n: 1, trials: 5 },
   smoke: { n: 1, trials: 1 },
   trial,

@@ -1,9 +1,10 @@
 /** How much memory differs between two branches. What a process has changed is made a layer over the chain that it runs from. */
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, statSync } from 'node:fs';
 import { errnoOf } from '../../contract/errors.js';
 import { damageOf } from '../../contract/layer-damage.js';
 import type { ImageOf, TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
+import { memfdsOf } from '../vmm/memfds.js';
 
 export const memoryDiff = ({ a, b }: TaskInput<'memoryDiff'>): TaskOutput<'memoryDiff'> => {
   const one = open(a);
@@ -65,13 +66,7 @@ const imageOf = (pid: number): string => {
       mapped.set(inode, (mapped.get(inode) ?? 0) + Number.parseInt(end, 16) - Number.parseInt(begin, 16));
   }
   const [inode] = [...mapped].sort(([, x], [, y]) => y - x)[0] ?? [];
-  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
-    const path = `/proc/${pid}/fd/${fd}`;
-    try {
-      if (readlinkSync(path).startsWith('/memfd:') && String(statSync(path).ino) === inode) return path;
-    } catch (error) {
-      if (errnoOf(error) !== 'ENOENT') throw error;
-    }
-  }
+  const image = memfdsOf(pid).find(({ path }) => String(statSync(path, { throwIfNoEntry: false })?.ino) === inode);
+  if (image) return image.path;
   throw new Error(`process ${pid} maps no image`);
 };

@@ -1,9 +1,10 @@
-import { closeSync, openSync, readdirSync, readlinkSync, statSync } from 'node:fs';
-import { errnoOf, ForkdError } from '../../contract/errors.js';
+import { closeSync, openSync, statSync } from 'node:fs';
+import { ForkdError } from '../../contract/errors.js';
 import { LAYER_ZSTD_LEVEL } from '../../contract/snapshot.js';
 import type { TaskInput, TaskOutput } from '../../contract/task.js';
 import { native } from '../../native/binding.js';
 import { Deadline } from '../deadline.js';
+import { memfdsOf } from '../vmm/memfds.js';
 import { Qmp } from '../vmm/qmp.js';
 import { saveState } from '../vmm/save-state.js';
 
@@ -47,14 +48,7 @@ export const saveCopy = ({ vm, parentRoot, statePath, memoryPath }: TaskInput<'s
 
 /** The memfd that a VM maps: every engine process names its own so (main/memory/image.ts). */
 const openGuestMemory = (pid: number): number => {
-  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
-    const path = `/proc/${pid}/fd/${fd}`;
-    try {
-      if (readlinkSync(path).startsWith('/memfd:forkd:')) return openSync(path, 'r');
-    } catch (error) {
-      // Another of its files, closed since they were listed.
-      if (errnoOf(error) !== 'ENOENT') throw error;
-    }
-  }
+  const memory = memfdsOf(pid).find(({ target }) => target.startsWith('/memfd:forkd:'));
+  if (memory) return openSync(memory.path, 'r');
   throw new ForkdError('INTERNAL', { reason: `process ${pid} has no guest memory` });
 };
